@@ -1,0 +1,52 @@
+"""What the core says while it works.
+
+The core never prints. It sends events to a *listener*, a plain function; the command line turns them into
+progress bars or JSON lines, tests collect them in a list, and by default nobody listens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["bytes", "objects", "steps", "tensors", "images", "jobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A piece of work has begun; `total` is None when its length is unknown."""
+
+    task: str
+    total: int | None
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """`n` more units of `task` are done; `note` is a short status such as `loss 0.43`."""
+
+    task: str
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """`task` is over; `note` says in a few words how it ended."""
+
+    task: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something a person would want to know that belongs to no task."""
+
+    message: str
+
+
+Event = Started | Advanced | Finished | Noted
+Listener = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """Listen to nothing."""

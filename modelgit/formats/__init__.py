@@ -1,0 +1,1 @@
+"""Files as values: safetensors headers, manifests, dtypes. Standard library only, no I/O beyond reading a header."""

@@ -1,0 +1,1 @@
+"""Merge methods and the engine that streams them. Sees tensors, never repositories."""

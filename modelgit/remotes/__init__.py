@@ -1,0 +1,1 @@
+"""Object stores elsewhere, and the transfer of missing objects."""

@@ -1,0 +1,1 @@
+"""Git: history, work tree, lineage. The only room that imports GitPython."""

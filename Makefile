@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests.
+# Both set up a virtual environment first. Needs Python >= 3.11 with venv, git, make and a C compiler.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+
+.PHONY: demo test setup setup-test lint clean
+
+demo: setup
+	$(BIN)/modelgit run examples/ratatouille.toml $(DEMO_ARGS)
+
+test: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 $(TEST_ARGS)
+
+setup: $(VENV)/.demo
+setup-test: $(VENV)/.test
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Pipelines: recipes carried out, by worker processes, resumably; and the table they end in."""

@@ -1,0 +1,83 @@
+"""What the coordinator and its workers say to each other: one JSON object a line.
+
+A worker is told *what* to do by value and *on which commit* by id; weights never travel this way, they are read
+from and written to the object store. So a worker may die at any moment, and the same lines would do over ssh.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modelgit.events import Advanced, Event, Finished, Noted, Started
+from modelgit.recipe.binding import bind
+from modelgit.train.config import DataConfig, FineTune
+
+EVENTS: dict[str, type[Event]] = {"started": Started, "advanced": Advanced, "finished": Finished, "noted": Noted}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """Fine-tune (or probe) and commit: the commit is kept by the ref of its step's key."""
+
+    step: str
+    kind: Literal["probe", "train"]
+    key: str
+    architecture: str
+    start: str  # commit
+    head: str | None  # commit whose head is taken, None for the start's own
+    data: DataConfig
+    config: FineTune
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Evaluate a commit on a data set."""
+
+    step: str
+    commit: str
+    data: DataConfig
+
+
+Request = TrainRequest | ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request was carried out: the commit it made or scored, and its scores."""
+
+    step: str
+    commit: str
+    scores: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request could not be carried out: `kind` is the error's class, the rest is for people."""
+
+    step: str
+    kind: str
+    message: str
+    hint: str | None
+
+
+Reply = Done | Failed | Event
+SHAPES: dict[str, type] = {"train": TrainRequest, "score": ScoreRequest, "done": Done, "failed": Failed, **EVENTS}
+WORDS = {shape: word for word, shape in SHAPES.items()}
+
+
+def encode(message: Request | Reply) -> str:
+    """Returns the message as one line of JSON."""
+    return json.dumps({"type": WORDS[type(message)], **dataclasses.asdict(message)}) + "\n"
+
+
+def decode(line: str) -> Request | Reply:
+    """Returns the message in `line`.
+
+    Raises:
+        RecipeError: it is of no known shape.
+    """
+    table = json.loads(line)
+    shape: type[Request | Reply] = SHAPES[table.pop("type")]
+    return bind(shape, table, shape.__name__)

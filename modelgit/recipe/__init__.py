@@ -1,0 +1,1 @@
+"""Recipes: what a pipeline file says, checked whole before anything runs."""

@@ -1,0 +1,109 @@
+"""Binding TOML tables to frozen dataclasses, strictly.
+
+An unknown key names the known ones, a wrong type says where, what was expected and what was there.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from modelgit.errors import RecipeError
+
+T = TypeVar("T")
+Table = Mapping[str, object]
+
+
+def bind(shape: type[T], table: object, where: str) -> T:
+    """Returns a `shape` (a dataclass) filled from `table`; `where` names the table in errors.
+
+    Raises:
+        RecipeError: an unknown or missing key, or a value of another type.
+    """
+    values = expect_table(table, where)
+    hints = typing.get_type_hints(shape)
+    fields = {f.name: f for f in dataclasses.fields(shape)}  # type: ignore[arg-type]  # every caller passes a dataclass
+    check_keys(values, fields, where)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecipeError(f"{where}: missing key '{name}'", hint=f"known keys: {', '.join(fields)}")
+    return shape(**{name: convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def check_keys(values: Table, known: typing.Iterable[str], where: str) -> None:
+    """Refuses keys that are not in `known`, with the nearest known name."""
+    known = list(known)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            did_you_mean = f", did you mean '{near[0]}'?" if near else ""
+            raise RecipeError(f"{where}: unknown key '{key}'{did_you_mean}", hint=f"known keys: {', '.join(known)}")
+
+
+def expect_table(value: object, where: str) -> Table:
+    """Returns `value` if it is a table."""
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where}: expected a table, got {describe(value)}")
+    return value
+
+
+def convert(hint: Any, value: object, where: str) -> Any:  # the type is only known at run time
+    """Returns `value` as the type `hint` says, refusing everything that is not plainly that type."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return convert_union(get_args(hint), value, where)
+    if origin is typing.Literal:
+        return convert_literal(get_args(hint), value, where)
+    if origin is tuple:
+        return convert_tuple(get_args(hint)[0], value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return bind(hint, value, where)
+    return convert_scalar(hint, value, where)
+
+
+def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
+    """The first option that fits; None only where the type allows it (JSON has a null, TOML has none)."""
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return convert(option, value, where)
+        except RecipeError:
+            continue
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    raise RecipeError(f"{where}: expected {names}, got {describe(value)}")
+
+
+def convert_literal(options: tuple[Any, ...], value: object, where: str) -> Any:
+    """One of the words listed."""
+    if value in options:
+        return value
+    raise RecipeError(f"{where}: expected one of {', '.join(map(repr, options))}, got {describe(value)}")
+
+
+def convert_tuple(item: Any, value: object, where: str) -> tuple[Any, ...]:
+    """A list whose items are all of one type."""
+    if not isinstance(value, list | tuple):
+        raise RecipeError(f"{where}: expected a list, got {describe(value)}")
+    return tuple(convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+
+
+def convert_scalar(hint: Any, value: object, where: str) -> Any:
+    """A number, word or flag; an integer may stand where a float is wanted, nothing else is converted."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is object:
+        return value
+    if type(value) is not hint:
+        raise RecipeError(f"{where}: expected {hint.__name__}, got {describe(value)}")
+    return value
+
+
+def describe(value: object) -> str:
+    """Returns the value and its TOML type, for messages."""
+    names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", dict: "a table"}
+    return f"{names.get(type(value), type(value).__name__)} ({value!r})"

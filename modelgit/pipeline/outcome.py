@@ -1,0 +1,104 @@
+"""The table a pipeline ends in: strategies compared, with their spread."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modelgit.recipe.pipeline import Job, Pipeline, ReportRow
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """What one commit scored: accuracies as fractions, `None` where the data set has no such split."""
+
+    step: str
+    commit: str
+    kind: str
+    val_accuracy: float | None
+    ood_accuracy: float | None
+    ood_n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean with its standard error, and over what that error is taken: seeds, runs or test images."""
+
+    mean: float
+    stderr: float
+    over: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One strategy: means over its commits, `runs` of them; accuracies as fractions."""
+
+    strategy: str
+    title: str
+    runs: int
+    ood: Spread | None
+    val: Spread | None
+    ood_range: tuple[float, float] | None
+    commits: tuple[str, ...]
+
+
+def table(pipeline: Pipeline, scores: Mapping[str, StepScore]) -> tuple[Row, ...]:
+    """Returns a row for each `[[report]]` of the pipeline; `scores` by step name."""
+    return tuple(row_of(pipeline, row, scores) for row in pipeline.report)
+
+
+def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) -> Row:
+    """Returns the row's means over the commits that match it."""
+    jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
+    found = [scores[job.name] for job in jobs]
+    oods = [s.ood_accuracy for s in found if s.ood_accuracy is not None]
+    return Row(
+        strategy=row.strategy,
+        title=row.title,
+        runs=len(found),
+        ood=spread(jobs, [s.ood_accuracy for s in found], found[0].ood_n if found else 0),
+        val=spread(jobs, [s.val_accuracy for s in found], 0),
+        ood_range=(min(oods), max(oods)) if oods else None,
+        commits=tuple(s.commit for s in found),
+    )
+
+
+def spread(jobs: Sequence[Job], values: Sequence[float | None], n: int) -> Spread | None:
+    """Returns the mean over runs and its standard error.
+
+    With several seeds the seeds are the units (runs of one seed are averaged first): s / sqrt(seeds), s with n-1.
+    With one seed the runs are. With one run only sampling error of the `n` test images is known: sqrt(p(1-p)/n).
+    """
+    by_seed: dict[object, list[float]] = {}
+    for job, value in zip(jobs, values, strict=True):
+        if value is not None:
+            by_seed.setdefault(job.bindings.get("seed"), []).append(value)
+    if not by_seed:
+        return None
+    seeds = [statistics.fmean(group) for group in by_seed.values()]
+    units, over = (seeds, "seeds") if len(seeds) > 1 else (next(iter(by_seed.values())), "runs")
+    mean = statistics.fmean(units)
+    if len(units) > 1:
+        return Spread(mean, statistics.stdev(units) / math.sqrt(len(units)), over)
+    return Spread(mean, math.sqrt(mean * (1 - mean) / n) if n else math.nan, "test images")
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """Returns the row as it stands in the report file; absent numbers are null."""
+    return {
+        "strategy": row.strategy,
+        "title": row.title,
+        "runs": row.runs,
+        "ood_accuracy": row.ood.mean if row.ood else None,
+        "ood_stderr": finite(row.ood),
+        "stderr_over": row.ood.over if row.ood else None,
+        "ood_range": list(row.ood_range) if row.ood_range else None,
+        "val_accuracy": row.val.mean if row.val else None,
+        "val_stderr": finite(row.val),
+        "commits": list(row.commits),
+    }
+
+
+def finite(value: Spread | None) -> float | None:
+    """Returns the standard error, None where it is unknown (JSON has no NaN)."""
+    return value.stderr if value and math.isfinite(value.stderr) else None

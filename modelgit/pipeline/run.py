@@ -1,0 +1,182 @@
+"""Carrying a pipeline out: each step once, in parallel where it can be, and never twice.
+
+The coordinator decides and keeps the books; workers train and score; git refs remember (see `keys`).
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from modelgit import errors
+from modelgit.errors import RecipeError
+from modelgit.events import Advanced, Event, Finished, Listener, Noted, Started
+from modelgit.pipeline.keys import STEP_REFS, step_key
+from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, TrainRequest
+from modelgit.pipeline.outcome import Row, StepScore, table
+from modelgit.pipeline.pool import Pool
+from modelgit.pipeline.steps import Steps
+from modelgit.recipe.pipeline import Job, Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run did: steps made now and found done, their commits, their scores, the table."""
+
+    made: tuple[str, ...]
+    found: tuple[str, ...]
+    commits: dict[str, str]
+    scores: dict[str, StepScore]
+    rows: tuple[Row, ...]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Books:
+    """What the coordinator knows while it runs."""
+
+    commits: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, StepScore] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    made: list[str] = field(default_factory=list)
+    waiting: deque[Request] = field(default_factory=deque)
+
+
+class Coordinator:
+    """Runs one pipeline in one repository with one pool of workers."""
+
+    def __init__(self, pipeline: Pipeline, steps: Steps, pool: Pool, listener: Listener) -> None:
+        self._pipeline = pipeline
+        self._steps = steps
+        self._pool = pool
+        self._say = listener
+        self._books = Books()
+
+    def run(self) -> Outcome:
+        """Returns the outcome when every step has its commit and its scores.
+
+        Raises:
+            ModelgitError: the first step that failed; all that was committed stays.
+        """
+        began = time.monotonic()
+        self._say(Started(self._pipeline.info.name, sum(cost(job) for job in self._pipeline.jobs), "steps"))
+        while not self._finished():
+            self._advance()
+            self._dispatch()
+            if self._pool.busy:
+                self._hear()
+        self._steps.check_out()
+        books = self._books
+        found = tuple(job.name for job in self._pipeline.jobs if job.name not in books.made)
+        note = f"{len(books.made)} steps made, {len(found)} found done"
+        self._say(Finished(self._pipeline.info.name, note))
+        rows = table(self._pipeline, books.scores)
+        return Outcome(tuple(books.made), found, books.commits, books.scores, rows, time.monotonic() - began)
+
+    def _finished(self) -> bool:
+        jobs = self._pipeline.jobs
+        return all(job.name in self._books.commits and (not job.evaluate or job.name in self._books.scores) for job in jobs)
+
+    def _advance(self) -> None:
+        """Takes every step whose needs are met as far as it goes without a worker."""
+        for job in self._pipeline.jobs:
+            books = self._books
+            if job.name in books.commits or job.name in books.asked or any(n not in books.commits for n in job.needs):
+                continue
+            key = step_key(job, [self._steps.contents(books.commits[n]) for n in job.needs], self._steps.data_digest(job.data))
+            commit = self._steps.recorded(key)
+            if commit is None and job.config is not None:
+                books.asked.add(job.name)
+                books.waiting.append(train_request(job, key, books))
+                continue
+            if commit is None:
+                self._say(Noted(f"{job.kind} {job.name}"))
+                commit = self._steps.make(job, key, books.commits)
+                books.made.append(job.name)
+            self._take(job, commit)
+
+    def _take(self, job: Job, commit: str) -> None:
+        """Enters a step's commit, moves its branch, and asks for its scores unless they are known."""
+        self._steps.move_branch(job.name, commit)
+        self._books.commits[job.name] = commit
+        if job.evaluate is None:
+            self._say(Advanced(self._pipeline.info.name, cost(job), job.name))
+            return
+        known = self._steps.known_score(job, commit)
+        if known is not None:
+            self._enter(job, known)
+        else:
+            self._books.waiting.append(ScoreRequest(job.name, commit, job.evaluate))
+
+    def _enter(self, job: Job, score: StepScore) -> None:
+        self._books.scores[job.name] = score
+        self._say(Advanced(self._pipeline.info.name, cost(job), describe(score)))
+
+    def _dispatch(self) -> None:
+        while self._pool.free and self._books.waiting:
+            self._pool.submit(self._books.waiting.popleft())
+
+    def _hear(self) -> None:
+        reply = self._pool.next_reply()
+        if isinstance(reply, Failed):
+            raise failure(reply)
+        if isinstance(reply, Done):
+            self._done(reply)
+        else:
+            self._say(reply)
+
+    def _done(self, reply: Done) -> None:
+        job = self._pipeline.job(reply.step)
+        score = self._steps.keep_score(job, reply.commit, reply.scores)
+        if job.name not in self._books.commits:
+            self._books.made.append(job.name)
+            self._steps.move_branch(job.name, reply.commit)
+            self._books.commits[job.name] = reply.commit
+        self._enter(job, score)
+
+
+def train_request(job: Job, key: str, books: Books) -> TrainRequest:
+    """Returns what a worker must know to carry the job out."""
+    assert job.data is not None and job.config is not None and job.kind in ("train", "probe")  # checked by the recipe
+    return TrainRequest(
+        step=job.name,
+        kind="probe" if job.kind == "probe" else "train",
+        key=key,
+        architecture=job.architecture,
+        start=books.commits[job.needs[0]],
+        head=books.commits[job.head] if job.head else None,
+        data=job.data,
+        config=job.config,
+    )
+
+
+def cost(job: Job) -> int:
+    """Returns about how long a job takes, in training steps: what progress and time left are reckoned by."""
+    evaluation = 15 if job.evaluate else 0
+    if job.kind == "probe":
+        return 60 + evaluation
+    return (job.config.steps if job.config else 4) + evaluation
+
+
+def describe(score: StepScore) -> str:
+    """Returns a step's scores in a few words."""
+    parts = [f"{word} {100 * value:.1f} %" for word, value in (("validation", score.val_accuracy), ("held out", score.ood_accuracy)) if value is not None]
+    return f"{score.step}: {', '.join(parts)}" if parts else score.step
+
+
+def failure(reply: Failed) -> errors.ModelgitError:
+    """Returns the error that a worker met, as the class it was."""
+    shape = getattr(errors, reply.kind, errors.TrainingError)
+    return shape(f"step '{reply.step}': {reply.message}", hint=reply.hint)  # type: ignore[no-any-return]
+
+
+def check_names(pipeline: Pipeline, known: Sequence[str]) -> None:
+    """Refuses an architecture that nobody has registered, before anything runs."""
+    if pipeline.model.architecture not in known:
+        raise RecipeError(
+            f"[model].architecture: unknown architecture '{pipeline.model.architecture}'",
+            hint=f"known architectures: {', '.join(known)}",
+        )
+
+
+__all__ = ["Coordinator", "Event", "Outcome", "check_names"]

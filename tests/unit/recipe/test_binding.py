@@ -1,0 +1,63 @@
+"""Binding is strict: it names what is wrong and what would be right."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from modelgit.errors import RecipeError
+from modelgit.recipe.binding import bind
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    steps: int
+    lr: float = 0.1
+    kind: Literal["a", "b"] = "a"
+    note: str | None = None
+    sizes: tuple[int, ...] = ()
+    inner: Inner = Inner()
+
+
+def test_fills_defaults_and_converts_lists_and_tables() -> None:
+    assert bind(Shape, {"steps": 3, "sizes": [1, 2], "inner": {"depth": 4}, "lr": 1}, "[x]") == Shape(
+        steps=3, lr=1.0, sizes=(1, 2), inner=Inner(4)
+    )
+
+
+def test_null_only_where_it_is_allowed() -> None:
+    assert bind(Shape, {"steps": 3, "note": None}, "[x]").note is None
+    with pytest.raises(RecipeError, match=r"\[x\].steps: expected int"):
+        bind(Shape, {"steps": None}, "[x]")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"step": 3}, r"\[x\]: unknown key 'step', did you mean 'steps'\?"),
+        ({}, r"\[x\]: missing key 'steps'"),
+        ({"steps": "3"}, r"\[x\].steps: expected int, got a string \('3'\)"),
+        ({"steps": True}, r"\[x\].steps: expected int, got a boolean"),
+        ({"steps": 1.5}, r"\[x\].steps: expected int, got a float"),
+        ({"steps": 1, "kind": "c"}, r"\[x\].kind: expected one of 'a', 'b', got a string"),
+        ({"steps": 1, "sizes": 3}, r"\[x\].sizes: expected a list"),
+        ({"steps": 1, "sizes": [1, "2"]}, r"\[x\].sizes\[1\]: expected int"),
+        ({"steps": 1, "inner": {"width": 3}}, r"\[x\].inner: unknown key 'width'"),
+        ([], r"\[x\]: expected a table, got a list"),
+    ],
+)
+def test_says_where_what_was_expected_and_what_was_there(table: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        bind(Shape, table, "[x]")
+    assert caught.value.exit_code == 16
+
+
+def test_unknown_key_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError) as caught:
+        bind(Inner, {"zzz": 1}, "[y]")
+    assert caught.value.hint == "known keys: depth"

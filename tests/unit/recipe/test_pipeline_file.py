@@ -1,0 +1,122 @@
+"""Pipeline files: templates become jobs, and whatever cannot be carried out is refused before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from modelgit.errors import RecipeError
+from modelgit.recipe.pipeline import Pipeline, load_pipeline, matches
+
+HEAD = """
+[pipeline]
+name = "small"
+[model]
+architecture = "mlp"
+[variables]
+seed = [0, 1]
+run = [0, 1]
+[data.target]
+path = "target.zip"
+held_out = "d"
+[train]
+steps = 5
+lr = 0.1
+[draws]
+lr = [0.2, 0.3]
+[[step]]
+name = "base"
+kind = "import"
+"""
+RUNS = """
+[[step]]
+name = "plain/{seed}/{run}"
+kind = "train"
+start = "base"
+data = "target"
+run = "{run}"
+[[step]]
+name = "soup/{seed}"
+kind = "merge"
+heads = ["plain/{seed}/*"]
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Pipeline:
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    return load_pipeline(path, overrides)
+
+
+def test_templates_expand_to_jobs_in_order(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + RUNS)
+    names = [job.name for job in pipeline.jobs]
+    assert names == ["base", "plain/0/0", "plain/0/1", "plain/1/0", "plain/1/1", "soup/0", "soup/1"]
+    assert pipeline.job("soup/1").needs == ("plain/1/0", "plain/1/1")
+    assert pipeline.job("plain/0/1").needs == ("base",)
+
+
+def test_run_zero_keeps_defaults_and_others_draw(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + RUNS)
+    first, second = pipeline.job("plain/0/0").config, pipeline.job("plain/0/1").config
+    assert first is not None and second is not None
+    assert first.lr == 0.1
+    assert second.lr in (0.2, 0.3)
+    assert first.seed != second.seed
+
+
+def test_each_binds_variables_together_and_twins_share_their_draws(tmp_path: Path) -> None:
+    text = HEAD + RUNS + (
+        '[[step]]\nname = "aux"\nkind = "train"\nstart = "base"\ndata = "target"\n'
+        '[[step]]\nname = "recycled/{seed}/{task}"\nkind = "train"\nstart = "{task}"\nhead = "base"\ndata = "target"\n'
+        'run = "{run}"\neach = [{ task = "aux", run = 1 }]\n'
+    )
+    pipeline = load(tmp_path, text)
+    job = pipeline.job("recycled/1/aux")
+    assert job.needs == ("aux", "base")
+    assert job.head == "base"
+    assert job.config == pipeline.job("plain/1/1").config
+
+
+def test_data_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    data = load(tmp_path, HEAD + RUNS).job("plain/0/0").data
+    assert data is not None and data.path == str(tmp_path / "target.zip")
+
+
+def test_overrides_reach_into_tables(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + RUNS, "train.steps=2", "variables.seed=[7]", "pipeline.repository=elsewhere")
+    assert [job.name for job in pipeline.jobs][-1] == "soup/7"
+    assert pipeline.info.repository == "elsewhere"
+    assert all(job.config is None or job.config.steps == 2 for job in pipeline.jobs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[step]]\nname="x"\nkind="train"\ndata="target"\n', "a train step needs 'start'"),
+        ('[[step]]\nname="x"\nkind="train"\nstart="base"\ndata="nope"\n', "unknown data set 'nope'"),
+        ('[[step]]\nname="x"\nkind="train"\nstart="gone"\ndata="target"\n', "needs 'gone', which no step is called"),
+        ('[[step]]\nname="x/{who}"\nkind="import"\n', "unknown variable '{who}'"),
+        ('[[step]]\nname="base"\nkind="import"\n', "two steps are called 'base'"),
+        ('[[step]]\nname="x"\nkind="import"\nstart="base"\n', "a import step does not use 'start'"),
+        ('[[step]]\nname="x"\nkind="bake"\n', "kind: expected one of 'import'"),
+        ('[[step]]\nname="a"\nkind="merge"\nheads=["b"]\n[[step]]\nname="b"\nkind="merge"\nheads=["a"]\n', "in a circle: a, b"),
+        ('[[report]]\nstrategy="erm"\ntitle="x"\nof=["nobody/*"]\n', "no step matches nobody/*"),
+        ('[[step]]\nname="x"\nkind="train"\nstart="base"\ndata="target"\ntrain={stepz=3}\n', "unknown key 'stepz'"),
+        ("[extra]\n", "unknown key 'extra'"),
+        ("[[[\n", "not valid TOML"),
+    ],
+)
+def test_refuses_what_cannot_be_carried_out(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("{", r"\{")):
+        load(tmp_path, HEAD + text)
+
+
+def test_a_missing_file_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read pipeline"):
+        load_pipeline(tmp_path / "none.toml")
+
+
+def test_star_stays_within_one_part() -> None:
+    assert matches("plain/0/1", "plain/*/1")
+    assert not matches("plain/0/1", "plain/*")
+    assert not matches("plain", "plain/*")

@@ -1,17 +1,17 @@
-"""The pool, with real processes: replies arrive, a worker that dies costs one retry, and none outlives its coordinator."""
+"""The pool, with real processes: a worker that dies costs one retry, and none outlives its coordinator."""
 
 import sys
 from pathlib import Path
 
 import pytest
+from modelgit.train.config import DataConfig
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced
 from modelgit.pipeline.messages import Done, Failed, ScoreRequest
 from modelgit.pipeline.pool import Pool
-from modelgit.train.config import DataConfig
 
-WORKER = '''
+WORKER = """
 import os, sys, pathlib
 from modelgit.errors import DataError
 from modelgit.events import Advanced
@@ -31,7 +31,7 @@ def execute(request, say):
     return Done(request.step, request.commit, {"pid": os.getpid()})
 
 serve(sys.stdin, sys.stdout, execute)
-'''
+"""
 
 
 @pytest.fixture

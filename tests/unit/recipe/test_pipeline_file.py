@@ -65,10 +65,15 @@ def test_run_zero_keeps_defaults_and_others_draw(tmp_path: Path) -> None:
 
 
 def test_each_binds_variables_together_and_twins_share_their_draws(tmp_path: Path) -> None:
-    text = HEAD + RUNS + (
-        '[[step]]\nname = "aux"\nkind = "train"\nstart = "base"\ndata = "target"\n'
-        '[[step]]\nname = "recycled/{seed}/{task}"\nkind = "train"\nstart = "{task}"\nhead = "base"\ndata = "target"\n'
-        'run = "{run}"\neach = [{ task = "aux", run = 1 }]\n'
+    text = (
+        HEAD
+        + RUNS
+        + (
+            '[[step]]\nname = "aux"\nkind = "train"\nstart = "base"\ndata = "target"\n'
+            '[[step]]\nname = "recycled/{seed}/{task}"\nkind = "train"\nstart = "{task}"\nhead = "base"\n'
+            'data = "target"\n'
+            'run = "{run}"\neach = [{ task = "aux", run = 1 }]\n'
+        )
     )
     pipeline = load(tmp_path, text)
     job = pipeline.job("recycled/1/aux")
@@ -99,7 +104,10 @@ def test_overrides_reach_into_tables(tmp_path: Path) -> None:
         ('[[step]]\nname="base"\nkind="import"\n', "two steps are called 'base'"),
         ('[[step]]\nname="x"\nkind="import"\nstart="base"\n', "a import step does not use 'start'"),
         ('[[step]]\nname="x"\nkind="bake"\n', "kind: expected one of 'import'"),
-        ('[[step]]\nname="a"\nkind="merge"\nheads=["b"]\n[[step]]\nname="b"\nkind="merge"\nheads=["a"]\n', "in a circle: a, b"),
+        (
+            '[[step]]\nname="a"\nkind="merge"\nheads=["b"]\n[[step]]\nname="b"\nkind="merge"\nheads=["a"]\n',
+            "in a circle: a, b",
+        ),
         ('[[report]]\nstrategy="erm"\ntitle="x"\nof=["nobody/*"]\n', "no step matches nobody/*"),
         ('[[step]]\nname="x"\nkind="train"\nstart="base"\ndata="target"\ntrain={stepz=3}\n', "unknown key 'stepz'"),
         ("[extra]\n", "unknown key 'extra'"),

@@ -1,0 +1,160 @@
+"""Manifests: what git tracks in the place of a weight file. Canonical text, one tensor a line, sorted by name.
+
+    modelgit manifest 1
+    size 18800000
+    header 4f1c… 12345
+    "bn.weight" F32 [32] 9ab3…
+
+Two weight files have equal manifests exactly when they are equal byte for byte.
+"""
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modelgit.errors import FormatError
+from modelgit.formats.dtypes import DTYPES
+from modelgit.formats.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, check_name
+
+MAGIC = "modelgit manifest "
+VERSION = 1
+MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+OID = r"[0-9a-f]{64}"
+NUMBER = r"0|[1-9][0-9]{0,18}"
+HEADER_LINE = re.compile(rf"header ({OID}) ({NUMBER})")
+SIZE_LINE = re.compile(rf"size ({NUMBER})")
+TENSOR_LINE = re.compile(rf'("(?:[^"\\]|\\.)*") ([A-Z0-9_]+) \[((?:{NUMBER})(?:,(?:{NUMBER}))*|)\] ({OID})')
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a version; `oid` is 64 hex digits."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    oid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A weight file as a value: the object of its verbatim header, and its tensors sorted by name."""
+
+    header: str
+    header_bytes: int
+    size_bytes: int
+    tensors: tuple[TensorEntry, ...]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Returns the tensor of that name. Raises FormatError, listing near names."""
+        found = next((t for t in self.tensors if t.name == name), None)
+        if found is None:
+            near = difflib.get_close_matches(name, [t.name for t in self.tensors], n=3)
+            hint = f"did you mean {', '.join(map(repr, near))}?" if near else None
+            raise FormatError(f"no tensor is called {name!r}", hint=hint)
+        return found
+
+    def oids(self) -> tuple[str, ...]:
+        """Returns the id of every object the file is made of, each once."""
+        return tuple(dict.fromkeys([self.header, *(t.oid for t in self.tensors)]))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestDiff:
+    """How two manifests differ, tensor by tensor; `changed` holds (old, new) pairs, `same` counts the rest."""
+
+    added: tuple[TensorEntry, ...]
+    removed: tuple[TensorEntry, ...]
+    changed: tuple[tuple[TensorEntry, TensorEntry], ...]
+    same: int
+
+
+def write(manifest: Manifest) -> str:
+    """Returns the manifest's canonical text."""
+    return "".join(line + "\n" for line in lines(manifest))
+
+
+def lines(manifest: Manifest) -> Iterator[str]:
+    """Yields the lines of the canonical text."""
+    yield f"{MAGIC}{VERSION}"
+    yield f"size {manifest.size_bytes}"
+    yield f"header {manifest.header} {manifest.header_bytes}"
+    for t in manifest.tensors:
+        yield f"{json.dumps(t.name, ensure_ascii=False)} {t.dtype} [{','.join(map(str, t.shape))}] {t.oid}"
+
+
+def is_manifest(prefix: bytes) -> bool:
+    """Tells whether a file that begins with `prefix` is meant to be a manifest."""
+    return prefix.startswith(MAGIC.encode())
+
+
+def parse(text: str, source: str) -> Manifest:
+    """Returns the manifest in `text`; only canonical text is one, so equal manifests are equal text.
+
+    Raises:
+        FormatError: naming `source`, the line, what was expected and what was there.
+    """
+    if len(text) > MAX_MANIFEST_BYTES or text.count("\n") > MAX_TENSORS + 3:
+        raise FormatError(f"{source}: manifest of {len(text)} characters, expected at most {MAX_TENSORS} tensors")
+    rows = text.split("\n")
+    if rows.pop() != "" or len(rows) < 3:
+        raise FormatError(f"{source}: manifest is cut short")
+    check_version(rows[0], source)
+    size = expect(SIZE_LINE, rows[1], f"{source}: line 2", "size BYTES")
+    header = expect(HEADER_LINE, rows[2], f"{source}: line 3", "header OID BYTES")
+    if int(header[2]) > min(MAX_HEADER_BYTES + 8, int(size[1])):
+        raise FormatError(f"{source}: line 3: header of {header[2]} bytes in a file of {size[1]}")
+    tensors = tuple(parse_entry(row, f"{source}: line {i}") for i, row in enumerate(rows[3:], 4))
+    for before, after in itertools.pairwise(tensors):
+        if before.name.encode() >= after.name.encode():
+            raise FormatError(f"{source}: tensors {before.name!r} and {after.name!r} are not in order, or the same")
+    return Manifest(header[1], int(header[2]), int(size[1]), tensors)
+
+
+def check_version(line: str, source: str) -> None:
+    """Refuses what is no manifest, or one from a later version."""
+    if not line.startswith(MAGIC):
+        raise FormatError(f"{source}: not a manifest: expected '{MAGIC}{VERSION}', got {line[:60]!r}")
+    if line != f"{MAGIC}{VERSION}":
+        raise FormatError(
+            f"{source}: manifest version {line[len(MAGIC) :][:20]!r}, expected {VERSION}",
+            hint="a newer modelgit wrote it: upgrade",
+        )
+
+
+def expect(pattern: re.Pattern[str], line: str, where: str, form: str) -> re.Match[str]:
+    """Returns the whole-line match."""
+    match = pattern.fullmatch(line)
+    if match is None:
+        raise FormatError(f"{where}: expected '{form}', got {line[:120]!r}")
+    return match
+
+
+def parse_entry(line: str, where: str) -> TensorEntry:
+    """Returns the tensor that a line describes."""
+    match = expect(TENSOR_LINE, line, where, '"NAME" DTYPE [SHAPE] OID')
+    try:
+        name = json.loads(match[1])
+    except ValueError as error:
+        raise FormatError(f"{where}: name {match[1][:120]} is no JSON string") from error
+    if json.dumps(name, ensure_ascii=False) != match[1]:
+        raise FormatError(f"{where}: name {match[1][:120]} is not in canonical form")
+    check_name(name, f"{where}: {name[:120]!r}")
+    if match[2] not in DTYPES:
+        raise FormatError(f"{where}: unknown dtype {match[2]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
+    shape = tuple(int(n) for n in match[3].split(",")) if match[3] else ()
+    if len(shape) > 64:
+        raise FormatError(f"{where}: {len(shape)} dimensions, expected at most 64")
+    return TensorEntry(name, match[2], shape, match[4])
+
+
+def compare(old: Manifest, new: Manifest) -> ManifestDiff:
+    """Returns how `new` differs from `old`; a tensor has changed if its dtype, shape or bytes have."""
+    before, after = {t.name: t for t in old.tensors}, {t.name: t for t in new.tensors}
+    changed = tuple((before[n], t) for n, t in after.items() if n in before and before[n] != t)
+    added = tuple(t for n, t in after.items() if n not in before)
+    removed = tuple(t for n, t in before.items() if n not in after)
+    return ManifestDiff(added, removed, changed, len(after) - len(added) - len(changed))

@@ -1,0 +1,239 @@
+"""safetensors headers: read strictly, kept verbatim, written as the reference writer does.
+
+A file is: u64 little-endian N, N bytes of JSON, then the tensors' bytes without holes. Layout:
+https://github.com/safetensors/safetensors (format section). Accepted files come back byte for byte, because the first
+8 + N bytes are kept as they are; what the reference reader accepts but we find dangerous (duplicate keys, names
+that are paths or hold control characters) is refused.
+"""
+
+import json
+import struct
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never
+
+from modelgit.errors import FormatError
+from modelgit.formats.dtypes import DTYPES, RANK, size_bytes
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_NAME_BYTES = 4096
+MAX_TENSORS = 1_000_000
+PREFIX_BYTES = 8
+FIELDS = {"dtype", "shape", "data_offsets"}
+Table = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpan:
+    """One tensor: bytes `start` to `end` of the data area."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first 8 + N bytes of a file, verbatim, and what they say; `tensors` in the order of their data."""
+
+    raw: bytes
+    tensors: tuple[TensorSpan, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def data_start(self) -> int:
+        """Where in the file the data area begins."""
+        return len(self.raw)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the whole file."""
+        return len(self.raw) + (self.tensors[-1].end if self.tensors else 0)
+
+
+def read_header(path: Path) -> Header:
+    """Returns the header of a file, reading no tensor.
+
+    Raises:
+        FormatError: the file is no safetensors file, is cut short, or its header is malformed.
+    """
+    try:
+        with path.open("rb") as file:
+            file_size = file.seek(0, 2)
+            file.seek(0)
+            prefix = file.read(PREFIX_BYTES)
+            length = header_length(prefix, file_size, str(path))
+            return parse_header(prefix + file.read(length), file_size, str(path))
+    except OSError as error:
+        raise FormatError(f"{path}: cannot read: {error.strerror}") from error
+
+
+def header_length(prefix: bytes, file_size: int, source: str) -> int:
+    """Returns N, checked against the file's size before anything is allocated."""
+    if len(prefix) < PREFIX_BYTES:
+        raise FormatError(f"{source}: not a safetensors file: {file_size} bytes, expected at least {PREFIX_BYTES}")
+    length: int = struct.unpack("<Q", prefix)[0]
+    if length > MAX_HEADER_BYTES:
+        hint = "is this another format? .pt and .bin files can be imported: modelgit import FILE"
+        raise FormatError(
+            f"{source}: not a safetensors file: header of {length} bytes, expected at most {MAX_HEADER_BYTES}",
+            hint=hint,
+        )
+    if length > file_size - PREFIX_BYTES:
+        raise FormatError(f"{source}: truncated: header of {length} bytes in a file of {file_size}")
+    return length
+
+
+def parse_header(raw: bytes, file_size: int, source: str) -> Header:
+    """Returns the header whose first 8 + N bytes are `raw`, checked against the size of its file.
+
+    Raises:
+        FormatError: naming `source`, the field, what was expected and what was there.
+    """
+    length = header_length(raw[:PREFIX_BYTES], file_size, source)
+    if len(raw) != PREFIX_BYTES + length:
+        raise FormatError(f"{source}: header of {length} bytes, got {len(raw) - PREFIX_BYTES}")
+    table = parse_json(raw[PREFIX_BYTES:], source)
+    metadata = parse_metadata(table.pop("__metadata__", {}), source)
+    if len(table) > MAX_TENSORS:
+        raise FormatError(f"{source}: {len(table)} tensors, expected at most {MAX_TENSORS}")
+    spans = sorted((parse_span(name, value, source) for name, value in table.items()), key=lambda s: (s.start, s.end))
+    check_contiguous(spans, file_size - len(raw), source)
+    return Header(raw, tuple(spans), metadata)
+
+
+def parse_json(text: bytes, source: str) -> Table:
+    """Returns the JSON object in `text`; no duplicate keys, no floats, nothing but spaces around it."""
+    try:
+        table = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=lambda pairs: unique(pairs, source),
+            parse_float=refuse_number,
+            parse_constant=refuse_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{source}: header is not valid JSON: {error}") from error
+    if not isinstance(table, dict) or not text.startswith(b"{"):
+        raise FormatError(f"{source}: header: expected a JSON object that begins with '{{'")
+    return table
+
+
+def refuse_number(text: str) -> Never:
+    """Refuses a number that is no integer."""
+    raise ValueError(f"expected integers only, got {text[:40]}")
+
+
+def unique(pairs: list[tuple[str, object]], source: str) -> Table:
+    """Returns the pairs as a table, refusing a key that comes twice."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise FormatError(f"{source}: header: key {twice[:200]!r} comes twice")
+    return table
+
+
+def parse_metadata(value: object, source: str) -> Mapping[str, str]:
+    """Returns `__metadata__`, a table of strings."""
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise FormatError(f"{source}: __metadata__: expected a table of strings")
+    return value
+
+
+def parse_span(name: str, value: object, source: str) -> TensorSpan:
+    """Returns the span of one tensor, its length checked against its dtype and shape."""
+    where = f"{source}: tensor {name[:200]!r}"
+    check_name(name, where)
+    if not isinstance(value, dict) or not value.keys() >= FIELDS:
+        got = sorted(value) if isinstance(value, dict) else value
+        raise FormatError(f"{where}: expected dtype, shape and data_offsets, got {str(got)[:200]}")
+    dtype, shape, offsets = (
+        value["dtype"],
+        integers(value["shape"], f"{where}: shape"),
+        integers(value["data_offsets"], f"{where}: data_offsets"),
+    )
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError(f"{where}: unknown dtype {dtype!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"{where}: data_offsets: expected [start, end], got {list(offsets)[:8]}")
+    try:
+        expected = size_bytes(dtype, shape)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error.message}") from error
+    if offsets[1] - offsets[0] != expected:
+        raise FormatError(
+            f"{where}: data_offsets: expected {expected} bytes for {dtype} {list(shape)}, got {offsets[1] - offsets[0]}"
+        )
+    return TensorSpan(name, dtype, shape, offsets[0], offsets[1])
+
+
+def integers(value: object, where: str) -> tuple[int, ...]:
+    """Returns a short list of integers from 0 to 2**63 - 1."""
+    if not isinstance(value, list) or len(value) > 64:
+        raise FormatError(f"{where}: expected a list of at most 64 integers")
+    for item in value:
+        if type(item) is not int or not 0 <= item < 2**63:
+            raise FormatError(f"{where}: expected integers from 0 to 2**63 - 1, got {str(item)[:40]}")
+    return tuple(value)
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuses names that could be mistaken for paths, hide characters, or are not in Unicode's composed form."""
+    try:
+        too_long = len(name.encode()) > MAX_NAME_BYTES
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: name is not valid Unicode") from error
+    if not name or too_long:
+        raise FormatError(f"{where}: name: expected 1 to {MAX_NAME_BYTES} bytes")
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in name):
+        raise FormatError(f"{where}: name holds control characters")
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "":
+        raise FormatError(f"{where}: name looks like a path out of its folder")
+    if unicodedata.normalize("NFC", name) != name:
+        raise FormatError(f"{where}: name is not in Unicode's composed form (NFC)")
+
+
+def check_contiguous(spans: Sequence[TensorSpan], data_size: int, source: str) -> None:
+    """Refuses holes, overlaps, and data that is cut short or goes on."""
+    position = 0
+    for span in spans:
+        if span.start != position:
+            problem = "overlaps the tensor before it" if span.start < position else "leaves a hole before it"
+            raise FormatError(f"{source}: tensor {span.name!r}: {problem}: starts at {span.start}, expected {position}")
+        position = span.end
+    if position > data_size:
+        raise FormatError(
+            f"{source}: truncated: the header describes {position} bytes of tensors, the file holds {data_size}"
+        )
+    if position < data_size:
+        raise FormatError(f"{source}: {data_size - position} bytes after the last tensor, expected none")
+
+
+def build_header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> Header:
+    """Returns the header that the reference writer (safetensors 0.8) gives to (name, dtype, shape) triples.
+
+    Tensors lie by dtype, wide ones first, then by name; spaces pad the header to a multiple of 8.
+
+    Raises:
+        FormatError: a name that comes twice or may not be, an unknown dtype, an impossible shape.
+    """
+    ordered = sorted(tensors, key=lambda t: (-RANK.get(t[1], 0), t[0].encode()))
+    spans: list[TensorSpan] = []
+    position = 0
+    for name, dtype, shape in ordered:
+        check_name(name, f"tensor {name[:200]!r}")
+        end = position + size_bytes(dtype, shape)
+        spans.append(TensorSpan(name, dtype, tuple(shape), position, end))
+        position = end
+    if len({span.name for span in spans}) != len(spans):
+        raise FormatError("two tensors of one name")
+    table: Table = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    table.update({s.name: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [s.start, s.end]} for s in spans})
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return Header(struct.pack("<Q", len(text)) + text, tuple(spans), dict(metadata))

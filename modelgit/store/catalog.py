@@ -1,0 +1,133 @@
+"""Which object lies in which pack: the indexes of all packs, merged in memory as they are found.
+
+Indexes are read on first use. When an object is not found, packs that other processes wrote since are looked for.
+"""
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelgit.errors import CorruptObject, StoreError
+from modelgit.store.backend import Backend
+from modelgit.store.pack import FOOTER, Entry, Index, parse_footer, parse_index
+
+SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
+
+
+FSCK_HINT = "run `modelgit fsck`"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """All packs' objects in one order: first eight bytes of each id, and pack number << 32 | row."""
+
+    packs: list[tuple[str, Index]]
+    prefixes: memoryview
+    rows: memoryview
+
+
+def merge(packs: dict[str, Index]) -> Merged:
+    """Return the objects of all packs in one sorted table."""
+    named = sorted(packs.items())
+    prefixes = np.concatenate([np.empty(0, np.uint64), *(index.prefixes() for _, index in named)])
+    rows = [np.arange(len(index), dtype=np.uint64) | np.uint64(n << 32) for n, (_, index) in enumerate(named)]
+    order = np.argsort(prefixes, kind="stable")
+    return Merged(named, prefixes[order].data, np.concatenate([np.empty(0, np.uint64), *rows])[order].data)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An object's entry, and the name of the pack it lies in ("" while that is being written)."""
+
+    pack: str
+    entry: Entry
+
+
+def read_index(backend: Backend, name: str) -> Index:
+    """Return a pack's index, checked. Raises CorruptObject."""
+    size = backend.size(name)
+    footer = backend.read(name, max(0, size - FOOTER.size), min(size, FOOTER.size))
+    offset, length, digest = parse_footer(footer, size, name)
+    return parse_index(memoryview(backend.read(name, offset, length)), offset, digest, name)
+
+
+class Catalog:
+    """The objects of a backend's packs. Safe to use from several threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._packs: dict[str, Index] = {}
+        self._broken: dict[str, str] = {}
+        self._merged = merge({})
+        self._state: object = None
+        self._looked_at = -SETTLED_S
+
+    def find(self, oid: bytes) -> Place | None:
+        """Return the place of an object, looking for new packs if it is not known. Raises CorruptObject."""
+        place = self.known(oid)
+        if place is None and self.refresh():
+            place = self.known(oid)
+        if place is None and self._broken:
+            name, reason = next(iter(self._broken.items()))
+            raise CorruptObject(f"an object may be in {name}, whose index cannot be read: {reason}", hint=FSCK_HINT)
+        return place
+
+    def known(self, oid: bytes) -> Place | None:
+        """Return the place of an object in the packs read so far."""
+        prefix = int.from_bytes(oid[:8], "big")
+        merged = self._merged  # replaced whole by other threads, never changed
+        at = bisect_left(merged.prefixes, prefix)
+        while at < len(merged.prefixes) and merged.prefixes[at] == prefix:
+            name, index = merged.packs[merged.rows[at] >> 32]
+            row = merged.rows[at] & 0xFFFFFFFF
+            if index.id(row) == oid:
+                return Place(name, index.entry(row))
+            at += 1
+        return None
+
+    def refresh(self) -> bool:
+        """Read the indexes of packs that were added or removed; return whether there were any."""
+        with self._lock:
+            state, now = self._backend.state(), time.monotonic()
+            if state is not None and state == self._state and now - self._looked_at > SETTLED_S:
+                return False
+            if state != self._state:
+                self._looked_at = now
+            self._state = state
+            return self._read_changes()
+
+    def _read_changes(self) -> bool:
+        names = self._backend.list("packs/")
+        added = [name for name in names if name not in self._packs and name not in self._broken]
+        removed = (self._packs.keys() | self._broken.keys()) - set(names)
+        for name in removed:
+            self._packs.pop(name, None)
+            self._broken.pop(name, None)
+        for name in added:
+            try:
+                self._packs[name] = read_index(self._backend, name)
+            except (CorruptObject, StoreError) as error:
+                self._broken[name] = error.message
+        if added or removed:
+            self._merged = merge(self._packs)
+        return bool(added or removed)
+
+    def packs(self) -> dict[str, Index]:
+        """Return the index of every pack that can be read."""
+        self.refresh()
+        return dict(self._packs)
+
+    def broken(self) -> dict[str, str]:
+        """Return the packs whose index cannot be read, with the reason."""
+        self.refresh()
+        return dict(self._broken)
+
+    def oids(self) -> Iterator[bytes]:
+        """Yield every object's id once, in ascending order."""
+        self.refresh()
+        yield from sorted({index.id(row) for index in self._packs.values() for row in range(len(index))})

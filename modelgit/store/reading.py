@@ -1,0 +1,254 @@
+"""From an id to raw bytes: records, the parents they hang on, and frames decoded and checked one at a time.
+
+A frame is decoded in place: first its parent's frame, then the difference on top, so a chain of any allowed length
+needs the memory of one link. Every frame given out hashes to what the id promises.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from modelgit.errors import CorruptObject, MissingObject
+from modelgit.store import arithmetic
+from modelgit.store.catalog import FSCK_HINT, Place
+from modelgit.store.codec import TOOLS, decode_delta, decode_full, inflate
+from modelgit.store.identity import HASH_BYTES, leaf, root, whole
+from modelgit.store.pack import Directory, parse_directory, require
+from modelgit.store.transforms import Bytes
+
+MAX_NESTED = 8  # linear combinations of linear combinations
+RECORDS_KEPT = 4096
+BUNDLES_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record that can be decoded: where its frames lie, and the objects it hangs on."""
+
+    pack: str
+    offset: int
+    directory: Directory
+    frames: tuple[int, ...]  # where each stored frame starts in the pack
+    parents: "tuple[Link, ...]"
+    nested: int  # linear combinations on the longest way down
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An object in its record: all of it, or `size` bytes from `start` of a bundle."""
+
+    oid: bytes
+    record: Record
+    start: int
+    size: int
+
+    def leaf(self, number: int) -> bytes:
+        """Return the BLAKE3 of frame `number`; empty for the member of a bundle, where only the id tells."""
+        return self.record.directory.leaves[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+
+
+def check_links(directory: Directory, parents: tuple[Link, ...], where: str) -> None:
+    """Raise CorruptObject unless sizes agree, depth grows and cost adds up: so chains are short and have no loops."""
+    depth = max((link.record.directory.depth + 1 for link in parents), default=0)
+    require(directory.depth == depth, where, f"depth {directory.depth} recorded, expected {depth}")
+    require(directory.cost == link_cost(parents), where, f"cost {directory.cost} recorded, expected otherwise")
+    sizes = directory.members or (directory.size,) * len(parents)
+    for link, size in zip(parents, sizes, strict=bool(parents and directory.members)):
+        require(link.size == size, where, f"a parent of {link.size} bytes for {size}")
+
+
+def link_cost(parents: tuple[Link, ...]) -> int:
+    """Return how many frames are decoded to give one frame of a record with these parents; a bundle counts once."""
+    bundles = {(p.record.pack, p.record.offset): p.record.directory.cost for p in parents if p.record.directory.bundle}
+    single = (p.record.directory.cost for p in parents if not p.record.directory.bundle)
+    return 1 + sum(bundles.values()) + sum(single)
+
+
+class Reader:
+    """Decodes objects found by `find`, from bytes that `read_into` gives. Safe to use from several threads."""
+
+    def __init__(
+        self, find: Callable[[bytes], Place | None], read_into: Callable[[str, int, memoryview], None]
+    ) -> None:
+        self._find, self._read_into = find, read_into
+        self._lock = threading.Lock()
+        self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
+        self._bundles: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
+
+    def link(self, oid: bytes, below: int | None = None) -> Link:
+        """Return an object's record, with all it hangs on.
+
+        Raises:
+            MissingObject: neither the object nor a parent of it may be absent.
+            CorruptObject: the record breaks the format, or is not shallower than `below`.
+        """
+        place = self._find(oid)
+        if place is None:
+            raise MissingObject(f"object {oid.hex()} is not in the store", hint="fetch it from a remote")
+        record = self._record(place, oid, below)
+        start, size = place.entry.start, place.entry.size
+        if record.directory.bundle:
+            inside = start + size <= record.directory.size
+        else:
+            inside = start == 0 and size == record.directory.size
+        require(inside, oid.hex(), f"{size} bytes from {start} of a record of {record.directory.size}")
+        return Link(oid, record, start, size)
+
+    def open(self, oid: bytes) -> Link:
+        """Return an object's record after checking that its frames' hashes give its id. Raises as `link` does."""
+        link = self.link(oid)
+        directory = link.record.directory
+        right = directory.bundle or root(directory.kind, directory.size, directory.leaves) == oid
+        if not right or (link.size == 0 and whole(directory.kind, b"") != oid):
+            raise CorruptObject(f"object {oid.hex()}: its frames' hashes give another id", hint=FSCK_HINT)
+        return link
+
+    def frame(self, link: Link, number: int, into: Bytes) -> None:
+        """Fill `into` (aligned, as long as the frame) with raw bytes that the id vouches for. Raises CorruptObject."""
+        self.raw(link, number, into)
+        if link.record.directory.bundle:
+            right = whole(link.record.directory.kind, into.data) == link.oid
+        else:
+            right = leaf(into.data) == link.leaf(number)
+        if not right:
+            raise CorruptObject(f"object {link.oid.hex()}: frame {number} has other bytes than its id", hint=FSCK_HINT)
+
+    def raw(self, link: Link, number: int, into: Bytes) -> None:
+        """Fill `into` with a frame's bytes, not yet checked against the id. Raises CorruptObject."""
+        if link.record.directory.bundle:
+            into[:] = self._bundle(link.record)[link.start : link.start + link.size]
+        else:
+            self.decode(link.record, number, into)
+
+    def decode(self, record: Record, number: int, into: Bytes) -> None:
+        """Fill `into` with a frame of a record, whoever its members are. Raises CorruptObject."""
+        directory = record.directory
+        if directory.codec == "linear":
+            self.combine(directory, record.parents, number, into)
+            return
+        if directory.codec == "delta" and directory.bundle:
+            self.join(record.parents, into)
+        elif directory.codec == "delta":
+            self.raw(record.parents[0], number, into)
+        if directory.codec == "raw":
+            require(directory.lengths[number] == len(into), self._where(record), "a raw frame of another length")
+            self.stored(record, number, into)
+            return
+        stored = TOOLS.buffer("stored", directory.lengths[number])
+        self.stored(record, number, stored)
+        try:
+            self._decode(directory, stored, into)
+        except CorruptObject as error:
+            raise CorruptObject(f"{self._where(record)}, frame {number}: {error.message}", hint=FSCK_HINT) from error
+
+    def stored(self, record: Record, number: int, into: Bytes) -> None:
+        """Fill `into` with a frame as it is stored. Raises CorruptObject when its checksum fails."""
+        self._read_into(record.pack, record.frames[number], into.data)
+        if xxh3_64_intdigest(into.data) != record.directory.checks[number]:
+            raise CorruptObject(f"{self._where(record)}: frame {number} fails its checksum", hint=FSCK_HINT)
+
+    def _decode(self, directory: Directory, stored: Bytes, into: Bytes) -> None:
+        if directory.codec == "full":
+            decode_full(stored.data, directory.width, into)
+        elif directory.codec == "delta":
+            decode_delta(stored.data, directory.width, into)
+        else:
+            inflate(stored.data, into)
+
+    def join(self, links: tuple[Link, ...], into: Bytes) -> None:
+        """Fill `into` with small objects one after another, not yet checked against their ids."""
+        start = 0
+        for link in links:
+            self.raw(link, 0, into[start : start + link.size])
+            start += link.size
+
+    def combine(self, directory: Directory, links: tuple[Link, ...], number: int, into: Bytes) -> None:
+        """Fill `into` with a frame of a linear combination of `links`."""
+        level = nested(links)
+        count = len(into) // arithmetic.element_width(directory.dtype)
+        total = TOOLS.buffer(f"total{level}", 8 * count).view(np.float64)
+        term = TOOLS.buffer(f"term{level}", len(into))
+        for i, (link, coefficient) in enumerate(zip(links, directory.coefficients, strict=True)):
+            self.raw(link, number, term)
+            arithmetic.accumulate(total, term.data, coefficient, directory.dtype, first=i == 0)
+        arithmetic.finish(total, directory.divisor, directory.dtype, into)
+
+    def _bundle(self, record: Record) -> Bytes:
+        key = (record.pack, record.offset)
+        with self._lock:
+            found = self._bundles.get(key)
+            if found is not None:
+                self._bundles.move_to_end(key)
+                return found
+        decoded = np.empty(record.directory.size, np.uint8)
+        if record.directory.size:
+            self.decode(record, 0, decoded)
+        with self._lock:
+            self._bundles[key] = decoded
+            if len(self._bundles) > BUNDLES_KEPT:
+                self._bundles.popitem(last=False)
+        return decoded
+
+    def _record(self, place: Place, oid: bytes, below: int | None) -> Record:
+        key = (place.pack, place.entry.offset)
+        with self._lock:
+            record = self._records.get(key)
+            if record is not None:
+                self._records.move_to_end(key)
+        if record is None:
+            record = self._load(place, oid, below)
+            with self._lock:
+                self._records[key] = record
+                if len(self._records) > RECORDS_KEPT:
+                    self._records.popitem(last=False)
+        elif below is not None:
+            require(record.directory.depth < below, oid.hex(), "a parent as deep as its child")
+        return record
+
+    def _load(self, place: Place, oid: bytes, below: int | None) -> Record:
+        where, entry = f"object {oid.hex()}", place.entry
+        data = bytearray(entry.directory)
+        self._read_into(place.pack, entry.offset + entry.length - entry.directory, memoryview(data))
+        directory = parse_directory(bytes(data), where)
+        require(below is None or directory.depth < below, where, "a parent as deep as its child")
+        require(directory.stored + entry.directory == entry.length, where, "frames do not fill the record")
+        links: dict[bytes, Link] = {}
+        for parent in directory.parents:
+            if parent not in links:
+                links[parent] = self.link(parent, directory.depth)
+        return make_record(place.pack, entry.offset, directory, tuple(links[oid] for oid in directory.parents), where)
+
+    def _where(self, record: Record) -> str:
+        return f"record at {record.offset} of {record.pack or 'the pack being written'}"
+
+
+def make_record(pack: str, offset: int, directory: Directory, parents: tuple[Link, ...], where: str) -> Record:
+    """Return the record of a directory and its parents. Raises CorruptObject unless they fit together."""
+    check_links(directory, parents, where)
+    depth = nested(parents) + (directory.codec == "linear")
+    require(depth <= MAX_NESTED, where, f"{depth} nested combinations, at most {MAX_NESTED}")
+    starts = tuple(accumulate(directory.lengths, initial=offset))[:-1]
+    return Record(pack, offset, directory, starts, parents, depth)
+
+
+def nested(links: tuple[Link, ...]) -> int:
+    """Return how many linear combinations hang on one another below a record with these parents."""
+    return max((link.record.nested for link in links), default=0)
+
+
+def parent_of(link: Link) -> Link | None:
+    """Return what an object is a difference to; for a combination its first term; None if it stands alone."""
+    parents = link.record.parents
+    if not parents or not link.record.directory.bundle:
+        return parents[0] if parents else None
+    start = 0
+    for size, parent in zip(link.record.directory.members, parents, strict=True):
+        if start >= link.start and size == link.size:
+            return parent
+        start += size
+    return None

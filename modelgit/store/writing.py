@@ -1,0 +1,475 @@
+"""Writing one pack: objects in, hashed and encoded by a pool of threads, written in order, published at once.
+
+Each frame is read once into a private buffer, hashed and encoded from there: what is stored is what was hashed, even
+if the source changes meanwhile. Frames that equal the parent's cost a hash; tensors below 64 KiB share records.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import TracebackType
+
+import numpy as np
+
+from modelgit.errors import MissingObject, StoreError, UsageError
+from modelgit.formats.dtypes import dtype_named
+from modelgit.store import codec, identity
+from modelgit.store.arithmetic import element_width
+from modelgit.store.backend import Backend
+from modelgit.store.catalog import Catalog, Place
+from modelgit.store.draft import PackDraft, Pipeline, checksum
+from modelgit.store.identity import FRAME_BYTES, Buffer, Kind, Oid, frame_count, frame_size, parse_oid
+from modelgit.store.pack import MAX_MEMBERS, MAX_TERMS, Codec, Directory
+from modelgit.store.reading import Link, Reader, link_cost, nested, parent_of
+from modelgit.store.transforms import Bytes
+
+SMALL_BYTES = 64 * 1024
+DEPTH_CAP = 4  # differences on differences, at commit
+PARENT_COST_CAP = 8  # frames decoded for a parent's frame
+BUNDLE_COST_CAP = 64
+LINEAR_DEPTH_CAP, LINEAR_COST_CAP, LINEAR_NEST_CAP = 16, 256, 4
+FRAMES_A_THREAD = 3  # encoded and not yet written
+
+Fill = Callable[[int, Bytes], Bytes]  # (frame number, buffer of its length) -> the frame, there or elsewhere
+
+
+def element_bytes(dtype: str, size_bytes: int) -> int:
+    """Return the element width that the codec works in: parts of complex numbers, single bytes below 16 bits."""
+    width = 4 if dtype == "C64" else dtype_named(dtype).bits // 8
+    return width if width in (2, 4, 8) and size_bytes % width == 0 else 1
+
+
+def delta_base(link: Link | None) -> Link | None:
+    """Return what to store a difference to: the object, or what its chain stands on when that is long or costly."""
+    if link is None or is_cheap(link):
+        return link
+    while (below := parent_of(link)) is not None:
+        link = below
+    return link
+
+
+def is_cheap(link: Link) -> bool:
+    """Tell whether one more difference may hang on an object."""
+    directory = link.record.directory
+    return directory.depth < DEPTH_CAP and (directory.bundle or directory.cost <= PARENT_COST_CAP)
+
+
+def check_terms(terms: Sequence[tuple[Oid, float]], links: Sequence[Link], divisor: float, size_bytes: int) -> None:
+    """Raise UsageError unless a linear combination of these terms can be stored."""
+    if not 0 < len(terms) <= MAX_TERMS:
+        raise UsageError(f"a linear combination has 1 to {MAX_TERMS} terms: got {len(terms)}")
+    for link in links:
+        if link.size != size_bytes:
+            raise UsageError(f"term {link.oid.hex()} has {link.size} bytes: expected {size_bytes}")
+    if divisor == 0 or not np.isfinite([divisor, *(coefficient for _, coefficient in terms)]).all():
+        raise UsageError(f"expected finite coefficients and a divisor not zero: got divisor {divisor}")
+
+
+def checked_frames(frames: Iterable[Buffer], size_bytes: int) -> Iterator[Bytes]:
+    """Yield copies of the frames. Raises UsageError unless they are the 4 MiB pieces of `size_bytes`."""
+    count = 0
+    for frame in frames:
+        copy = np.frombuffer(frame, np.uint8).copy()
+        if count >= frame_count(size_bytes) or len(copy) != frame_size(size_bytes, count):
+            raise UsageError(f"frame {count} of {size_bytes} bytes has {len(copy)}: expected pieces of 4 MiB")
+        yield copy
+        count += 1
+    if count != frame_count(size_bytes):
+        raise UsageError(f"got {count} frames for {size_bytes} bytes: expected {frame_count(size_bytes)}")
+
+
+@dataclass(slots=True)
+class Pending:
+    """An object handed to a pack, whose id may not be known yet."""
+
+    drain: Callable[[], None]
+    value: bytes | None = None
+
+    def oid(self) -> Oid:
+        """Return the id, waiting for it if need be. Raises what went wrong."""
+        if self.value is None:
+            self.drain()
+        if self.value is None:
+            raise StoreError("the pack was left before the object was written")
+        return self.value.hex()
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A large object on its way into the pack."""
+
+    kind: Kind
+    width: int
+    size: int
+    pending: Pending
+    nominal: Link | None = None  # what it is likely to equal, frame by frame
+    base: Link | None = None  # what a difference is stored to, if that pays
+    pays: Future[bool] = field(default_factory=Future)  # decided on the first frame
+    start: int = 0
+    lengths: list[int] = field(default_factory=list)
+    checks: list[int] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
+
+    def codec(self) -> Codec:
+        """Return how the frames were encoded."""
+        if self.kind == "blob":
+            return "raw" if self.lengths == [self.size] else "zstd"
+        return "delta" if self.pays.done() and self.pays.result() else "full"
+
+
+@dataclass(slots=True)
+class Bundle:
+    """Small tensors that will share a record; `parents` is empty, or one for each."""
+
+    width: int
+    data: bytearray = field(default_factory=bytearray)
+    members: list[bytes] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    parents: list[Link] = field(default_factory=list)
+
+    def full(self, more_bytes: int) -> bool:
+        """Tell whether another member of that size would be too much."""
+        return len(self.data) + more_bytes > FRAME_BYTES or len(self.members) >= MAX_MEMBERS
+
+    def append(self, oid: bytes, data: Bytes, parent: Link | None) -> None:
+        """Add a member; all of a bundle have a parent, or none."""
+        self.data += data.data
+        self.members.append(oid)
+        self.sizes.append(len(data))
+        if parent is not None:
+            self.parents.append(parent)
+
+
+class PackWriter:
+    """Writes one pack. Use from one thread, as a context; leaving it without `commit` leaves nothing behind.
+
+    An object that is already stored, here or in the store, is not written again. All methods raise StorageFull when
+    the disk refuses, and CorruptObject when a parent is damaged.
+    """
+
+    def __init__(self, backend: Backend, catalog: Catalog, pool: Executor, threads: int) -> None:
+        catalog.refresh()
+        self._draft = PackDraft(backend, catalog)
+        self._pipeline = Pipeline(pool, threads * FRAMES_A_THREAD)
+        self._reader = Reader(self._find, self._draft.read_into)
+        self._bundles: dict[tuple[int, bool], Bundle] = {}
+        self._bundled: set[bytes] = set()
+        self._closed = False
+
+    def __enter__(self) -> "PackWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._pipeline.abandon()
+        self._draft.discard()
+
+    def add_tensor(self, data: Buffer, dtype: str, parent: Oid | None = None) -> Oid:
+        """Store raw little-endian bytes, as a difference to `parent` where that is smaller; return their id.
+
+        Raises:
+            FormatError: an unknown dtype.
+        """
+        return self.enter_tensor(data, dtype, parent).oid()
+
+    def enter_tensor(self, data: Buffer, dtype: str, parent: Oid | None = None) -> Pending:
+        """As `add_tensor`, but go on before it is written; `data` must stay as it is until the id was asked for."""
+        array = np.frombuffer(data, np.uint8)
+        return self.enter(lambda number, _: piece(array, number), len(array), dtype, parent)
+
+    def enter(self, fill: Fill, size_bytes: int, dtype: str, parent: Oid | None = None) -> Pending:
+        """Store a tensor whose frames `fill` gives, called once a frame, from any thread and in any order."""
+        self._require_open()
+        width = element_bytes(dtype, size_bytes)
+        if size_bytes < SMALL_BYTES:
+            data = fill(0, np.empty(size_bytes, np.uint8)) if size_bytes else np.empty(0, np.uint8)
+            return self._enter_small(data, width, parent)
+        incoming = self._incoming("tensor", size_bytes, width, parent)
+        for number in range(frame_count(size_bytes)):
+            self._submit(incoming, number, fill)
+        return self._close(incoming)
+
+    def add_frames(self, frames: Iterable[Buffer], size_bytes: int, dtype: str, parent: Oid | None = None) -> Oid:
+        """As `add_tensor`, from 4 MiB pieces that need be valid one at a time. Raises UsageError if sizes disagree."""
+        return self.enter_frames(frames, size_bytes, dtype, parent).oid()
+
+    def enter_frames(self, frames: Iterable[Buffer], size_bytes: int, dtype: str, parent: Oid | None = None) -> Pending:
+        """As `add_frames`, but go on before it is written; each frame is copied. Raises as it does."""
+        self._require_open()
+        width = element_bytes(dtype, size_bytes)
+        pieces = checked_frames(frames, size_bytes)
+        if size_bytes < SMALL_BYTES:
+            return self._enter_small(np.concatenate([np.empty(0, np.uint8), *pieces]), width, parent)
+        incoming = self._incoming("tensor", size_bytes, width, parent)
+        for number, frame in enumerate(pieces):
+            self._submit(incoming, number, constant(frame))
+        return self._close(incoming)
+
+    def add_blob(self, data: Buffer) -> Oid:
+        """Store bytes that are no tensor, compressed as text is; return their id."""
+        self._require_open()
+        array = np.frombuffer(data, np.uint8)
+        incoming = self._incoming("blob", len(array), 1, None)
+        for number in range(frame_count(len(array))):
+            self._submit(incoming, number, lambda n, _: piece(array, n))
+        return self._close(incoming).oid()
+
+    def add_linear(self, terms: Sequence[tuple[Oid, float]], divisor: float, dtype: str, size_bytes: int) -> Oid:
+        """Store sum(coefficient * tensor) / divisor as that recipe; return the result's id. See `arithmetic.linear`.
+
+        Raises:
+            UsageError: no terms, too many, other lengths, numbers that are not finite, a dtype without sums.
+            MissingObject: a term is not in the store.
+        """
+        return self.enter_linear(terms, divisor, dtype, size_bytes).oid()
+
+    def enter_linear(self, terms: Sequence[tuple[Oid, float]], divisor: float, dtype: str, size_bytes: int) -> Pending:
+        """As `add_linear`, but go on before it is computed. Raises as it does."""
+        self._require_open()
+        links = tuple(self._reader.link(parse_oid(oid)) for oid, _ in terms)
+        check_terms(terms, links, divisor, size_bytes)
+        draft = Directory(
+            "linear",
+            "tensor",
+            element_width(dtype),
+            max(link.record.directory.depth for link in links) + 1,
+            link_cost(links),
+            size_bytes,
+            parents=tuple(link.oid for link in links),
+            dtype=dtype,
+            divisor=float(divisor),
+            coefficients=tuple(float(coefficient) for _, coefficient in terms),
+        )
+        if draft.depth > LINEAR_DEPTH_CAP or draft.cost > LINEAR_COST_CAP or nested(links) >= LINEAR_NEST_CAP:
+            return self._enter_computed(draft, links, dtype)
+        return self._enter_recipe(draft, links)
+
+    def commit(self) -> None:
+        """Make everything durable and visible, as one pack."""
+        self._require_open()
+        self._settle()
+        self._closed = True
+        self._draft.publish()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("this pack was committed or left already", hint="begin another")
+
+    def _settle(self) -> None:
+        for bundle in self._bundles.values():
+            self._flush(bundle)
+        self._bundles.clear()
+        self._pipeline.drain()
+
+    def _find(self, oid: bytes) -> Place | None:
+        if oid in self._bundled:
+            self._settle()
+        return self._draft.find(oid)
+
+    def _parent(self, parent: Oid | None, size_bytes: int) -> Link | None:
+        if parent is None or self._find(parse_oid(parent)) is None:
+            return None
+        try:
+            link = self._reader.link(parse_oid(parent))
+        except MissingObject:
+            return None
+        return link if link.size == size_bytes else None
+
+    # Large objects, frame by frame.
+
+    def _incoming(self, kind: Kind, size_bytes: int, width: int, parent: Oid | None) -> Incoming:
+        nominal = self._parent(parent, size_bytes)
+        return Incoming(kind, width, size_bytes, Pending(self._pipeline.drain), nominal, delta_base(nominal))
+
+    def _submit(self, incoming: Incoming, number: int, fill: Fill) -> None:
+        self._pipeline.submit(
+            lambda: self._encode(incoming, number, fill), lambda encoded: self._take(incoming, number, *encoded)
+        )
+
+    def _close(self, incoming: Incoming) -> Pending:
+        self._pipeline.after(lambda: self._finish(incoming))
+        return incoming.pending
+
+    def _encode(self, incoming: Incoming, number: int, fill: Fill) -> tuple[bytes, codec.Parts | None]:
+        """Return a frame's hash and stored form, None where it is known to be stored already."""
+        try:
+            data = fill(number, codec.TOOLS.buffer("raw", frame_size(incoming.size, number)))
+            leaf = identity.leaf(data.data)
+            if incoming.nominal is not None and incoming.nominal.leaf(number) == leaf:
+                self._decide(incoming, number, True)
+                return leaf, None
+            if incoming.size <= FRAME_BYTES and self._draft.has(identity.root(incoming.kind, incoming.size, leaf)):
+                return leaf, None
+            return leaf, self._encode_data(incoming, number, data, leaf)
+        except BaseException:
+            self._decide(incoming, number, False)  # nobody may wait for it
+            raise
+
+    def _encode_data(self, incoming: Incoming, number: int, data: Bytes, leaf: bytes) -> codec.Parts:
+        if incoming.kind == "blob":
+            return codec.encode_blob(data, keep=incoming.size <= FRAME_BYTES)
+        base = incoming.base
+        if base is None:
+            return codec.encode_full(data, incoming.width)
+        same = base.leaf(number) == leaf
+        parent = codec.TOOLS.buffer("parent", len(data))
+        if not same:
+            self._reader.raw(base, number, parent)
+        if number == 0 and not incoming.pays.done():
+            self._decide(incoming, number, same or codec.delta_pays(data, parent, incoming.width))
+        if not incoming.pays.result():
+            return codec.encode_full(data, incoming.width)
+        return codec.encode_same(incoming.width) if same else codec.encode_delta(data, parent, incoming.width)
+
+    def _decide(self, incoming: Incoming, number: int, pays: bool) -> None:
+        if number == 0 and not incoming.pays.done():
+            incoming.pays.set_result(pays)
+
+    def _take(self, incoming: Incoming, number: int, leaf: bytes, parts: codec.Parts | None) -> None:
+        if number == 0:
+            incoming.start = self._draft.size
+        incoming.leaves.append(leaf)
+        if parts is not None:
+            self._write_skipped(incoming, number)
+            self._write_frame(incoming, parts)
+
+    def _write_skipped(self, incoming: Incoming, end: int) -> None:
+        """Write the frames before `end` that equal the nominal parent's, now that the object is known to differ."""
+        while (number := len(incoming.lengths)) < end and incoming.nominal is not None:
+            data = codec.TOOLS.buffer("raw", frame_size(incoming.size, number))
+            if incoming.base is incoming.nominal and incoming.pays.result():
+                self._write_frame(incoming, codec.encode_same(incoming.width))
+            else:
+                self._reader.raw(incoming.nominal, number, data)
+                self._write_frame(incoming, self._encode_data(incoming, number, data, incoming.leaves[number]))
+
+    def _write_frame(self, incoming: Incoming, parts: codec.Parts) -> None:
+        self._draft.write(parts)
+        incoming.lengths.append(codec.total_bytes(parts))
+        incoming.checks.append(checksum(parts))
+
+    def _finish(self, incoming: Incoming) -> None:
+        leaves = b"".join(incoming.leaves)
+        oid = incoming.pending.value = identity.root(incoming.kind, incoming.size, leaves)
+        if self._draft.has(oid):
+            self._draft.rewind(incoming.start if incoming.lengths else self._draft.size)
+            return
+        self._write_skipped(incoming, len(incoming.leaves))
+        delta = incoming.codec() == "delta"
+        parents = (incoming.base,) if delta and incoming.base is not None else ()
+        self._close_record(incoming, incoming.codec(), parents, leaves)
+
+    def _close_record(self, incoming: Incoming, form: Codec, parents: tuple[Link, ...], leaves: bytes) -> None:
+        directory = Directory(
+            form,
+            incoming.kind,
+            incoming.width,
+            max((link.record.directory.depth + 1 for link in parents), default=0),
+            link_cost(parents),
+            incoming.size,
+            tuple(incoming.lengths),
+            tuple(incoming.checks),
+            leaves,
+            parents=tuple(link.oid for link in parents),
+        )
+        oid = incoming.pending.value
+        self._draft.close_record(directory, [oid] if oid else [])
+
+    # Small tensors, many to a record.
+
+    def _enter_small(self, data: Bytes, width: int, parent: Oid | None) -> Pending:
+        oid = identity.whole("tensor", data.data)
+        if not self._draft.has(oid) and oid not in self._bundled:
+            base = delta_base(self._parent(parent, len(data)))
+            self._bundle(width, base is not None, len(data)).append(oid, data, base)
+            self._bundled.add(oid)
+        return Pending(self._pipeline.drain, oid)
+
+    def _bundle(self, width: int, delta: bool, size_bytes: int) -> Bundle:
+        bundle = self._bundles.get((width, delta))
+        if bundle is not None and bundle.full(size_bytes):
+            self._flush(bundle)
+            bundle = None
+        if bundle is None:
+            bundle = self._bundles[width, delta] = Bundle(width)
+        return bundle
+
+    def _flush(self, bundle: Bundle) -> None:
+        data = np.frombuffer(bundle.data, np.uint8)
+        delta = bool(bundle.parents) and link_cost(tuple(bundle.parents)) <= BUNDLE_COST_CAP
+        if not len(data):
+            self._pipeline.after(lambda: self._take_bundle(bundle, False, []))
+            return
+        self._pipeline.submit(
+            lambda: self._encode_bundle(bundle, data, delta), lambda result: self._take_bundle(bundle, *result)
+        )
+
+    def _encode_bundle(self, bundle: Bundle, data: Bytes, delta: bool) -> tuple[bool, codec.Parts]:
+        if delta:
+            parent = codec.TOOLS.buffer("parent", len(data))
+            self._reader.join(tuple(bundle.parents), parent)
+            if (parent == data).all():
+                return True, codec.encode_same(bundle.width)
+            if codec.delta_pays(data, parent, bundle.width):
+                return True, codec.encode_delta(data, parent, bundle.width)
+        return False, codec.encode_full(data, bundle.width)
+
+    def _take_bundle(self, bundle: Bundle, delta: bool, parts: codec.Parts) -> None:
+        self._draft.write(parts)
+        links = tuple(bundle.parents) if delta else ()
+        directory = Directory(
+            "delta" if delta else "full",
+            "tensor",
+            bundle.width,
+            max((link.record.directory.depth + 1 for link in links), default=0),
+            link_cost(links),
+            len(bundle.data),
+            (codec.total_bytes(parts),) if parts else (),
+            (checksum(parts),) if parts else (),
+            members=tuple(bundle.sizes),
+            parents=tuple(link.oid for link in links),
+        )
+        self._draft.close_record(directory, bundle.members)
+        self._bundled.difference_update(bundle.members)
+
+    # Linear combinations.
+
+    def _enter_computed(self, draft: Directory, links: tuple[Link, ...], dtype: str) -> Pending:
+        """Store a combination's result as bytes, since the recipe would hang on too much."""
+
+        def fill(number: int, into: Bytes) -> Bytes:
+            self._reader.combine(draft, links, number, into)
+            return into
+
+        return self.enter(fill, draft.size, dtype, links[0].oid.hex())
+
+    def _enter_recipe(self, draft: Directory, links: tuple[Link, ...]) -> Pending:
+        pending, leaves = Pending(self._pipeline.drain), list[bytes]()
+
+        def work(number: int) -> bytes:
+            into = codec.TOOLS.buffer("raw", frame_size(draft.size, number))
+            self._reader.combine(draft, links, number, into)
+            return identity.leaf(into.data)
+
+        def finish() -> None:
+            oid = pending.value = identity.root("tensor", draft.size, b"".join(leaves))
+            if not self._draft.has(oid):
+                self._draft.close_record(replace(draft, leaves=b"".join(leaves)), [oid])
+
+        for number in range(frame_count(draft.size)):
+            self._pipeline.submit(partial(work, number), leaves.append)
+        self._pipeline.after(finish)
+        return pending
+
+
+def piece(data: Bytes, number: int) -> Bytes:
+    """Return a frame of bytes at hand."""
+    return data[number * FRAME_BYTES : (number + 1) * FRAME_BYTES]
+
+
+def constant(data: Bytes) -> Fill:
+    """Return a fill that gives the same frame whatever is asked."""
+    return lambda _number, _into: data

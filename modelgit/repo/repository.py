@@ -1,0 +1,291 @@
+"""A repository: git for the history, the object store for the tensors.
+
+Writes go objects first, then manifests, then the ref; so a crash leaves the old state or the new one.
+"""
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
+from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
+from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, configure
+from modelgit.repo.gitdir import GitDirectory, check_path, sync_folder
+from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
+from modelgit.store.objects import ObjectStore
+
+STORE_FOLDER = "modelgit"
+WEIGHTS_SUFFIX = ".safetensors"
+ZERO = "0" * 40
+FILE_MODES = ("100644", "100755")
+LOG_FORMAT = "%H%x00%P%x00%an <%ae>%x00%ct%x00%D%x00%B%x00%x01"
+
+
+class Repository:
+    """One repository on disk; several processes may use it at once."""
+
+    def __init__(self, git_dir: Path, worktree: Path | None) -> None:
+        self.git_dir = git_dir
+        self.worktree = worktree
+        self.git = GitDirectory(worktree or git_dir)
+        self.store = ObjectStore(git_dir / STORE_FOLDER)
+        self._versions: dict[str, Version] = {}
+        self._names = itertools.count()
+
+    @classmethod
+    def init(cls, path: Path, *, bare: bool = False, branch: str = "main") -> "Repository":
+        """Returns the repository in `path`, made if it is not there yet; an existing one is set up for weights.
+
+        Raises:
+            RepositoryError: git cannot make one there.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot make a repository in {path}: {error.strerror}") from error
+        GitDirectory(path).run("init", "--quiet", f"--initial-branch={branch}", *(["--bare"] if bare else []))
+        repo = cls.open(path)
+        configure(repo.git)
+        sync_folder(repo.git_dir)
+        sync_folder(path)
+        return repo
+
+    @classmethod
+    def open(cls, path: Path) -> "Repository":
+        """Returns the repository that `path` lies in.
+
+        Raises:
+            RepositoryError: it lies in none.
+        """
+        if not path.is_dir():
+            raise RepositoryError(f"{path}: no such folder")
+        code, output, complaint = GitDirectory(path).attempt(
+            "rev-parse", "--path-format=absolute", "--git-common-dir", "--is-bare-repository", "--show-toplevel"
+        )
+        rows = output.decode("utf-8", "surrogateescape").splitlines()
+        if len(rows) < 2:
+            hint = "start one with: modelgit init"
+            reason = (
+                "" if "not a git repository" in complaint else f" ({complaint.splitlines()[0] if complaint else code})"
+            )
+            raise RepositoryError(f"{path} is not in a repository{reason}", hint=hint)
+        return cls(Path(rows[0]), None if rows[1] == "true" else Path(rows[2] if len(rows) > 2 else path))
+
+    # ------------------------------------------------------------------ names
+
+    def resolve(self, rev: str) -> str:
+        """Returns the commit that `rev` names, 40 hex digits.
+
+        Raises:
+            RevisionError: none, with near branch and tag names.
+        """
+        code, output, _ = self.git.attempt("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
+        if code == 0:
+            return output.decode().strip()
+        if rev == "HEAD":
+            raise RevisionError("there are no commits yet", hint="make one: modelgit import FILE, or modelgit commit")
+        names = [name.split("/", 2)[2] for name in self.refs("refs/heads/", "refs/tags/", "refs/remotes/")]
+        near = difflib.get_close_matches(rev, names, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else f"branches: {', '.join(sorted(self.branches())) or 'none'}"
+        )
+        raise RevisionError(f"unknown revision '{rev}'", hint=hint)
+
+    def head(self) -> str | None:
+        """Returns the commit checked out, None before the first."""
+        code, output, _ = self.git.attempt("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        return output.decode().strip() if code == 0 else None
+
+    def branch(self) -> str | None:
+        """Returns the branch checked out, None when HEAD is detached."""
+        code, output, _ = self.git.attempt("symbolic-ref", "--quiet", "--short", "HEAD")
+        return output.decode().strip() if code == 0 else None
+
+    def branches(self) -> dict[str, str]:
+        """Returns the commit of each local branch by its name."""
+        return {name.removeprefix("refs/heads/"): commit for name, commit in self.refs("refs/heads/").items()}
+
+    def refs(self, *prefixes: str) -> dict[str, str]:
+        """Returns the commit of each ref below the prefixes, by its full name, sorted."""
+        rows = self.git.run("for-each-ref", "--format=%(refname) %(objectname)", *prefixes).splitlines()
+        return {name: commit for name, _, commit in (row.partition(" ") for row in sorted(rows))}
+
+    def set_ref(self, ref: str, commit: str, *, expected: str | None) -> None:
+        """Moves `ref` to `commit`, if it still is at `expected` (None: does not exist).
+
+        Raises:
+            RepositoryError: it is elsewhere: somebody moved it in the meantime.
+        """
+        code, _, complaint = self.git.attempt(
+            *self.git.identity(),
+            "update-ref",
+            "--create-reflog",
+            "-m",
+            "modelgit",
+            "--end-of-options",
+            ref,
+            commit,
+            expected or ZERO,
+        )
+        if code:
+            now = self.refs(ref).get(ref)
+            if now == commit:
+                return
+            where = f"expected {expected or 'none'}, it is at {now or 'none'}"
+            raise RepositoryError(
+                f"cannot move {ref}: {where}: {complaint.splitlines()[-1] if complaint else ''}",
+                hint="look again, then repeat the command",
+            )
+        folder = (self.git_dir / ref).parent
+        if folder.is_dir():
+            sync_folder(folder)
+
+    # ------------------------------------------------------------------ reading
+
+    def version(self, rev: str) -> Version:
+        """Returns the version that `rev` names, its manifests parsed.
+
+        Raises:
+            RevisionError: no such commit. FormatError: a manifest or a path in it is malformed.
+        """
+        commit = self.resolve(rev)
+        if commit not in self._versions:
+            self._versions[commit] = self._read_version(commit)
+        return self._versions[commit]
+
+    def _read_version(self, commit: str) -> Version:
+        entry = next(self.log([commit], limit=1))
+        manifests: dict[str, Manifest] = {}
+        blobs: dict[str, Blob] = {}
+        files: dict[str, Blob] = {}
+        for path, blob, size in self._tree(commit):
+            manifest = self._manifest(blob, size, f"{path} in {commit[:12]}") if path.endswith(WEIGHTS_SUFFIX) else None
+            if manifest is None:
+                files[path] = blob
+            else:
+                manifests[path], blobs[path] = manifest, blob
+        return Version(entry, manifests, blobs, files)
+
+    def _tree(self, commit: str) -> Iterator[tuple[str, Blob, int]]:
+        """Yields path, blob and size of every file; links and nested repositories are refused."""
+        for row in self.git.run_bytes("ls-tree", "-r", "-z", "-l", "--full-tree", commit).split(b"\0"):
+            if not row:
+                continue
+            facts, _, name = row.partition(b"\t")
+            mode, _, sha, size = facts.decode().split()
+            path = check_path(name.decode("utf-8", "surrogateescape"), commit[:12])
+            if mode not in FILE_MODES:
+                raise FormatError(
+                    f"{path} in {commit[:12]}: expected an ordinary file, got mode {mode} (a link or a nested repository)"
+                )
+            yield path, Blob(sha, mode), int(size)
+
+    def _manifest(self, blob: Blob, size: int, where: str) -> Manifest | None:
+        """Returns the manifest in a blob, None if it holds something else."""
+        if size > MAX_MANIFEST_BYTES:
+            return None
+        data = self.read_blob(blob)
+        return parse(data.decode("utf-8", "replace"), where) if is_manifest(data) else None
+
+    def read_blob(self, blob: Blob) -> bytes:
+        """Returns the content of an ordinary file."""
+        return self.git.run_bytes("cat-file", "blob", blob.sha)
+
+    def read_file(self, rev: str, path: str) -> bytes | None:
+        """Returns the content of an ordinary file of a version, None if it has none of that name."""
+        blob = self.version(rev).files.get(path)
+        return None if blob is None else self.read_blob(blob)
+
+    def log(
+        self, revs: Sequence[str] = ("HEAD",), *, limit: int | None = None, everything: bool = False
+    ) -> Iterator[LogEntry]:
+        """Yields the commits reached from `revs` (or from all branches and tags), children before parents."""
+        some = [f"--max-count={limit}"] if limit is not None else []
+        starts = ["--branches", "--tags", "--remotes", "HEAD"] if everything else ["--end-of-options", *revs]
+        text = self.git.run("log", "--topo-order", "--decorate=short", f"--format={LOG_FORMAT}", *some, *starts, "--")
+        for row in text.split("\x01"):
+            fields = row.lstrip("\n").split("\0")
+            if len(fields) >= 6:
+                yield log_entry(fields)
+
+    def merge_base(self, revs: Sequence[str]) -> list[str]:
+        """Returns the best common ancestors of all the commits, usually one, none if they share no history."""
+        code, output, _ = self.git.attempt("merge-base", "--all", "--octopus", *(self.resolve(r) for r in revs))
+        return output.decode().split() if code == 0 else []
+
+    def independent(self, revs: Sequence[str]) -> list[str]:
+        """Returns those commits that no other one of them descends from, in the order given."""
+        commits = list(dict.fromkeys(self.resolve(rev) for rev in revs))
+        kept = set(self.git.run("merge-base", "--independent", *commits).split())
+        return [commit for commit in commits if commit in kept]
+
+    def is_ancestor(self, old: str, new: str) -> bool:
+        """Tells whether `new` descends from `old`, or is it."""
+        return self.git.attempt("merge-base", "--is-ancestor", old, new)[0] == 0
+
+    # ------------------------------------------------------------------ writing
+
+    def commit(self, draft: CommitDraft) -> str:
+        """Returns the commit made from `draft`. Its manifests' objects must be stored; the work tree is left alone.
+
+        Raises:
+            RepositoryError: the ref has moved. UsageError: an empty message. FormatError: a path that may not be.
+        """
+        if not draft.message.strip():
+            raise UsageError("empty commit message", hint='say what changed: -m "…"')
+        tree = self.write_tree(draft.files)
+        parents = [word for parent in draft.parents for word in ("-p", parent)]
+        message = with_trailers(draft.message, draft.trailers).encode()
+        commit = self.git.run(*self.git.identity(), "commit-tree", tree, *parents, stdin=message)
+        if draft.ref is not None:
+            self.set_ref(draft.ref, commit, expected=draft.expected)
+        return commit
+
+    def write_tree(self, files: Mapping[str, Manifest | Blob | bytes]) -> str:
+        """Returns the id of the tree of `files`; weights are always marked as such by `.gitattributes`."""
+        everything = files if ATTRIBUTES_PATH in files else {**files, ATTRIBUTES_PATH: ATTRIBUTES.encode()}
+        rows = [
+            tree_row(check_path(path, "commit"), self.write_blob(content))
+            for path, content in sorted(everything.items())
+        ]
+        scratch = self.git_dir / f"modelgit-index-{os.getpid()}-{next(self._names)}"
+        environment = {"GIT_INDEX_FILE": str(scratch), "GIT_DIR": str(self.git_dir)}
+        try:
+            self.git.run(
+                "update-index", "-z", "--add", "--index-info", stdin=b"\0".join([*rows, b""]), environment=environment
+            )
+            return self.git.run("write-tree", environment=environment)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def write_blob(self, content: Manifest | Blob | bytes) -> Blob:
+        """Returns the blob that holds a file, written if it is new to git."""
+        if isinstance(content, Blob):
+            return content
+        data = write(content).encode() if isinstance(content, Manifest) else content
+        return Blob(self.git.run("hash-object", "-w", "--stdin", stdin=data))
+
+    def read_note(self, ref: str, commit: str) -> str | None:
+        """Returns the note on a commit, None if there is none."""
+        code, output, _ = self.git.attempt("notes", f"--ref={ref}", "show", commit)
+        return output.decode("utf-8", "replace") if code == 0 else None
+
+    def write_note(self, ref: str, commit: str, text: str) -> None:
+        """Sets the note on a commit."""
+        self.git.run(
+            *self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit, stdin=text.encode()
+        )
+
+
+def tree_row(path: str, blob: Blob) -> bytes:
+    """Returns the line that enters a blob into an index."""
+    return f"{blob.mode} {blob.sha} 0\t".encode() + os.fsencode(path)
+
+
+def log_entry(fields: Sequence[str]) -> LogEntry:
+    """Returns the commit that a row of LOG_FORMAT tells of."""
+    commit, parents, author, date, decoration, message = fields[:6]
+    refs = tuple(word.removeprefix("HEAD -> ") for word in decoration.split(", ") if word and word != "HEAD")
+    return LogEntry(commit, tuple(parents.split()), author, int(date), message.split("\n", 1)[0], message.strip(), refs)

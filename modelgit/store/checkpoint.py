@@ -4,8 +4,9 @@ import errno
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -174,7 +175,27 @@ def open_tensor(store: ObjectStore, entry: TensorEntry) -> Link:
     return link
 
 
-def same_places(previous: Manifest | None, header: Header, store: ObjectStore) -> Mapping[Oid, int]:
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A frame of a tensor's object, and where it belongs in the file."""
+
+    link: Link
+    number: int
+    at: int
+    size: int
+    old: int | None  # where an older file is likely to have it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file that is being written, and an older one to copy from."""
+
+    handle: int
+    old: int | None
+    places: Mapping[Oid, int]  # where in the older file an object starts
+
+
+def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[Oid, int]:
     """Return where in the file of `previous` each of its tensors starts; nothing if that cannot be told."""
     if previous is None or previous.header not in store:
         return {}
@@ -182,38 +203,53 @@ def same_places(previous: Manifest | None, header: Header, store: ObjectStore) -
         old = stored_header(store, previous)
     except CorruptObject:
         return {}
-    return {previous.entry(span.name).oid: old.data_start + span.start for span in old.tensors}
+    oids = {entry.name: entry.oid for entry in previous.tensors}
+    return {oids[span.name]: old.data_start + span.start for span in old.tensors}
 
 
-def copied(handle: int, offset: int, link: Link, number: int, into: Bytes) -> bool:
-    """Fill `into` from an older file if the bytes there are right."""
-    expected = link.leaf(number)
-    if not expected or read_all(handle, offset + number * FRAME_BYTES, into.data) != len(into):
-        return False
-    return leaf(into.data) == expected
-
-
-def frame_work(
-    store: ObjectStore, manifest: Manifest, header: Header, handle: int, old: tuple[int, Mapping[Oid, int]] | None
-) -> Iterator[partial[None]]:
-    """Yield, for each frame of each tensor, the work that puts it into the open file."""
+def slots(store: ObjectStore, manifest: Manifest, header: Header, places: Mapping[Oid, int]) -> Iterator[Slot]:
+    """Yield every frame of every tensor, in the file's order."""
+    entries = {entry.name: entry for entry in manifest.tensors}
     for span in header.tensors:
-        entry = manifest.entry(span.name)
-        link = open_tensor(store, entry)
-        source = (old[0], old[1][entry.oid]) if old is not None and entry.oid in old[1] else None
+        entry = entries[span.name]
+        link, old = open_tensor(store, entry), places.get(entry.oid)
         for number in range(frame_count(link.size)):
-            at = header.data_start + span.start + number * FRAME_BYTES
-            yield partial(put_frame, store, link, number, (handle, at), source)
+            start = number * FRAME_BYTES
+            at, size = header.data_start + span.start + start, frame_size(link.size, number)
+            yield Slot(link, number, at, size, None if old is None else old + start)
 
 
-def put_frame(
-    store: ObjectStore, link: Link, number: int, target: tuple[int, int], source: tuple[int, int] | None
-) -> None:
-    """Write one frame at (file, offset), from an older (file, offset) if it is there, else decoded."""
-    into = TOOLS.buffer("out", frame_size(link.size, number))
-    if source is None or not copied(*source, link, number, into):
-        store.fill(link, number, into)
-    write_at(target[0], into.data, target[1])
+def batches(ordered: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Yield runs of slots that lie side by side and fill one frame together, each beginning at a multiple of 8."""
+    batch, size = list[Slot](), 0
+    for slot in ordered:
+        if batch and (size + slot.size > FRAME_BYTES or size % 8):
+            yield batch
+            batch, size = [], 0
+        batch.append(slot)
+        size += slot.size
+    if batch:
+        yield batch
+
+
+def put_batch(store: ObjectStore, target: Target, batch: list[Slot]) -> None:
+    """Write slots that lie side by side, with one call."""
+    whole = TOOLS.buffer("out", sum(slot.size for slot in batch))
+    start = 0
+    for slot in batch:
+        into = whole[start : start + slot.size]
+        if not copied(target, slot, into):
+            store.fill(slot.link, slot.number, into)
+        start += slot.size
+    write_at(target.handle, whole.data, batch[0].at)
+
+
+def copied(target: Target, slot: Slot, into: Bytes) -> bool:
+    """Fill `into` from the older file, if the bytes there are right."""
+    expected = slot.link.leaf(slot.number)
+    if target.old is None or slot.old is None or not expected:
+        return False
+    return read_all(target.old, slot.old, into.data) == len(into) and leaf(into.data) == expected
 
 
 def materialise(
@@ -273,25 +309,22 @@ def write_file(
     handle, path = target
     reserve(handle, path, manifest.size_bytes)
     write_at(handle, memoryview(header.raw), 0)
-    places = same_places(previous, header, store) if path.exists() else {}
-    if places:
-        with opened(path) as old:
-            run(store, manifest, frame_work(store, manifest, header, handle, (old, places)), path, listener)
-    else:
-        run(store, manifest, frame_work(store, manifest, header, handle, None), path, listener)
+    places = same_places(store, previous)
+    with opened(path) if places and path.is_file() else nullcontext() as old:
+        into = Target(handle, old, places)
+        store.each(announced(store, into, slots(store, manifest, header, places), (path, listener)))
     with translated(path):
         os.fsync(handle)
 
 
-def run(store: ObjectStore, manifest: Manifest, work: Iterator[partial[None]], path: Path, listener: Listener) -> None:
-    """Do the work in the store's threads, telling the listener of each frame."""
-
-    def told() -> Iterator[partial[None]]:
-        for one in work:
-            listener(Advanced(f"write {path.name}", FRAME_BYTES))
-            yield one
-
-    store.each(told())
+def announced(
+    store: ObjectStore, target: Target, ordered: Iterable[Slot], told: tuple[Path, Listener]
+) -> Iterator[Callable[[], None]]:
+    """Yield the work of writing the slots; the listener hears of each piece as it is begun."""
+    path, listener = told
+    for batch in batches(ordered):
+        yield partial(put_batch, store, target, batch)
+        listener(Advanced(f"write {path.name}", sum(slot.size for slot in batch)))
 
 
 class StoredTensors:

@@ -22,7 +22,7 @@ SPARSE_BITS = 2.2  # bits a byte below which bit planes may be smaller
 SPARSE_BYTES = 4096  # planes shorter than this are not split into bits
 TINY_BYTES = 64  # planes shorter than this are stored
 SAMPLES = 8192  # bytes looked at for an entropy
-PIECES, PIECE_BYTES = 4, 32768  # stretches coded to choose between two forms
+PIECES, PIECE_BYTES = 3, 16384  # stretches looked at to choose between two forms
 
 Parts = list[bytes | bytearray | memoryview]
 
@@ -69,12 +69,12 @@ def sampled_entropy(plane: Bytes) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-def pieces(plane: Bytes) -> list[Bytes]:
-    """Return evenly spaced stretches of `plane`, or all of a short one."""
-    if len(plane) <= 2 * PIECES * PIECE_BYTES:
-        return [plane]
-    step = (len(plane) - PIECE_BYTES) // (PIECES - 1) & ~7
-    return [plane[i * step : i * step + PIECE_BYTES] for i in range(PIECES)]
+def pieces(data: Bytes) -> list[Bytes]:
+    """Return evenly spaced stretches of `data`, or all of it if it is short; each starts at a multiple of 8 bytes."""
+    if len(data) <= 2 * PIECES * PIECE_BYTES:
+        return [data]
+    step = (len(data) - PIECE_BYTES) // (PIECES - 1) & ~7
+    return [data[i * step : i * step + PIECE_BYTES] for i in range(PIECES)]
 
 
 def encode_flat(plane: Bytes, entropy: float) -> tuple[int, Parts]:
@@ -145,12 +145,17 @@ def encode_same(width: int) -> Parts:
     return [struct.pack(f"<{width}B{width}I", *[CONSTANT] * width, *[1] * width) + bytes(width)]
 
 
-def delta_pays(data: Bytes, parent: Bytes, width: int) -> bool:
-    """Tell from a few stretches whether a delta takes fewer bytes than `data` alone."""
-    full = delta = 0
+def delta_pays(data: Bytes, parent: Bytes, width: int, tools: Transforms | None = None) -> bool:
+    """Tell from the entropy of a few stretches whether a delta takes fewer bytes than `data` alone."""
+    chosen = tools or transforms()
+    full = delta = 0.0
     for child, base in zip(pieces(data), pieces(parent), strict=True):
-        full += total_bytes(encode_full(child, width))
-        delta += total_bytes(encode_delta(child, base, width))
+        child, base, scratch = aligned(child, width), aligned(base, width), TOOLS.buffer("sorted", len(child))
+        planes = TOOLS.buffer("planes", len(child)).reshape(width, -1)
+        chosen.full_split(width, child, planes)
+        full += sum(sampled_entropy(plane) for plane in planes)
+        chosen.delta_split(width, child, base, scratch, planes)
+        delta += sum(sampled_entropy(plane) for plane in planes)
     return delta < 0.95 * full
 
 

@@ -39,7 +39,8 @@ def top_mask(values: Array, density: float) -> Mask:
     above = flat > threshold
     equal = np.flatnonzero(flat == threshold)[: keep - int(np.count_nonzero(above))]
     above[equal] = True
-    return above.reshape(values.shape)
+    mask: Mask = above.reshape(values.shape)
+    return mask
 
 
 def random_mask(shape: tuple[int, ...], density: float, seed: str) -> Mask:
@@ -129,7 +130,8 @@ class Breadcrumbs:
 
     def __post_init__(self) -> None:
         within("breadcrumbs: density", self.density, 0, 1)
-        within("breadcrumbs: gamma", self.gamma, 0, 1 - self.density)
+        within("breadcrumbs: gamma", self.gamma, 0, 1)
+        within("breadcrumbs: density + gamma", self.density + self.gamma, 0, 1)
 
     def combine(self, inputs: Inputs) -> Array:
         """Return b + scale * sum of the masked d_i."""

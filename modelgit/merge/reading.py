@@ -1,0 +1,68 @@
+"""Tensors as float64, a frame at a time: widening, inner products, and the search for values that are not numbers."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from modelgit.formats.manifest import TensorEntry
+from modelgit.formats.source import TensorSource
+from modelgit.merge.linear_form import Array, gram
+from modelgit.store.arithmetic import ARITHMETIC_WIDTHS, widen
+
+LAYOUTS = {  # bits; those of the exponent, all set in what is not finite; everything but the sign
+    "F64": ("<u8", 0x7FF0 << 48, (1 << 63) - 1),
+    "F32": ("<u4", 0x7F80 << 16, (1 << 31) - 1),
+    "F16": ("<u2", 0x7C00, 0x7FFF),
+    "BF16": ("<u2", 0x7F80, 0x7FFF),
+}
+LARGEST = {"F64": float(np.finfo(np.float64).max), "F32": float(np.finfo(np.float32).max), "F16": 65504.0}
+LARGEST["BF16"] = 3.3895313892515355e38  # (2 - 2**-7) * 2**127
+
+
+def widened(frame: memoryview, dtype: str) -> Array:
+    """Return the values of a raw frame, (n,) float64."""
+    values = np.empty(frame.nbytes // ARITHMETIC_WIDTHS[dtype], np.float64)
+    widen(np.frombuffer(frame, np.uint8), dtype, values)
+    return values
+
+
+def whole(source: TensorSource, entry: TensorEntry) -> Array:
+    """Return a whole tensor as float64, in its shape."""
+    values, start = np.empty(math.prod(entry.shape), np.float64), 0
+    for frame in source.frames(entry.name):
+        part = widened(frame, entry.dtype)
+        values[start : start + part.size] = part
+        start += part.size
+    return values.reshape(entry.shape)
+
+
+def frame_peak(frame: memoryview, dtype: str) -> float:
+    """Return the largest magnitude in a raw frame, infinity if any value is infinite or not a number."""
+    kind, exponent, magnitude = LAYOUTS[dtype]
+    bits = np.frombuffer(frame, kind)
+    top = np.max(bits & bits.dtype.type(magnitude), initial=0)
+    if int(top) >= exponent:
+        return math.inf
+    return float(widened(memoryview(np.array([top], kind).tobytes()), dtype)[0])
+
+
+def peak(source: TensorSource, entry: TensorEntry) -> float:
+    """Return the largest magnitude of a tensor, infinity if any value is infinite or not a number."""
+    return max((frame_peak(frame, entry.dtype) for frame in source.frames(entry.name)), default=0.0)
+
+
+def products(heads: Sequence[TensorSource], base: TensorSource | None, name: str) -> Array:
+    """Return the inner products of one tensor of every head, (M, M); of head - base when there is a base."""
+    total = np.zeros((len(heads), len(heads)))
+    for vectors in _aligned([*heads, *([base] if base is not None else [])], name):
+        origin = vectors.pop() if base is not None else None
+        total += gram(vectors if origin is None else [vector - origin for vector in vectors])
+    return total
+
+
+def _aligned(sources: Sequence[TensorSource], name: str) -> Iterator[list[Array]]:
+    """Yield the same frame of every source, widened; frames have one length, so they line up."""
+    dtype = sources[0].entry(name).dtype
+    for frames in zip(*(source.frames(name) for source in sources), strict=True):
+        yield [widened(frame, dtype) for frame in frames]

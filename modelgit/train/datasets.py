@@ -1,0 +1,199 @@
+"""Image data sets in DomainBed's layout, `domain/class/name.png`, read from a folder or straight out of a zip.
+
+Nothing is extracted; names and sizes are checked before anything is decoded, since archives come from other people.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from modelgit.errors import DataError, DependencyMissing
+from modelgit.train.config import DataConfig, seed_hash
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_IMAGES = 5_000_000
+MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 64_000_000
+Integers = npt.NDArray[np.int64]
+Read = Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: where it stands, and how to read its file."""
+
+    domain: str
+    label: str
+    name: str
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`n` images by index; `digest` identifies their names and contents."""
+
+    path: str
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    labels: Integers  # (n,)
+    domain_ids: Integers  # (n,)
+    names: tuple[str, ...]
+    digest: str
+    image_size: int
+    items: tuple[Item, ...]
+
+    def pixels(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Returns the images at `indices` as (n, 3, size, size), RGB on white.
+
+        Raises:
+            DataError: a file that is no image, or one too large to decode safely.
+        """
+        size = self.image_size
+        out = np.empty((len(indices), 3, size, size), np.uint8)
+        for row, index in enumerate(indices):
+            item = self.items[index]
+            out[row] = decode(item.read(), size, f"{self.path}: {item.domain}/{item.label}/{item.name}")
+        return out
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Returns the data set that `config` names; pixels are decoded when they are asked for.
+
+    Raises:
+        DataError: it is missing, empty, not in the layout, or its domains have different classes.
+    """
+    path = Path(config.path)
+    items = sorted(items_of(path), key=lambda item: (item.domain, item.label, item.name))
+    if not items:
+        raise DataError(f"{path}: no images", hint="expected files domain/class/name.png")
+    classes = tuple(sorted({item.label for item in items}))
+    domains = tuple(sorted({item.domain for item in items}))
+    check_classes(items, classes, domains, path)
+    if config.held_out is not None and config.held_out not in domains:
+        raise DataError(f"{path}: no domain is called '{config.held_out}'", hint=f"domains: {', '.join(domains)}")
+    kept = limited(items, config.limit_per_class)
+    return Dataset(
+        path=str(path),
+        classes=classes,
+        domains=domains,
+        labels=np.array([classes.index(item.label) for item in kept], np.int64),
+        domain_ids=np.array([domains.index(item.domain) for item in kept], np.int64),
+        names=tuple(item.name for item in kept),
+        digest=digest_of(kept),
+        image_size=config.image_size,
+        items=tuple(kept),
+    )
+
+
+def items_of(path: Path) -> Iterator[Item]:
+    """Yields the images of a folder or a zip."""
+    if path.is_dir():
+        yield from folder_items(path)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        yield from zip_items(path)
+    else:
+        raise DataError(
+            f"{path}: no such data set", hint="expected a folder or a .zip with files domain/class/name.png"
+        )
+
+
+def folder_items(path: Path) -> Iterator[Item]:
+    """Yields the images of a folder; links are not followed."""
+    for file in path.glob("*/*/*"):
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.is_symlink():
+            domain, label, name = file.relative_to(path).parts
+            yield Item(domain, label, Path(name).stem, partial(read_file, file))
+
+
+def read_file(file: Path) -> bytes:
+    """Returns the content of a file of sensible size."""
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{file}: {file.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
+    return file.read_bytes()
+
+
+def zip_items(path: Path) -> Iterator[Item]:
+    """Yields the images of a zip. Raises DataError for names that are paths out of it, or too much of anything."""
+    archive = zipfile.ZipFile(path)
+    entries = archive.infolist()
+    if len(entries) > MAX_IMAGES:
+        raise DataError(f"{path}: {len(entries)} files, expected at most {MAX_IMAGES}")
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        if entry.is_dir() or not entry.filename.lower().endswith(SUFFIXES):
+            continue
+        if len(parts) != 3 or ".." in parts or entry.file_size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{path}: {entry.filename[:200]!r}: expected domain/class/name.png of at most {MAX_FILE_BYTES} bytes"
+            )
+        yield Item(parts[0], parts[1], PurePosixPath(parts[2]).stem, partial(archive.read, entry))
+
+
+def check_classes(items: Sequence[Item], classes: Sequence[str], domains: Sequence[str], path: Path) -> None:
+    """Raises DataError if a domain lacks a class that another has."""
+    found = {(item.domain, item.label) for item in items}
+    missing = [f"{d}/{c}" for d in domains for c in classes if (d, c) not in found]
+    if missing:
+        raise DataError(f"{path}: domains have different classes: no images in {', '.join(missing[:5])}")
+    if len(classes) < 2:
+        raise DataError(f"{path}: one class only ({classes[0]}), expected at least two")
+
+
+def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Returns at most `limit` items of each domain and class, chosen by the hash of their names."""
+    if limit is None:
+        return list(items)
+    groups: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.domain, item.label), []).append(item)
+    kept = [
+        item for group in groups.values() for item in sorted(group, key=lambda i: seed_hash("limit", i.name))[:limit]
+    ]
+    return sorted(kept, key=lambda item: (item.domain, item.label, item.name))
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Returns the BLAKE3 over names and contents, in order."""
+    total = blake3()
+    for item in items:
+        total.update(f"{item.domain}/{item.label}/{item.name}\n".encode())
+        total.update(blake3(item.read()).digest())
+    return total.hexdigest()
+
+
+def decode(data: bytes, size: int, where: str) -> npt.NDArray[np.uint8]:
+    """Returns one image as (3, size, size), RGB, what is transparent made white."""
+    try:
+        from PIL import Image as images
+        from PIL import UnidentifiedImageError
+    except ImportError as error:
+        raise DependencyMissing("reading images needs Pillow", hint="pip install 'modelgit[vision]'") from error
+    try:
+        with images.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{where}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS} in all")
+            return fitted(image, size)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where}: not an image: {error}") from error
+
+
+def fitted(image: "Image", size: int) -> npt.NDArray[np.uint8]:
+    """Returns the image over white, resized to `size` x `size`."""
+    from PIL import Image as images
+
+    rgba = image.convert("RGBA")
+    over_white = images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if over_white.size != (size, size):
+        over_white = over_white.resize((size, size), images.Resampling.BILINEAR)
+    return np.asarray(over_white).transpose(2, 0, 1)

@@ -1,0 +1,66 @@
+"""Accuracy of a network, domain by domain."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelgit.train.datasets import Integers
+from modelgit.train.features import Features, run_stages
+from modelgit.train.loop import apply_head
+from modelgit.train.models import Network
+
+CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """`correct` of `n` images."""
+
+    correct: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share of correct answers."""
+        return self.correct / self.n
+
+    @property
+    def stderr(self) -> float:
+        """Its binomial standard error."""
+        return math.sqrt(self.value * (1 - self.value) / self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Accuracies on the validation split of each training domain, and on the held-out domain if there is one."""
+
+    validation: Mapping[str, Accuracy]
+    held_out: Accuracy | None
+
+    @property
+    def val_accuracy(self) -> float:
+        """The unweighted mean over training domains: what runs are selected by."""
+        return sum(a.value for a in self.validation.values()) / len(self.validation)
+
+    @property
+    def ood_accuracy(self) -> float | None:
+        """The accuracy on the domain never trained on."""
+        return self.held_out.value if self.held_out else None
+
+
+def class_scores(network: Network, features: Features, indices: Integers, frozen_stages: int) -> Tensor:
+    """Returns the logits (n, classes) of images, from their clean features."""
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(indices), CHUNK):
+            x = features.of(indices[start : start + CHUNK])
+            rows.append(apply_head(network, run_stages(network, x, frozen_stages, None)))
+    return torch.cat(rows)
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
+    """Returns how often the highest score (n, classes) is the label (n,)."""
+    return Accuracy(int((scores.argmax(1) == labels).sum()), len(labels))

@@ -1,0 +1,245 @@
+"""Fine-tuning, probing and scoring as single calls: state in, state out.
+
+A `Workbench` keeps what many calls share: the device, the data sets, the features behind frozen stages.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelgit.errors import DataError, TrainingError
+from modelgit.events import Listener, ignore
+from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.datasets import Dataset, Integers, load_dataset
+from modelgit.train.evaluate import Accuracy, Scores, accuracy, class_scores
+from modelgit.train.features import Features, Place, features, run_stages
+from modelgit.train.loop import Point, Task, fit, freeze
+from modelgit.train.models import Network, build_network, head_tensors
+from modelgit.train.probe import linear_probe
+from modelgit.train.splits import Split, split
+
+NOTHING = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The whole state dict after training (CPU), its curve and scores, and what it was trained on."""
+
+    state: dict[str, Tensor]
+    history: tuple[Point, ...]
+    scores: Scores
+    classes: tuple[str, ...]
+    head: tuple[str, str]
+    data_digest: str
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A data set split, with its features."""
+
+    dataset: Dataset
+    split: Split
+    features: Features
+    labels: Tensor
+
+
+class Workbench:
+    """A device, a folder for features (None: keep them in memory), and the data sets in use."""
+
+    def __init__(
+        self, device: str = "auto", cache: Path | None = None, threads: int = 1, listener: Listener = ignore
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        self.listener = listener
+        self._cache = cache
+        self._datasets: dict[DataConfig, tuple[Dataset, Split]] = {}
+        self._prepared: dict[tuple[object, ...], Features] = {}
+
+    def dataset(self, config: DataConfig) -> tuple[Dataset, Split]:
+        """Returns the data set and its split, loaded once."""
+        if config not in self._datasets:
+            dataset = load_dataset(config)
+            self._datasets[config] = dataset, split(dataset, config)
+        return self._datasets[config]
+
+    def prepare(self, network: Network, data: DataConfig, stages: int, views: int | None) -> Prepared:
+        """Returns the data behind the network's first `stages` stages; `views` None prepares for scoring alone."""
+        dataset, parts = self.dataset(data)
+        clean = np.unique(np.concatenate([*parts.validation.values(), *parts.train.values(), parts.test]))
+        if views is None:
+            clean = np.unique(np.concatenate([*parts.validation.values(), parts.test]))
+        viewed = np.unique(np.concatenate(list(parts.train.values()))) if views is not None else NOTHING
+        place = Place(stages, self.device, self._cache, self.listener)
+        found = features(network, dataset, clean, viewed, views or 0, place)
+        return Prepared(dataset, parts, found, torch.from_numpy(dataset.labels).to(self.device))
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of that name; `auto` is CUDA where there is a GPU.
+
+    Raises:
+        TrainingError: CUDA was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError("CUDA was asked for, and there is no GPU that PyTorch can use", hint="--device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"unknown device '{name}'", hint="--device auto, cpu or cuda") from error
+
+
+def loaded(bench: Workbench, architecture: str, state: Mapping[str, Tensor], classes: int) -> Network:
+    """Returns the network with the state's weights; a head of other classes is left out (zeros stand there).
+
+    Raises:
+        DataError: the state is of another architecture, naming the first tensor that does not fit.
+    """
+    network = build_network(architecture, classes)
+    wanted = network.state_dict()
+    head = head_tensors(network)
+    fitting = {name: tensor for name, tensor in state.items() if name not in head or tensor.shape == wanted[name].shape}
+    filled = {**{name: torch.zeros_like(wanted[name]) for name in head}, **fitting}
+    for name, tensor in wanted.items():
+        got = filled.get(name)
+        if got is None or got.shape != tensor.shape:
+            shape = tuple(got.shape) if got is not None else "none"
+            raise DataError(f"tensor '{name}': {architecture} expects shape {tuple(tensor.shape)}, got {shape}")
+    extra = [name for name in filled if name not in wanted]
+    if extra:
+        raise DataError(f"tensor '{extra[0]}': {architecture} has none of that name")
+    network.load_state_dict(filled)
+    network.to(bench.device)
+    network.eval()
+    return network
+
+
+def probe(
+    bench: Workbench, init: Mapping[str, Tensor], architecture: str, data: DataConfig, config: FineTune
+) -> TrainResult:
+    """Returns the state with a head learned on its own features; everything else is bit for bit as it was."""
+    began = time.monotonic()
+    dataset, _ = bench.dataset(data)
+    network = loaded(bench, architecture, init, len(dataset.classes))
+    ready = bench.prepare(network, data, config.frozen_stages, config.views)
+    set_head(network, ready, config)
+    scores = measure(network, ready, config.frozen_stages)
+    head = dict(zip(head_tensors(network), head_of(network), strict=True))
+    state = {name: t.contiguous() for name, t in {**init, **head}.items()}
+    seconds = time.monotonic() - began
+    names = head_tensors(network)
+    return TrainResult(state, (), scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+
+
+def set_head(network: Network, ready: Prepared, config: FineTune) -> None:
+    """Gives the network the head that linear probing finds."""
+    indices = np.concatenate(list(ready.split.train.values()))
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(indices), 256):
+            x = ready.features.of(indices[start : start + 256])
+            rows.append(run_stages(network, x, config.frozen_stages, None))
+    weight, bias = linear_probe(torch.cat(rows), ready.labels[indices], len(ready.dataset.classes))
+    state = network.state_dict()
+    names = head_tensors(network)
+    network.load_state_dict({**state, names[0]: weight, names[1]: bias})
+
+
+def head_of(network: Network) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of the head, on the CPU."""
+    state = network.state_dict()
+    weight, bias = (state[name].detach().cpu().contiguous() for name in head_tensors(network))
+    return weight, bias
+
+
+def fine_tune(
+    bench: Workbench,
+    init: Mapping[str, Tensor],
+    architecture: str,
+    data: DataConfig,
+    config: FineTune,
+    *,
+    fresh_head: bool,
+) -> TrainResult:
+    """Returns the state after fine-tuning `init` on `data`.
+
+    With `fresh_head` a head is first learned by linear probing for this task (LP-FT, Kumar et al. 2022,
+    arXiv:2202.10054); without, `init` must hold a head for the data's classes.
+
+    Raises:
+        DataError: the data does not fit. TrainingError: the run went wrong.
+    """
+    began = time.monotonic()
+    dataset, _ = bench.dataset(data)
+    network = loaded(bench, architecture, init, len(dataset.classes))
+    check_head(network, init, dataset, fresh_head)
+    ready = bench.prepare(network, data, config.frozen_stages, config.views)
+    freeze(network, config.frozen_stages)
+    if fresh_head:
+        set_head(network, ready, config)
+    task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
+
+    def validate() -> float:
+        return measure(network, ready, config.frozen_stages, test=False).val_accuracy
+
+    history = tuple(fit(network, task, config, validate, bench.listener))
+    scores = measure(network, ready, config.frozen_stages)
+    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    seconds = time.monotonic() - began
+    names = head_tensors(network)
+    return TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+
+
+def check_head(network: Network, init: Mapping[str, Tensor], dataset: Dataset, fresh_head: bool) -> None:
+    """Raises DataError if there must be a head for the classes and is none."""
+    weight = head_tensors(network)[0]
+    got = tuple(init[weight].shape) if weight in init else None
+    expected = (len(dataset.classes), network.feature_size)
+    if not fresh_head and got != expected:
+        hint = "name a step whose head to take: head = …"
+        raise DataError(f"head '{weight}': {dataset.path} needs shape {expected}, the start has {got}", hint=hint)
+
+
+def measure(network: Network, ready: Prepared, frozen_stages: int, *, test: bool = True) -> Scores:
+    """Returns the network's scores on the validation splits and, with `test`, on the held-out domain."""
+
+    def on(indices: Integers) -> Accuracy:
+        return accuracy(class_scores(network, ready.features, indices, frozen_stages), ready.labels[indices])
+
+    held_out = on(ready.split.test) if test and len(ready.split.test) else None
+    return Scores({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a version is: its architecture, and the classes its head knows."""
+
+    architecture: str
+    classes: tuple[str, ...]
+
+
+def score(
+    bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig, frozen_stages: int = 0
+) -> Scores:
+    """Returns the scores of a version.
+
+    With `frozen_stages` what the first stages make of the images is taken from the cache, or put there.
+
+    Raises:
+        DataError: the data set's classes are others.
+    """
+    dataset, _ = bench.dataset(data)
+    if model.classes != dataset.classes:
+        known = ", ".join(model.classes) or "none"
+        raise DataError(f"{dataset.path}: classes {', '.join(dataset.classes)}; the model knows {known}")
+    network = loaded(bench, model.architecture, state, len(dataset.classes))
+    return measure(network, bench.prepare(network, data, frozen_stages, None), frozen_stages)

@@ -51,7 +51,7 @@ class Backend(Protocol):
         """Return the length of a piece in bytes. Raises StoreError when there is none."""
 
     def list(self, prefix: str) -> list[str]:
-        """Return the sorted names of all pieces that start with `prefix`."""
+        """Return the sorted names of all pieces that start with `prefix`, which names a folder."""
 
     def put_if_absent(self, name: str, data: Iterable[Buffer]) -> bool:
         """Store a piece whole and durable; False, and nothing changed, if the name is taken. Raises StorageFull."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from modelgit.errors import CorruptObject, StoreError
 from modelgit.store.backend import Backend
-from modelgit.store.pack import FOOTER, Entry, Index, parse_footer, parse_index
+from modelgit.store.pack import FOOTER, MAGIC, Entry, Index, parse_footer, parse_index, require
 
 SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
 
@@ -52,6 +52,7 @@ def read_index(backend: Backend, name: str) -> Index:
     size = backend.size(name)
     footer = backend.read(name, max(0, size - FOOTER.size), min(size, FOOTER.size))
     offset, length, digest = parse_footer(footer, size, name)
+    require(backend.read(name, 0, len(MAGIC)) == MAGIC, name, "does not begin as a pack of this version")
     return parse_index(memoryview(backend.read(name, offset, length)), offset, digest, name)
 
 

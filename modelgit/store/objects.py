@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from modelgit.errors import MissingObject, StoreError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.store.backend import Backend, DirBackend, translated
-from modelgit.store.catalog import Catalog
+from modelgit.store.catalog import Catalog, Place
 from modelgit.store.codec import TOOLS
 from modelgit.store.draft import PackDraft
-from modelgit.store.identity import FRAME_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
-from modelgit.store.pack import Entry
+from modelgit.store.identity import FRAME_BYTES, HASH_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
+from modelgit.store.pack import ENTRY, FOOTER, MAGIC, Entry, Index
 from modelgit.store.reading import Link, Reader
 from modelgit.store.transforms import Bytes
 from modelgit.store.writing import PackWriter
@@ -241,3 +242,61 @@ class ObjectStore:
     def size_on_disk(self) -> int:
         """Return the bytes of all packs."""
         return sum(self.backend.size(name) for name in self.backend.list("packs/"))
+
+    def fsck(self, *, full: bool = False, listener: Listener = ignore) -> FsckReport:
+        """Look for damage in every pack.
+
+        Quick: structure, checksums of indexes, records and stored frames, and that nothing referred to is absent.
+        `full` also decodes everything and recomputes every id.
+        """
+        packs = self._catalog.packs()
+        problems = [f"{name}: {reason}" for name, reason in sorted(self._catalog.broken().items())]
+        listener(Started("check packs", sum(len(index) for index in packs.values()), "objects"))
+        for name, index in sorted(packs.items()):
+            problems += self._check_pack(name, index, full)
+            listener(Advanced("check packs", len(index), name))
+        listener(Finished("check packs", f"{len(problems)} problems"))
+        objects = {index.id(row) for index in packs.values() for row in range(len(index))}
+        return FsckReport(len(objects), tuple(problems))
+
+    def _check_pack(self, name: str, index: Index, full: bool) -> list[str]:
+        here = {index.id(row): Place(name, index.entry(row)) for row in range(len(index))}
+        reader = Reader(lambda oid: here.get(oid) or self._catalog.find(oid), self.backend.read_into)
+        problems = untiled(name, index, self.backend.size(name))
+        seen = set[int]()
+
+        def look(oid: bytes, check_frames: bool) -> None:
+            try:
+                check_object(reader, oid, check_frames, full)
+            except (StoreError, MissingObject) as error:
+                problems.append(f"{name}: object {oid.hex()}: {error.message}")
+
+        work = list[Callable[[], None]]()
+        for oid, place in here.items():
+            work.append(partial(look, oid, place.entry.offset not in seen))
+            seen.add(place.entry.offset)
+        self.each(work)
+        return sorted(problems)
+
+
+def check_object(reader: Reader, oid: bytes, check_frames: bool, full: bool) -> None:
+    """Check an object's record, its stored frames' checksums, and with `full` its id. Raises CorruptObject."""
+    link = reader.open(oid)
+    lengths = link.record.directory.lengths
+    for number in range(len(lengths) if check_frames else 0):
+        reader.stored(link.record, number, TOOLS.buffer("stored", lengths[number]))
+    for number in range(frame_count(link.size) if full else 0):
+        reader.frame(link, number, TOOLS.buffer("out", frame_size(link.size, number)))
+
+
+def untiled(name: str, index: Index, pack_bytes: int) -> list[str]:
+    """Return a problem for each stretch of a pack that belongs to no record, or to two."""
+    problems, end, table = [], len(MAGIC), index.entries
+    for offset, length in sorted(set(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))):
+        if offset != end:
+            problems.append(f"{name}: records end at {end}, the next starts at {offset}")
+        end = offset + length
+    expected = pack_bytes - FOOTER.size - len(index) * (HASH_BYTES + ENTRY.itemsize)
+    if end != expected:
+        problems.append(f"{name}: records end at {end}, the index starts at {expected}")
+    return problems

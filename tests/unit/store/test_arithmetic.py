@@ -1,0 +1,120 @@
+"""One correct rounding, whatever the values: compared with exact rational arithmetic."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from modelgit.errors import UsageError
+from modelgit.store.arithmetic import finish, linear
+
+FORMATS = {"F32": (24, -149, 127), "F16": (11, -24, 15), "BF16": (8, -133, 127)}  # precision, least exponent, greatest
+BITS = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
+
+
+def nearest(value: Fraction, dtype: str) -> Fraction | None:
+    """Return the value of `dtype` nearest to `value`, ties to even; None for overflow."""
+    precision, least, greatest = FORMATS[dtype]
+    if value == 0:
+        return Fraction(0)
+    size = abs(value)
+    exponent = math.floor(math.log2(size)) if size.denominator < 2**900 and size.numerator < 2**900 else -2000
+    while size >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    while size < Fraction(2) ** exponent:
+        exponent -= 1
+    unit = Fraction(2) ** max(exponent - precision + 1, least)
+    rounded = round(size / unit) * unit
+    if rounded >= Fraction(2) ** (greatest + 1):
+        return None
+    return rounded if value > 0 else -rounded
+
+
+def as_floats(raw: bytes | bytearray, dtype: str) -> npt.NDArray[np.float64]:
+    if dtype == "BF16":
+        bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
+        return bits.view(np.float32).astype(np.float64)
+    return np.frombuffer(raw, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
+
+
+def hard_values() -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    exponents = rng.integers(-160, 130, 4000)
+    values = rng.uniform(1, 2, 4000) * 2.0**exponents * rng.choice([-1, 1], 4000)
+    edges = [0.0, -0.0, 65504.0, 65519.99, 65520.0, 3.3895e38, 3.4e38, 1e-45, 2**-149, 2**-134, 3 * 2**-134, 2**-25]
+    ties = [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-24, 1 + 2**-8 + 2**-40, 1 + 2**-8 - 2**-40]
+    return np.concatenate([values, edges, ties, -np.array(ties)])
+
+
+@pytest.mark.parametrize("dtype", sorted(FORMATS))
+def test_narrowing_equals_the_exact_oracle(dtype: str) -> None:
+    values = hard_values()
+    raw = np.empty(len(values) * np.dtype(BITS[dtype]).itemsize, np.uint8)
+    finish(values, 1.0, dtype, raw)
+    for value, got in zip(values.tolist(), as_floats(raw.tobytes(), dtype).tolist(), strict=True):
+        expected = nearest(Fraction(value), dtype)
+        if expected is None:
+            assert got == math.copysign(math.inf, value)
+        else:
+            assert Fraction(got) == expected, (value, got)
+            assert math.copysign(1, got) == math.copysign(1, value)
+
+
+@pytest.mark.parametrize("dtype", sorted(BITS))
+def test_the_mean_of_one_tensor_with_itself_is_itself(dtype: str) -> None:
+    width = np.dtype(BITS[dtype]).itemsize
+    raw = np.random.default_rng(1).integers(0, 256, 4096 * width, np.uint8)
+    with np.errstate(invalid="ignore"):
+        finite = np.abs(as_floats(raw.tobytes(), dtype)) < 1e300
+    data = raw.view(BITS[dtype])[finite].tobytes() + np.array([0, 1 << (8 * width - 1)], BITS[dtype]).tobytes()
+    assert linear([data, data], [1.0, 1.0], 2.0, dtype) == data
+    assert linear([data], [1.0], 1.0, dtype) == data
+
+
+def test_the_order_given_is_the_order_of_the_sum() -> None:
+    one, big = np.array([1.0]).tobytes(), np.array([1e16]).tobytes()
+    forward = linear([one, one, big], [1.0, 1.0, 1.0], 1.0, "F64")
+    backward = linear([big, one, one], [1.0, 1.0, 1.0], 1.0, "F64")
+    assert np.frombuffer(forward)[0] == 1.0000000000000002e16
+    assert np.frombuffer(backward)[0] == 1e16
+
+
+def test_products_are_rounded_before_they_are_added() -> None:
+    x = np.array([1 + 2.0**-30]).tobytes()
+    minus = np.array([-(1 + 2.0**-29)]).tobytes()
+    got = np.frombuffer(linear([x, minus], [1 + 2.0**-30, 1.0], 1.0, "F64"))[0]
+    assert got == 0.0  # a fused multiply-add would leave 2**-60
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quiet"), [("F64", 0x7FF8 << 48), ("F32", 0x7FC00000), ("F16", 0x7E00), ("BF16", 0x7FC0)]
+)
+def test_every_nan_is_the_same_and_infinities_stay(dtype: str, quiet: int) -> None:
+    exponent = {"F64": 0x7FF << 52, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[dtype]
+    sign = 1 << (8 * np.dtype(BITS[dtype]).itemsize - 1)
+    data = np.array([exponent, exponent | sign, exponent | 1, exponent | sign | 5], BITS[dtype]).tobytes()
+    got = np.frombuffer(linear([data], [2.0], 1.0, dtype), BITS[dtype]).tolist()
+    assert got == [exponent, exponent | sign, quiet, quiet]
+    opposite = np.array([exponent | sign, exponent, 0, 0], BITS[dtype]).tobytes()
+    assert np.frombuffer(linear([data, opposite], [1.0, 1.0], 1.0, dtype), BITS[dtype]).tolist()[:2] == [quiet, quiet]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "coefficients", "divisor", "dtype"),
+    [
+        ([], [], 1.0, "F32"),
+        ([b"\0" * 4], [1.0, 2.0], 1.0, "F32"),
+        ([b"\0" * 4, b"\0" * 8], [1.0, 1.0], 1.0, "F32"),
+        ([b"\0" * 3], [1.0], 1.0, "F32"),
+        ([b"\0" * 4], [1.0], 0.0, "F32"),
+        ([b"\0" * 4], [math.nan], 1.0, "F32"),
+        ([b"\0" * 4], [1.0], 1.0, "I32"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(
+    inputs: list[bytes], coefficients: list[float], divisor: float, dtype: str
+) -> None:
+    with pytest.raises(UsageError):
+        linear(inputs, coefficients, divisor, dtype)

@@ -5,7 +5,9 @@ normalisation keeps its running statistics as they came (the paper's protocol): 
 averaging weights stays well defined.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn import functional
 from modelgit.errors import DataError, RecipeError
 
 Stage = Callable[[Tensor], Tensor]
+SMALL = 64  # pixels up to which convolutions are done as matrix products
 
 
 class Same(nn.Conv2d):
@@ -26,15 +29,54 @@ class Same(nn.Conv2d):
 
 
 def convolve(x: Tensor, conv: Same, norm: nn.BatchNorm2d) -> Tensor:
-    """Returns norm(conv(x)) with the running statistics: as one convolution by scaled weights."""
+    """Returns norm(conv(x)) with the running statistics, (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
+
+    The statistics are fixed, so the norm scales the weights and adds a shift: one linear map, gradients to all of it.
+    Small pictures go through matrix products: the library's gradient of a depthwise convolution on 4 x 4 pixels is ten
+    times slower. Those products want channels outermost in memory, and elementwise steps keep them so.
+    """
     assert norm.running_mean is not None and norm.running_var is not None  # batch norms are made with statistics
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    if x.shape[2] * x.shape[3] <= SMALL and conv.groups == conv.in_channels:
+        return depthwise(x, weight.flatten(1), conv, shift)
+    if x.shape[2] * x.shape[3] <= SMALL and conv.kernel_size == (1, 1):
+        return pointwise(x, weight.flatten(1), shift)
     left, right = conv.margin
-    padding = left if left == right else 0
     if left != right:
         x = functional.pad(x, (left, right, left, right))
-    return functional.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), shift, conv.stride, padding, 1, conv.groups)
+    return functional.conv2d(x, weight, shift, conv.stride, left if left == right else 0, 1, conv.groups)
+
+
+def pointwise(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """Returns the 1 x 1 convolution of x (n, c, h, w) with weight (o, c), as one matrix product."""
+    n, c, h, w = x.shape
+    flat = x.transpose(0, 1).reshape(c, n * h * w)
+    return torch.addmm(shift.unsqueeze(1), weight, flat).view(-1, n, h, w).transpose(0, 1)
+
+
+def depthwise(x: Tensor, weight: Tensor, conv: Same, shift: Tensor) -> Tensor:
+    """Returns the depthwise convolution of x (n, c, h, w) with weight (c, k * k): one matrix for each channel."""
+    n, c, h, w = x.shape
+    stride = conv.stride[0]
+    places = neighbours(h, w, conv.kernel_size[0], stride, conv.margin[0]).to(x.device)  # (k * k, pixels in * out)
+    maps = (weight @ places).view(c, h * w, -1)
+    flat = x.transpose(0, 1).reshape(c, n, h * w)
+    y = torch.baddbmm(shift.view(c, 1, 1), flat, maps)
+    return y.view(c, n, h // stride, w // stride).transpose(0, 1)
+
+
+@lru_cache(maxsize=64)
+def neighbours(h: int, w: int, kernel: int, stride: int, margin: int) -> Tensor:
+    """Returns (k * k, h * w * out) zeros and ones: which input pixel each kernel tap of each output pixel reads."""
+    rows, columns = h // stride, w // stride
+    found = torch.zeros(kernel * kernel, h, w, rows, columns)
+    for row, column, i, j in itertools.product(range(rows), range(columns), range(kernel), range(kernel)):
+        y, x = row * stride + i - margin, column * stride + j - margin
+        if 0 <= y < h and 0 <= x < w:
+            found[i * kernel + j, y, x, row, column] = 1
+    return found.flatten(1)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from modelgit.errors import StorageFull, StoreError
 from modelgit.store.identity import Buffer
 
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NEWBORN_S = 60.0
 PARTS_AT_ONCE = 512  # buffers a gathering write may take
 
 
@@ -174,7 +176,8 @@ def remove_abandoned(folder: Path) -> None:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(handle).st_size:  # an empty one may be about to be locked
+                found = os.fstat(handle)  # an empty new one may be about to be locked
+                if found.st_size or time.time() - found.st_mtime > NEWBORN_S:
                     path.unlink()
             finally:
                 os.close(handle)

@@ -42,8 +42,11 @@ def element_bytes(dtype: str, size_bytes: int) -> int:
 
 def delta_base(link: Link | None) -> Link | None:
     """Return what to store a difference to: the object, or what its chain stands on when that is long or costly."""
-    if link is None or is_cheap(link):
-        return link
+    return link if link is None or is_cheap(link) else chain_root(link)
+
+
+def chain_root(link: Link) -> Link:
+    """Return the object at the end of an object's differences (and combinations' first terms)."""
     while (below := parent_of(link)) is not None:
         link = below
     return link
@@ -399,6 +402,8 @@ class PackWriter:
 
     def _flush(self, bundle: Bundle) -> None:
         data = np.frombuffer(bundle.data, np.uint8)
+        if link_cost(tuple(bundle.parents)) > BUNDLE_COST_CAP:
+            bundle.parents = [chain_root(link) for link in bundle.parents]
         delta = bool(bundle.parents) and link_cost(tuple(bundle.parents)) <= BUNDLE_COST_CAP
         if not len(data):
             self._pipeline.after(lambda: self._take_bundle(bundle, False, []))

@@ -127,6 +127,22 @@ def test_small_tensors_share_records_and_differences(store: ObjectStore) -> None
     assert store.closure(oids[:1]) == {oids[0], *parents}
 
 
+def test_small_children_of_many_recipes_hang_on_what_those_stand_on(store: ObjectStore) -> None:
+    base = [bf16(1000, seed=i) for i in range(100)]
+    with store.begin() as pack:
+        roots = [pack.add_tensor(data, "BF16") for data in base]
+        pack.commit()
+    with store.begin() as pack:
+        soups = [pack.add_linear([(oid, 1.01)], 1.0, "BF16", 2000) for oid in roots]
+        pack.commit()
+    child = [bf16(1000, seed=i, steps=1) for i in range(100)]
+    with store.begin() as pack:
+        oids = [pack.add_tensor(data, "BF16", soup) for data, soup in zip(child, soups, strict=True)]
+        pack.commit()
+    assert [store.read(oid) for oid in oids] == child
+    assert set(store.info(oids[0]).parents) == set(roots)
+
+
 def test_the_same_object_is_stored_once(store: ObjectStore) -> None:
     big, small = bf16(5 * MIB), bf16(100)
     with store.begin() as pack:

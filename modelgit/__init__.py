@@ -1,5 +1,37 @@
-"""git for weights."""
+"""git for weights: clone, commit and merge models as we do software.
+
+>>> repo = modelgit.Repository(".")                             # doctest: +SKIP
+>>> repo.commit(model.state_dict(), message="First version")    # doctest: +SKIP
+>>> repo.load("main")["layer.0.weight"]                         # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING
 
 from modelgit.version import VERSION as __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from modelgit.errors import ModelgitError
+    from modelgit.porcelain.merging import Choices
+    from modelgit.porcelain.python import Repository, Weights
+
+__all__ = ["Choices", "ModelgitError", "Repository", "Weights", "__version__"]
+
+# Loaded on first use: `import modelgit` alone is quick.
+HOMES = {
+    "Choices": "modelgit.porcelain.merging",
+    "ModelgitError": "modelgit.errors",
+    "Repository": "modelgit.porcelain.python",
+    "Weights": "modelgit.porcelain.python",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in HOMES:
+        raise AttributeError(f"module 'modelgit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})

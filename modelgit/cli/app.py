@@ -1,0 +1,160 @@
+"""The command line: its commands, its global options, and how errors become messages and exit codes."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Protocol, runtime_checkable
+
+import typer
+
+from modelgit.cli import handed_on, history, objects
+from modelgit.cli.output import Output
+from modelgit.cli.session import Session
+from modelgit.errors import ModelgitError, StorageFull, UsageError
+from modelgit.version import VERSION
+
+INTERRUPTED, INTERNAL, BROKEN_PIPE = 130, 70, 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@runtime_checkable
+class ParserError(Protocol):
+    """The parser's own errors, whose common class has no public name."""
+
+    exit_code: int
+
+    def format_message(self) -> str:
+        """Returns what is wrong with the arguments."""
+
+
+def new_app() -> typer.Typer:
+    """Returns the application with every command."""
+    app = typer.Typer(
+        name="modelgit",
+        help="git for weights: clone, commit and merge models as we do software.",
+        epilog="Branches, tags and the like are git's: modelgit hands them on (modelgit branch, modelgit tag, …).",
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    history.register(app)
+    objects.register(app)
+    register_learning(app)
+    return app
+
+
+def register_learning(app: typer.Typer) -> None:
+    """Adds `run` and `evaluate`."""
+    if find_spec("modelgit.cli.learn") is not None:
+        import_module("modelgit.cli.learn").register(app)
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        sys.stdout.write(f"modelgit {VERSION}\n")
+        raise typer.Exit
+
+
+def change_directory(path: str) -> None:
+    """Works in another directory, as `git -C` does."""
+    if not path:
+        return
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise UsageError(f"-C {path}: {error.strerror}") from error
+
+
+def options(
+    directory: Annotated[str, typer.Option("-C", metavar="DIR", help="Run as if started in DIR.")] = "",
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error arose.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """git for weights: clone, commit and merge models as we do software."""
+    change_directory(directory)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    session = Session(Output(sys.stdout, sys.stderr, json="--json" in words))
+    try:
+        return carry_out(words, session)
+    except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code
+        return explain(error, session.out, debug="--debug" in words)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def carry_out(words: list[str], session: Session) -> int:
+    """Returns the exit code of a command line, handing git's own verbs to git."""
+    verb = handed_on.verb_at(words)
+    if verb is not None and words[verb] in handed_on.VERBS | handed_on.REWRITING:
+        change_directory(handed_on.directory_of(words[:verb]))
+        code = handed_on.run_git(words[verb:])
+        return code or fill_in(session)
+    app = new_app()
+    if verb is not None:
+        handed_on.check_verb(words[verb], command_names(app))
+    code = app(args=words, obj=session, prog_name="modelgit", standalone_mode=False)
+    if code == INTERRUPTED:
+        sys.stderr.write("interrupted\n")
+    return code if isinstance(code, int) else 0
+
+
+def fill_in(session: Session) -> int:
+    """Writes the weight files where git has left manifests."""
+    from modelgit.porcelain.work import fill_in
+
+    session.speak(as_json=False, quiet=False)
+    fill_in(session.repo(), session.listener)
+    return 0
+
+
+def command_names(app: typer.Typer) -> list[str]:
+    """Returns the names of all commands that people may use."""
+    return [info.name for info in app.registered_commands if info.name and not info.hidden]
+
+
+def explain(error: Exception, out: Output, *, debug: bool) -> int:
+    """Says what went wrong, and returns the exit code for it."""
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more; say nothing at exit either
+        return BROKEN_PIPE
+    known = translated(error)
+    out.error(known)
+    return known.exit_code
+
+
+def translated(error: Exception) -> ModelgitError:
+    """Returns the error as one of ours."""
+    if isinstance(error, ModelgitError):
+        return error
+    if isinstance(error, ParserError):
+        return UsageError(error.format_message(), hint="see modelgit COMMAND --help")
+    if isinstance(error, typer.Abort):
+        return UsageError("stopped")
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return StorageFull(f"{where}{error.strerror}", hint="free some space, or check the permissions, and try again")
+    return ModelgitError(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="run the command with --debug and report what it shows: modelgit --debug COMMAND",
+    )

@@ -1,0 +1,226 @@
+"""Commands of every day: versions in, history out, other versions, merges."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from modelgit.cli.command import command
+from modelgit.cli.session import Session
+from modelgit.cli.words import Force, Message, Rev, Revs, choice, numbers, pairs
+from modelgit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.comparing import Difference
+    from modelgit.porcelain.merging import Choices, Merged
+    from modelgit.porcelain.versions import History, VersionReport
+    from modelgit.porcelain.work import Added, CheckedOut, Committed
+    from modelgit.repo.worktree import Status
+
+EVERY_DAY = "Versions"
+LOOKING = "Looking"
+MERGING = "Merging"
+POLICY = "Where models do not match"
+
+
+def register(app: typer.Typer) -> None:
+    """Enters the commands into the application."""
+
+    @command(app, "import", panel=EVERY_DAY)
+    def import_(
+        session: Session,
+        source: Annotated[Path, typer.Argument(help="A .safetensors file, a .pt/.bin checkpoint, a folder.")],
+        message: Message = None,
+        path: Annotated[str, typer.Option("--path", help="What a single file is called.")] = "model.safetensors",
+    ) -> "Committed":
+        """Commit a model from elsewhere.
+
+        A safetensors file, a PyTorch checkpoint (never unpickled), or a Hugging Face folder with all its files.
+        """
+        from modelgit.porcelain.importing import import_model
+
+        return import_model(session.repo(), source, message, path=path, listener=session.listener)
+
+    @command(app, "add", panel=EVERY_DAY)
+    def add(
+        session: Session, paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files of the work tree.")]
+    ) -> "Added":
+        """Take files into the next commit.
+
+        Weight files need no add; other new files do.
+        """
+        from modelgit.porcelain import work
+
+        return work.add(session.repo(), paths, session.listener)
+
+    @command(app, "commit", panel=EVERY_DAY)
+    def commit(session: Session, message: Message = None) -> "Committed":
+        """Commit the changes of the work tree.
+
+        That is what was added, changed files, and new weight files. Tensors that changed are stored as lossless
+        differences to the parent's.
+        """
+        from modelgit.porcelain import work
+
+        if message is None:
+            raise UsageError("a commit needs a message", hint='say what changed: -m "…"')
+        return work.commit(session.repo(), message, session.listener)
+
+    @command(app, "status", panel=EVERY_DAY)
+    def status(session: Session) -> "Status":
+        """Show what differs from HEAD.
+
+        Files, and the tensors in them.
+        """
+        from modelgit.porcelain import work
+
+        return work.status(session.repo())
+
+    @command(app, "checkout", panel=EVERY_DAY)
+    def checkout(session: Session, rev: Rev = "HEAD", force: Force = False) -> "CheckedOut":
+        """Make the work tree a version.
+
+        Without REV, write weight files where plain git has left manifests.
+        """
+        from modelgit.porcelain import work
+
+        return work.checkout(session.repo(), rev, force=force, listener=session.listener)
+
+    @command(app, "switch", panel=EVERY_DAY)
+    def switch(
+        session: Session,
+        branch: Annotated[str, typer.Argument(metavar="BRANCH", help="The branch to go to.")],
+        start: Annotated[str | None, typer.Argument(metavar="START", help="Where a new branch begins.")] = None,
+        create: Annotated[bool, typer.Option("-c", "--create", help="Make the branch first.")] = False,
+        force: Force = False,
+    ) -> "CheckedOut":
+        """Go to a branch, its files with it."""
+        from modelgit.porcelain import work
+
+        if create:
+            return work.create_branch(session.repo(), branch, start, session.listener)
+        if start is not None:
+            raise UsageError("a start is for a new branch", hint=f"modelgit switch -c {branch} {start}")
+        return work.switch(session.repo(), branch, force=force, listener=session.listener)
+
+    @command(app, "log", panel=LOOKING)
+    def log(
+        session: Session,
+        revs: Annotated[list[str] | None, typer.Argument(metavar="REV", help="Where to begin [default: HEAD].")] = None,
+        limit: Annotated[int | None, typer.Option("-n", "--max-count", min=1, help="Show at most so many.")] = None,
+        everything: Annotated[bool, typer.Option("--all", help="Begin at every branch and tag.")] = False,
+        graph: Annotated[bool, typer.Option("--graph", help="Draw lines from versions to their parents.")] = False,
+    ) -> "History":
+        """List versions, newest first.
+
+        Says what they are, how they were merged, what they scored.
+        """
+        from modelgit.porcelain import versions
+
+        return versions.log(session.repo(), revs or ["HEAD"], limit=limit, everything=everything, graph=graph)
+
+    @command(app, "show", panel=LOOKING)
+    def show(session: Session, rev: Rev = "HEAD") -> "VersionReport":
+        """Show what one version holds.
+
+        Its files, tensors and parameters, its record, its scores.
+        """
+        from modelgit.porcelain import versions
+
+        return versions.show(session.repo(), rev)
+
+    @command(app, "diff", panel=LOOKING)
+    def diff(
+        session: Session,
+        old: Annotated[str, typer.Argument(metavar="A", help="The version before.")],
+        new: Annotated[str, typer.Argument(metavar="B", help="The version after.")] = "HEAD",
+        stat: Annotated[bool, typer.Option("--stat", help="Sum up by layer, not by tensor.")] = False,
+        depth: Annotated[int, typer.Option("--depth", min=1, help="How many parts of a name make a layer.")] = 2,
+    ) -> "Difference":
+        """Compare two versions, tensor by tensor.
+
+        For each the share of elements that changed, the relative norm of the change, the cosine of old and new.
+        """
+        from modelgit.porcelain import comparing
+
+        return comparing.diff(session.repo(), old, new, depth=depth if stat else 0, listener=session.listener)
+
+    register_merge(app)
+
+
+def register_merge(app: typer.Typer) -> None:
+    """Enters the command `merge`."""
+
+    @command(app, "merge", panel=MERGING)
+    def merge(
+        session: Session,
+        revs: Revs,
+        message: Message = None,
+        method: Annotated[str, typer.Option("--method", help="linear, task_arithmetic, ties, slerp …")] = "linear",
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
+        ] = None,
+        weights: Annotated[
+            str | None, typer.Option("--weights", metavar="0.5,0.3,…", help="One for each head, HEAD's first.")
+        ] = None,
+        base: Annotated[
+            str | None, typer.Option("--base", metavar="REV", help="In place of the common ancestor.")
+        ] = None,
+        no_ff: Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")
+        ] = False,
+        gates: Annotated[
+            list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
+        ] = None,
+        data: Annotated[
+            str | None, typer.Option("--on", metavar="DATA", help="What the gates are measured on.")
+        ] = None,
+        on_missing: Annotated[
+            str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
+        ] = "error",
+        heads: Annotated[
+            str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)
+        ] = "error",
+        head_names: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--head-name", metavar="NAME", help="A classifier's tensor or module; repeat.", rich_help_panel=POLICY
+            ),
+        ] = None,
+        integers: Annotated[
+            str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)
+        ] = "ours",
+        files: Annotated[
+            str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)
+        ] = "error",
+    ) -> "Merged":
+        """Average versions into the branch you are on.
+
+        What takes part are the independent heads among HEAD and those named; the base is their common ancestor. The
+        merge commit has all of them as parents, and can be recomputed (verify --rerun). A gate that fails ends with
+        exit code 1, nothing changed.
+        """
+        from modelgit.porcelain.merging import Request
+        from modelgit.porcelain.merging import merge as merge_versions
+
+        choices = merge_choices(
+            method=method,
+            settings=pairs(settings or (), "--set"),
+            weights=numbers(weights, "--weights"),
+            base=base,
+            on_missing=choice(on_missing, ("error", "keep", "drop"), "--on-missing"),
+            heads=choice(heads, ("error", "drop", "ours"), "--heads"),
+            head_names=tuple(head_names or ()),
+            integers=choice(integers, ("ours", "error"), "--integers"),
+            files=choice(files, ("error", "ours"), "--files"),
+        )
+        request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data)
+        return merge_versions(session.repo(), request, session.listener)
+
+
+def merge_choices(**choices: object) -> "Choices":
+    """Returns the choices, whose words were checked one by one."""
+    from modelgit.porcelain.merging import Choices
+
+    return Choices(**cast("dict[str, Any]", choices))

@@ -1,0 +1,160 @@
+"""Commands about repositories and objects: making, sharing, checking, taking out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelgit.cli.command import command
+from modelgit.cli.session import Session
+from modelgit.cli.words import Remote, Rev
+from modelgit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.checking import Checked, Verified
+    from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+
+SHARING = "Repositories and sharing"
+TRUST = "Trust"
+
+
+def register(app: typer.Typer) -> None:
+    """Enters the commands into the application."""
+    register_repositories(app)
+    register_transfers(app)
+    register_checks(app)
+    register_plumbing(app)
+
+
+def register_repositories(app: typer.Typer) -> None:
+    """Enters `init`, `clone`, `export`."""
+
+    @command(app, "init", panel=SHARING)
+    def init(
+        session: Session,
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Its folder.")] = Path(),
+        bare: Annotated[bool, typer.Option("--bare", help="Without a work tree: to push to.")] = False,
+        branch: Annotated[str, typer.Option("--initial-branch", "-b", help="The first branch.")] = "main",
+    ) -> "Initialised":
+        """Make a repository.
+
+        An existing git repository is set up for weights.
+        """
+        from modelgit.porcelain import sharing
+
+        return sharing.init(directory, bare=bare, branch=branch)
+
+    @command(app, "clone", panel=SHARING)
+    def clone(
+        session: Session,
+        url: Annotated[str, typer.Argument(metavar="URL", help="A path, or file://PATH.")],
+        directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="Where to.")] = None,
+        branch: Annotated[str | None, typer.Option("--branch", "-b", help="The branch to go to.")] = None,
+    ) -> "Cloned":
+        """Copy a repository.
+
+        History, objects, and the files of one branch, byte for byte.
+        """
+        from modelgit.porcelain import sharing
+
+        return sharing.clone(url, directory, branch=branch, listener=session.listener)
+
+    @command(app, "export", panel=SHARING)
+    def export(
+        session: Session,
+        rev: Rev,
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    ) -> "Exported":
+        """Write a version into a plain folder.
+
+        Its files, byte for byte, and nothing else.
+        """
+        from modelgit.porcelain import sharing
+
+        return sharing.export(session.repo(), rev, directory, session.listener)
+
+
+def register_transfers(app: typer.Typer) -> None:
+    """Enters `push`, `pull`, `fetch`."""
+
+    @command(app, "push", panel=SHARING)
+    def push(
+        session: Session,
+        remote: Remote = None,
+        branches: Annotated[
+            list[str] | None, typer.Argument(metavar="BRANCH", help="What to send [default: the branch you are on].")
+        ] = None,
+    ) -> "Transferred":
+        """Send branches to a remote.
+
+        Objects that it lacks go first, then the history.
+        """
+        from modelgit.porcelain import sharing
+
+        return sharing.push(session.repo(), remote, branches or [], session.listener)
+
+    @command(app, "pull", panel=SHARING)
+    def pull(session: Session, remote: Remote = None) -> "Transferred":
+        """Fetch, and move your branch forward."""
+        from modelgit.porcelain import sharing
+
+        return sharing.pull(session.repo(), remote, session.listener)
+
+    @command(app, "fetch", panel=SHARING)
+    def fetch(session: Session, remote: Remote = None) -> "Transferred":
+        """Bring a remote's branches here.
+
+        Tags too, and the objects they need; your branches and files stay as they are.
+        """
+        from modelgit.porcelain import sharing
+
+        return sharing.fetch(session.repo(), remote, session.listener)
+
+
+def register_checks(app: typer.Typer) -> None:
+    """Enters `verify`, `fsck`."""
+
+    @command(app, "verify", panel=TRUST)
+    def verify(
+        session: Session,
+        rev: Rev = "HEAD",
+        rerun: Annotated[bool, typer.Option("--rerun", help="Recompute the merge and compare every id.")] = False,
+    ) -> "Verified":
+        """Check that a merge is what it says.
+
+        Recomputes it from the inputs recorded in the commit. Exit code 1 if any id differs.
+        """
+        from modelgit.porcelain import checking
+
+        if not rerun:
+            hint = f"recompute a merge: modelgit verify --rerun {rev}"
+            raise UsageError("verify needs to be told what to verify", hint=hint)
+        return checking.verify(session.repo(), rev, session.listener)
+
+    @command(app, "fsck", panel=TRUST)
+    def fsck(
+        session: Session,
+        full: Annotated[bool, typer.Option("--full", help="Recompute the id of every object.")] = False,
+    ) -> "Checked":
+        """Check that all objects are sound.
+
+        Every object that any version needs must be there. Exit code 1 if not.
+        """
+        from modelgit.porcelain import checking
+
+        return checking.fsck(session.repo(), full=full, listener=session.listener)
+
+
+def register_plumbing(app: typer.Typer) -> None:
+    """Enters what git calls, out of people's sight."""
+    plumbing = typer.Typer(hidden=True, help="What git calls.")
+    app.add_typer(plumbing, name="plumbing")
+
+    @plumbing.command("clean", hidden=True)
+    def clean() -> None:
+        """Read a weight file on stdin, store it, write its manifest to stdout."""
+        import sys
+
+        from modelgit.porcelain import sharing
+
+        sharing.clean(Path.cwd(), sys.stdin.buffer, sys.stdout.buffer)

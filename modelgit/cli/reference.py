@@ -1,0 +1,109 @@
+"""Writes docs/reference/cli.md: every command, its options, the JSON object it prints.
+
+`python -m modelgit.cli.reference > docs/reference/cli.md`
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from collections.abc import Iterator
+
+from modelgit.cli import handed_on
+from modelgit.cli.app import new_app
+
+HOMES = (
+    "modelgit.porcelain.versions",
+    "modelgit.porcelain.work",
+    "modelgit.porcelain.merging",
+    "modelgit.porcelain.comparing",
+    "modelgit.porcelain.checking",
+    "modelgit.porcelain.sharing",
+    "modelgit.repo.worktree",
+)
+HEADING = """# Commands
+
+Written by `python -m modelgit.cli.reference`; a test fails when it is stale.
+
+Results go to standard output; progress, warnings, hints and errors to standard error. Text is styled on a terminal
+and plain when piped; `NO_COLOR` is obeyed. Exit codes are listed in [errors.md](errors.md).
+
+Every command takes `--json` (one JSON object on standard output, progress as JSON lines on standard error, an error as
+the object `{"schema": 1, "error": {"kind", "message", "hint", "exit_code", "conflicts"?}}`) and `--quiet` (ids alone).
+Before the command stand `-C DIR` (run as if started in DIR), `--debug` (show where in the code an error arose) and
+`--version`.
+"""
+
+
+def reference() -> str:
+    """Returns the page."""
+    app = new_app()
+    sections = [section(info) for info in app.registered_commands if not info.hidden]
+    return "\n".join([HEADING, *sections, git_section()])
+
+
+def section(info: object) -> str:
+    """Returns the section of one command."""
+    name, run, text = getattr(info, "name", ""), getattr(info, "callback", None), getattr(info, "help", "")
+    rows = [f"## modelgit {name}", "", " ".join(str(text).split()), ""]
+    signature = inspect.signature(run) if run is not None else inspect.Signature()
+    rows += ["| | | default |", "|---|---|---|"]
+    rows += [row for parameter in signature.parameters.values() for row in parameter_row(parameter)]
+    rows += ["", *json_rows(run), ""]
+    return "\n".join(rows)
+
+
+def parameter_row(parameter: inspect.Parameter) -> Iterator[str]:
+    """Yields a parameter's line in the table; none for what every command has."""
+    if parameter.name in ("context", "as_json", "quiet"):
+        return
+    kind, info = typing.get_args(parameter.annotation)[:2]
+    declared = (
+        [info.default, *(info.param_decls or ())] if isinstance(info.default, str) else list(info.param_decls or ())
+    )
+    if type(info).__name__ == "ArgumentInfo":
+        word = info.metavar or parameter.name.upper()
+    else:
+        word = ", ".join(declared) or f"--{parameter.name.replace('_', '-')}"
+        word += "" if kind is bool else f" {info.metavar or ''}".rstrip()
+    default = "" if parameter.default in (inspect.Parameter.empty, None, False) else f"`{parameter.default}`"
+    yield f"| `{word.replace('|', chr(92) + '|')}` | {str(info.help).replace('|', chr(92) + '|')} | {default} |"
+
+
+def json_rows(run: object) -> Iterator[str]:
+    """Yields what the command's JSON object holds, from the dataclass it returns."""
+    name = getattr(run, "returns", None)
+    found = [home for home in map(importlib.import_module, homes()) if hasattr(home, str(name))]
+    result = getattr(found[0], str(name)) if found else None
+    if result is None:
+        return
+    fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(result))
+    yield f"`--json`: `schema`, {fields}. {' '.join((inspect.getdoc(result) or '').split())}"
+
+
+def homes() -> tuple[str, ...]:
+    """Returns the modules that hold results; those of commands that come from other files say so themselves."""
+    if importlib.util.find_spec("modelgit.cli.learn") is None:
+        return HOMES
+    return (*HOMES, *getattr(importlib.import_module("modelgit.cli.learn"), "RESULT_HOMES", ()))
+
+
+def git_section() -> str:
+    """Returns the section on git's verbs."""
+    handed = ", ".join(f"`{verb}`" for verb in sorted(handed_on.VERBS | handed_on.REWRITING))
+    refused = "\n".join(f"| `{verb}` | {hint} |" for verb, hint in sorted(handed_on.REFUSED.items()))
+    return (
+        "## Git's own verbs\n\nHanded on to git as they are, with git's exit code: "
+        f"{handed}.\n\nNot yet commands of modelgit; git would treat manifests as text:\n\n| | instead |\n|---|---|\n{refused}\n"
+    )
+
+
+def main() -> None:
+    """Writes the page to stdout."""
+    sys.stdout.write(reference())
+
+
+if __name__ == "__main__":
+    main()

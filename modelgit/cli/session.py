@@ -1,0 +1,32 @@
+"""What a command is given besides its arguments: where to speak, and the repository it runs in."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgit.cli.output import Output
+from modelgit.events import Listener, ignore
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of the command line; --json and --quiet are known once the command is."""
+
+    out: Output
+    listener: Listener = field(default=ignore)
+
+    def speak(self, *, as_json: bool, quiet: bool) -> None:
+        """Takes the manner in which the command is to speak."""
+        from modelgit.cli.progress import listener_for
+
+        self.out = replace(self.out, json=as_json, quiet=quiet)
+        self.listener = listener_for(self.out.stderr, as_json=as_json, quiet=quiet)
+
+    def repo(self) -> "Repository":
+        """Returns the repository around the working directory. Raises RepositoryError."""
+        from modelgit.porcelain.sharing import open_repository
+
+        return open_repository(Path.cwd())

@@ -1,0 +1,342 @@
+"""How each kind of result looks to people, and which ids stand for it with --quiet."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelgit.cli.blocks import (
+    Block,
+    Line,
+    Span,
+    Table,
+    bytes_text,
+    count_text,
+    faint,
+    identity,
+    line,
+    strong,
+)
+from modelgit.cli.output import View
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.checking import Checked, Verified
+    from modelgit.porcelain.comparing import Difference
+    from modelgit.porcelain.merging import Merged
+    from modelgit.porcelain.scorebook import Score
+    from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+    from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
+    from modelgit.porcelain.work import Added, CheckedOut, Committed
+    from modelgit.repo.worktree import Change, Status
+
+SHOWN = 12
+VIEWS: dict[str, View] = {}
+Blocks = Callable[[Any], Iterable[Block]]
+
+
+def view(kind: str, ids: Callable[[Any], Iterable[str]]) -> Callable[[Blocks], Blocks]:
+    """Enters the decorated function as the view of results of the class called `kind`."""
+
+    def register(blocks: Blocks) -> Blocks:
+        VIEWS[kind] = View(blocks, ids)
+        return blocks
+
+    return register
+
+
+def view_of(value: object) -> View:
+    """Returns the view of a result."""
+    return VIEWS[type(value).__name__]
+
+
+# ---------------------------------------------------------------------------------------------------- versions
+
+
+@view("Initialised", lambda result: [result.path])
+def initialised(result: "Initialised") -> Iterator[Block]:
+    """A new repository."""
+    kind = "bare repository" if result.bare else "repository"
+    yield line(f"{kind.capitalize()} ready for weights in ", strong(result.path), f", on branch {result.branch}")
+
+
+@view("Committed", lambda result: [result.commit])
+def committed(result: "Committed") -> Iterator[Block]:
+    """A new version."""
+    where = result.branch or "detached HEAD"
+    yield line(f"[{where} ", identity(result.commit), f"] {result.subject}")
+    counts = ((result.changed, "changed"), (result.added, "new"), (result.removed, "removed"), (result.same, "shared"))
+    told = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "none"
+    yield line(
+        faint(
+            f"  tensors: {told}; {bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"
+        )
+    )
+
+
+@view("Added", lambda result: result.paths)
+def added(result: "Added") -> Iterator[Block]:
+    """Files for the next commit."""
+    yield line(f"{count_text(len(result.paths), 'file')} added: {', '.join(result.paths)}")
+
+
+@view("CheckedOut", lambda result: [result.commit])
+def checked_out(result: "CheckedOut") -> Iterator[Block]:
+    """Where the work tree is now."""
+    if result.branch is None:
+        yield line("At ", identity(result.commit), ", which is no branch's")
+    else:
+        at = [" at ", identity(result.commit)] if result.commit else []
+        verb = "On new branch" if result.created else "On branch"
+        yield line(f"{verb} ", strong(result.branch), *at)
+
+
+@view("Status", lambda result: [change.path for change in result.changes])
+def status(result: "Status") -> Iterator[Block]:
+    """What differs from HEAD."""
+    at = identity(result.head) if result.head else Span("no commits yet")
+    yield line("On ", strong(result.branch), " at ", at) if result.branch else line("At ", at, ", which is no branch's")
+    if not result.changes and not result.untracked:
+        yield line("Nothing has changed")
+    for change in result.changes:
+        yield line("  ", Span(f"{change.kind:9}", "changed"), change.path, faint(tensor_summary(change)))
+        yield from tensor_lines(change)
+    for path in result.untracked[:SHOWN]:
+        yield line("  ", faint("untracked"), " ", path)
+    if len(result.untracked) > SHOWN:
+        yield line("  ", faint(f"and {len(result.untracked) - SHOWN} more untracked files"))
+
+
+def tensor_summary(change: "Change") -> str:
+    """Returns how many tensors of a weight file changed."""
+    if change.problem:
+        return f"  cannot be read: {change.problem}"
+    if change.tensors is None:
+        return ""
+    diff = change.tensors
+    counts = (
+        (len(diff.changed), "changed"),
+        (len(diff.added), "new"),
+        (len(diff.removed), "removed"),
+        (diff.same, "same"),
+    )
+    return f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count) or 'none'}"
+
+
+def tensor_lines(change: "Change") -> Iterator[Line]:
+    """Yields the names of the tensors that changed, the first of them."""
+    if change.tensors is None:
+        return
+    diff = change.tensors
+    names = [("changed", old.name) for old, _ in diff.changed]
+    names += [("new", entry.name) for entry in diff.added] + [("removed", entry.name) for entry in diff.removed]
+    for word, name in names[:SHOWN]:
+        yield line("            ", faint(f"{word:8}"), Span(name, "name"))
+    if len(names) > SHOWN:
+        yield line("            ", faint(f"and {len(names) - SHOWN:,} more: modelgit status --json lists all"))
+
+
+# ----------------------------------------------------------------------------------------------------- looking
+
+
+@view("History", lambda result: [entry.commit for entry in result.entries])
+def history(result: "History") -> Iterator[Block]:
+    """Versions, one a line."""
+    if not result.graph:
+        for entry in result.entries:
+            yield history_line(entry)
+        return
+    from modelgit.cli.graph import draw
+
+    by_commit = {entry.commit: entry for entry in result.entries}
+    for row in draw([(entry.commit, entry.parents) for entry in result.entries]):
+        told = (" ", *history_line(by_commit[row.commit]).spans) if row.commit else ()
+        yield line(faint(row.drawing), *told)
+
+
+def history_line(entry: "HistoryEntry") -> Line:
+    """Returns a version in one line."""
+    refs = [faint("("), Span(", ".join(entry.refs), "name"), faint(") ")] if entry.refs else []
+    method = [faint(f" [{entry.method} of {entry.inputs}]")] if entry.method else []
+    scores = [Span(f" {told}", "good")] if (told := scores_text(entry.scores)) else []
+    return line(identity(entry.commit), " ", *refs, entry.subject, *method, *scores, faint(f" {day(entry.date)}"))
+
+
+def scores_text(scores: Sequence["Score"]) -> str:
+    """Returns scores in a few words."""
+    return ", ".join(
+        f"{name.removesuffix('_accuracy')}{' ' + score.split if score.split else ''} {100 * value:.1f} %"
+        for score in scores
+        for name, value in score.values.items()
+        if "accuracy" in name
+    )
+
+
+def day(seconds: int) -> str:
+    """Returns the day of a time, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+@view("VersionReport", lambda result: [result.commit])
+def version_report(result: "VersionReport") -> Iterator[Block]:
+    """Everything about a version."""
+    refs = f" ({', '.join(result.refs)})" if result.refs else ""
+    yield line("commit  ", Span(result.commit, "id"), Span(refs, "name"))
+    for parent in result.parents:
+        yield line("parent  ", Span(parent, "id"))
+    yield line(f"author  {result.author}")
+    yield line(f"date    {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(result.date))} UTC")
+    size = f"{count_text(result.tensors, 'tensor')}, {count_text(result.parameters, 'parameter')}"
+    yield line(f"model   {size}, {bytes_text(result.size_bytes)}")
+    if result.record is not None:
+        yield from record_lines(result)
+    if told := scores_text(result.scores):
+        yield line("scores  ", Span(told, "good"))
+    yield line("")
+    for row in result.message.splitlines():
+        yield line(f"    {row}")
+    yield line("")
+    yield Table(("file", "tensors>", "parameters>", "size>"), tuple(file_row(file) for file in result.files))
+
+
+def file_row(file: Any) -> tuple[str, str, str, str]:
+    """Returns a file's line in the table."""
+    if not file.weights:
+        return file.path, "", "", ""
+    return file.path, f"{file.tensors:,}", f"{file.parameters:,}", bytes_text(file.size_bytes)
+
+
+def record_lines(result: "VersionReport") -> Iterator[Line]:
+    """Yields what the record says."""
+    record = result.record
+    if record is None:
+        return
+    yield line(f"record  {record.kind}{f', {record.architecture}' if record.architecture else ''}")
+    if record.classes:
+        more = ", …" if len(record.classes) > SHOWN else ""
+        yield line(f"classes {len(record.classes)}: {', '.join(record.classes[:SHOWN])}{more}")
+
+
+@view("Difference", lambda result: [change.name for change in result.tensors] or [row.layer for row in result.layers])
+def difference(result: "Difference") -> Iterator[Block]:
+    """How two versions differ."""
+    yield line(identity(result.old), " → ", identity(result.new))
+    if result.layers:
+        rows = tuple(
+            (
+                row.layer,
+                f"{row.changed:,} of {row.tensors:,}",
+                share(row.changed_share),
+                number(row.largest_relative_norm),
+            )
+            for row in result.layers
+        )
+        yield Table(("layer", "changed tensors>", "changed elements>", "largest norm>"), rows)
+    if result.tensors:
+        columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
+        yield Table(columns, tuple(difference_row(change) for change in result.tensors))
+    if not result.tensors and not result.layers:
+        yield line("No tensor differs")
+    yield line(faint(f"{count_text(result.same, 'tensor')} the same"))
+    for path in result.files:
+        yield line("file differs: ", path)
+
+
+def difference_row(change: Any) -> tuple[str, ...]:
+    """Returns a tensor's line in the table."""
+    shape = f"[{', '.join(map(str, change.shape))}]"
+    kind = "" if change.kind == "changed" else change.kind
+    cosine = "" if change.cosine is None else f"{change.cosine:.6f}"
+    return change.name, kind, change.dtype, shape, share(change.changed_share), number(change.relative_norm), cosine
+
+
+def share(value: float | None) -> str:
+    """Returns a share in percent."""
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """Returns a number with three digits that say something."""
+    return "" if value is None else f"{value:.3g}"
+
+
+# ----------------------------------------------------------------------------------------------------- merging
+
+
+@view("Merged", lambda result: [result.commit] if result.commit else [])
+def merged(result: "Merged") -> Iterator[Block]:
+    """What a merge did."""
+    if result.kind == "up-to-date":
+        yield line("Already up to date")
+    elif result.kind == "fast-forward":
+        yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
+    else:
+        yield from merged_models(result)
+    if result.scores:
+        yield line("scores: ", Span(", ".join(f"{name} {value:.4g}" for name, value in result.scores.items()), "good"))
+
+
+def merged_models(result: "Merged") -> Iterator[Block]:
+    """A merge commit, or the one that a dry run would make."""
+    names = ", ".join(head.name for head in result.heads)
+    settings = ", ".join(f"{key}={value}" for key, value in result.settings.items())
+    how = f"{result.method}{f' ({settings})' if settings else ''}"
+    if result.commit:
+        yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] merged {names} by {how}")
+    else:
+        yield line(f"Would merge {names} by {how}; nothing was changed")
+    if len({head.weight for head in result.heads}) > 1:
+        yield line(f"  weights: {', '.join(f'{head.name} {head.weight:g}' for head in result.heads)}")
+    yield line("  base: ", identity(result.base) if result.base else Span("none"))
+    if result.commit:
+        counts = ((result.copied, "kept as they are"), (result.recipes, "as recipes"), (result.computed, "computed"))
+    else:
+        counts = ((result.copied, "kept as they are"), (result.computed, "to merge"), (0, ""))
+    yield line(faint(f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count)}"))
+    if result.dropped:
+        yield line(f"  dropped: {', '.join(result.dropped[:SHOWN])}{' …' if len(result.dropped) > SHOWN else ''}")
+    for note in result.notes:
+        yield line(f"  note: {note}")
+
+
+# ---------------------------------------------------------------------------------------------------- sharing
+
+
+@view("Cloned", lambda result: [result.commit] if result.commit else [])
+def cloned(result: "Cloned") -> Iterator[Block]:
+    """A copy of a repository."""
+    if result.commit is None:
+        yield line("Cloned an empty repository into ", strong(result.path))
+    else:
+        yield line("Cloned into ", strong(result.path), f", on branch {result.branch} at ", identity(result.commit))
+
+
+@view("Transferred", lambda result: result.refs.values())
+def transferred(result: "Transferred") -> Iterator[Block]:
+    """What travelled."""
+    if not result.refs:
+        yield line(f"{result.remote}: already up to date")
+    for ref, commit in result.refs.items():
+        yield line("  ", identity(commit), " ", ref.removeprefix("refs/remotes/").removeprefix("refs/heads/"))
+    if result.objects:
+        yield line(faint(f"  {count_text(result.objects, 'object')}, {bytes_text(result.bytes)}"))
+
+
+@view("Exported", lambda result: result.files)
+def exported(result: "Exported") -> Iterator[Block]:
+    """A version as a folder."""
+    what = f"{count_text(len(result.files), 'file')}, {bytes_text(result.size_bytes)}"
+    yield line("Wrote ", identity(result.commit), f" to {result.path}: {what}")
+
+
+@view("Verified", lambda result: [result.commit])
+def verified(result: "Verified") -> Iterator[Block]:
+    """A merge that was recomputed."""
+    what = f"{count_text(result.tensors, 'tensor')} from {count_text(len(result.inputs), 'input')} by {result.method}"
+    yield line(Span("ok", "good"), " ", identity(result.commit), f" recomputed: {what}, every id the same")
+
+
+@view("Checked", lambda _: [])
+def checked(result: "Checked") -> Iterator[Block]:
+    """A sound repository."""
+    how = "every byte recomputed" if result.full else "checksums and structure; --full recomputes every byte"
+    told = f"{count_text(result.versions, 'version')}, {count_text(result.objects, 'object')}"
+    yield line(Span("ok", "good"), f" {told} ({how})")

@@ -1,0 +1,141 @@
+"""Checking: can a merge be recomputed, are all objects there and right."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelgit.errors import DamageFound, DifferencesFound, FormatError, ModelgitError, UsageError
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import Manifest, compare
+from modelgit.porcelain.merging import Choices, carry_out, prepare
+from modelgit.porcelain.versions import contents_id
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Version
+
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a merge commit says of how it was made; `inputs` are commits with the ids of their weights."""
+
+    choices: Choices
+    base: str | None
+    inputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A merge that was recomputed and gave the same ids: `tensors` of them in `files` weight files."""
+
+    commit: str
+    method: str
+    inputs: tuple[str, ...]
+    files: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A sound repository: how many versions and objects were looked at, and whether every byte was."""
+
+    versions: int
+    objects: int
+    full: bool
+
+
+def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> Verified:
+    """Recomputes the merge that `rev` names from what its commit says, and compares every id. Stores nothing.
+
+    Raises:
+        UsageError: no merge commit, or one made by git alone. DifferencesFound: naming what differs.
+    """
+    version = repo.version(rev)
+    recorded = read_trailers(version)
+    check_inputs(repo, version, recorded)
+    names = {commit[:10]: commit for commit, _ in recorded.inputs}
+    prepared = prepare(repo, names, recorded.choices, recorded.base)
+    again = carry_out(repo, prepared, listener, keep=False).manifests()
+    differences = differing(version.manifests, again)
+    if differences:
+        told = ", ".join(differences[:MAX_NAMED]) + (
+            f" and {len(differences) - MAX_NAMED} more" * (len(differences) > MAX_NAMED)
+        )
+        raise DifferencesFound(
+            f"recomputing {version.commit[:10]} gave other weights: {told}",
+            hint="the commit was made by another version of modelgit, or not by what it says",
+        )
+    tensors = sum(len(manifest.tensors) for manifest in again.values())
+    return Verified(version.commit, recorded.choices.method, tuple(names.values()), len(again), tensors)
+
+
+def read_trailers(version: Version) -> Recorded:
+    """Returns what a merge commit says of how it was made.
+
+    Raises:
+        UsageError: it says nothing. FormatError: what it says is malformed; commits come from other people.
+    """
+    trailers = version.entry.trailers
+    where = f"commit {version.commit[:10]}"
+    if "Merge-Method" not in trailers:
+        raise UsageError(
+            f"{where} is no merge of models", hint="verify --rerun wants a commit that modelgit merge made"
+        )
+    try:
+        policy: dict[str, Any] = json.loads(trailers["Merge-Policy"][0])
+        weights = tuple(float(weight) for weight in json.loads(trailers["Merge-Weights"][0]))
+        settings = dict(json.loads(trailers["Merge-Settings"][0]))
+        inputs = [tuple(value.split()) for value in trailers["Merge-Input"]]
+        pairs = tuple((commit, contents) for commit, contents in inputs)
+        policy["head_names"] = tuple(str(name) for name in policy["head_names"])
+        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"{where}: malformed merge trailers: {error}") from error
+    return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
+
+
+def check_inputs(repo: Repository, version: Version, recorded: Recorded) -> None:
+    """Refuses a record whose inputs are not the commit's parents, or not the models they were."""
+    strangers = [commit[:10] for commit, _ in recorded.inputs if commit not in version.entry.parents]
+    if strangers:
+        raise DifferencesFound(f"{version.commit[:10]}: inputs that are not its parents: {', '.join(strangers)}")
+    changed = [commit[:10] for commit, contents in recorded.inputs if contents_id(repo.version(commit)) != contents]
+    if changed:
+        raise DifferencesFound(f"{version.commit[:10]}: inputs with other weights than recorded: {', '.join(changed)}")
+
+
+def differing(recorded: Mapping[str, Manifest], again: Mapping[str, Manifest]) -> list[str]:
+    """Returns the names of all that differs: files, tensors, headers."""
+    found = sorted(recorded.keys() ^ again.keys())
+    for path in sorted(recorded.keys() & again.keys()):
+        diff = compare(recorded[path], again[path])
+        found += [entry.name for entry in (*diff.added, *diff.removed)] + [old.name for old, _ in diff.changed]
+        if recorded[path].header != again[path].header:
+            found.append(f"header of {path}")
+    return found
+
+
+def fsck(repo: Repository, *, full: bool = False, listener: Listener = ignore) -> Checked:
+    """Looks whether every object that any version needs is there and sound; with `full` every byte is recomputed.
+
+    Raises:
+        DamageFound: naming what is missing or wrong.
+    """
+    report = repo.store.fsck(full=full, listener=listener)
+    problems = list(report.problems)
+    needed: dict[str, str] = {}
+    commits = [entry.commit for entry in repo.log([], everything=True)]
+    for commit in commits:
+        try:
+            for path, manifest in repo.version(commit).manifests.items():
+                needed.update(dict.fromkeys(manifest.oids(), f"{path} of {commit[:10]}"))
+        except ModelgitError as error:
+            problems.append(f"version {commit[:10]}: {error.message}")
+    missing = sorted(repo.store.missing(needed))
+    problems += [f"missing object {oid}, needed by {needed[oid]}" for oid in missing]
+    if problems:
+        more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
+        hint = "get what is missing from a repository that has it: modelgit fetch"
+        raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
+    return Checked(len(commits), report.objects, full)

@@ -1,0 +1,164 @@
+"""modelgit from Python: versions as state dicts, no work file needed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelgit.errors import FormatError
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import TensorEntry
+from modelgit.porcelain import merging, versions, work
+from modelgit.porcelain.merging import Choices, Merged
+from modelgit.porcelain.records import RECORD_PATH, Record, write_record
+from modelgit.porcelain.versions import DEFAULT_PATH, HistoryEntry
+from modelgit.repo import repository
+from modelgit.repo.values import Blob, CommitDraft
+from modelgit.store.checkpoint import StoredTensors, store_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Tensor = torch.Tensor | np.ndarray[Any, Any]
+
+
+class Weights(Mapping[str, "torch.Tensor"]):
+    """The tensors of a version by name. Each is read, and verified, when it is asked for."""
+
+    def __init__(self, source: StoredTensors) -> None:
+        self._source = source
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        from modelgit.porcelain.tensors import load_tensor
+
+        if name not in self:
+            raise KeyError(name)
+        return load_tensor(self._source, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.names())
+
+    def __len__(self) -> int:
+        return len(self._source.names())
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and self._source.entry(name) is not None
+        except FormatError:
+            return False
+
+    def entry(self, name: str) -> TensorEntry:
+        """Returns dtype, shape and object id of a tensor without reading it. Raises FormatError."""
+        return self._source.entry(name)
+
+
+class Repository:
+    """A repository of models, seen from Python. `Repository(path)` opens the one that `path` lies in."""
+
+    def __init__(self, path: str | PathLike[str] = ".", *, listener: Listener = ignore) -> None:
+        self._repo = repository.Repository.open(Path(path))
+        self._listener = listener
+
+    @classmethod
+    def init(cls, path: str | PathLike[str], *, bare: bool = False, branch: str = "main") -> "Repository":
+        """Makes a repository in `path`, or opens the one that is there."""
+        repository.Repository.init(Path(path), bare=bare, branch=branch)
+        return cls(path)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the work tree, or of a bare repository."""
+        return self._repo.worktree or self._repo.git_dir
+
+    def head(self) -> str | None:
+        """Returns the commit checked out, None before the first."""
+        return self._repo.head()
+
+    def branches(self) -> dict[str, str]:
+        """Returns the commit of each branch by its name."""
+        return self._repo.branches()
+
+    def commit(
+        self,
+        state: "Mapping[str, Tensor]",
+        message: str,
+        *,
+        branch: str | None = None,
+        parents: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Commits a state dict of PyTorch or numpy arrays and returns the commit.
+
+        It goes to `branch`, the one checked out unless named; to that one with its files. `parents` are revisions,
+        the branch's tip unless named. Other files of the first parent stay as they are there.
+
+        Raises:
+            FormatError: a tensor that safetensors cannot hold. DirtyWorktree: local changes lie in the way.
+        """
+        repo = self._repo
+        target = branch or repo.branch()
+        current = target == repo.branch()
+        if current:
+            work.require_clean(repo)
+        tip = repo.head() if current else repo.branches().get(target or "")
+        chosen = tuple(repo.resolve(rev) for rev in parents) if parents is not None else ((tip,) if tip else ())
+        made = repo.commit(self._draft(state, message, chosen, metadata or {"format": "pt"}))
+        if current:
+            work.land(repo, made, self._listener)
+        else:
+            repo.set_ref(f"refs/heads/{target}", made, expected=tip)
+        return made
+
+    def _draft(
+        self, state: "Mapping[str, Tensor]", message: str, parents: tuple[str, ...], metadata: Mapping[str, str]
+    ) -> CommitDraft:
+        from modelgit.porcelain.tensors import raw_tensors
+
+        first = self._repo.version(parents[0]) if parents else None
+        with self._repo.store.begin() as pack:
+            parent = first.manifests.get(DEFAULT_PATH) if first else None
+            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent)
+            pack.commit()
+        kept: dict[str, Blob] = dict(first.files) if first else {}
+        record = work.new_record(self._repo, parents[0] if parents else None) or {
+            RECORD_PATH: write_record(Record("commit"))
+        }
+        return CommitDraft(parents, {**kept, DEFAULT_PATH: manifest, **record}, message)
+
+    def load(self, rev: str = "HEAD", path: str | None = None) -> Weights:
+        """Returns the tensors of a version; `path` chooses one of several weight files. Reads nothing yet."""
+        return Weights(versions.weights_of(self._repo, rev, path))
+
+    def merge(
+        self,
+        revs: Sequence[str],
+        *,
+        message: str | None = None,
+        fast_forward: bool = True,
+        choices: Choices | None = None,
+        **options: Any,
+    ) -> Merged:
+        """Merges versions into the branch checked out; `options` are those of `Choices`, e.g. method="ties".
+
+        Raises:
+            MergeConflict: naming every reason; nothing has changed then.
+        """
+        chosen = choices or Choices(**options)
+        request = merging.Request(tuple(revs), chosen, message, fast_forward=fast_forward)
+        return merging.merge(self._repo, request, self._listener)
+
+    def log(self, rev: str = "HEAD", limit: int | None = None) -> list[HistoryEntry]:
+        """Returns the versions that lead to `rev`, newest first."""
+        return list(versions.log(self._repo, [rev], limit=limit).entries)
+
+    def checkout(self, rev: str) -> str:
+        """Makes the work tree the version `rev` and returns its commit."""
+        return work.checkout(self._repo, rev, listener=self._listener).commit
+
+
+def as_torch(state: "Mapping[str, Tensor]") -> "dict[str, torch.Tensor]":
+    """Returns the state dict with numpy arrays as tensors over the same memory."""
+    import torch
+
+    return {name: value if isinstance(value, torch.Tensor) else torch.as_tensor(value) for name, value in state.items()}

@@ -1,0 +1,193 @@
+"""Repositories: making, opening, copying, sharing them; and versions as plain folders."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from modelgit.errors import RepositoryError, UsageError
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import is_manifest, write
+from modelgit.formats.source import FRAME_BYTES
+from modelgit.porcelain.work import switch
+from modelgit.repo import transport
+from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH
+from modelgit.repo.repository import Repository
+from modelgit.repo.transport import Moved
+from modelgit.repo.values import Version
+from modelgit.repo.worktree import PREFIX_BYTES
+from modelgit.store.checkpoint import materialise, store_file
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """A repository that is ready for weights: its folder, its git directory, the branch it is on."""
+
+    path: str
+    git_dir: str
+    branch: str | None
+    bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """A copy of a repository; `commit` is None when there was nothing in it."""
+
+    url: str
+    path: str
+    branch: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What travelled: refs with the commits they are at now, objects that were missing, their bytes as stored."""
+
+    verb: str
+    remote: str
+    refs: dict[str, str]
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A version as a plain folder: its files, byte for byte."""
+
+    commit: str
+    path: str
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+def open_repository(path: Path) -> Repository:
+    """Returns the repository that `path` lies in. Raises RepositoryError."""
+    return Repository.open(path)
+
+
+def init(path: Path, *, bare: bool = False, branch: str = "main") -> Initialised:
+    """Makes a repository in `path`, or sets up the git repository that is there."""
+    repo = Repository.init(path, bare=bare, branch=branch)
+    return Initialised(str(path), str(repo.git_dir), repo.branch(), repo.worktree is None)
+
+
+def clone(url: str, path: Path | None = None, *, branch: str | None = None, listener: Listener = ignore) -> Cloned:
+    """Copies a repository: history, objects, and the files of one branch.
+
+    Raises:
+        RemoteError: there is no repository. RepositoryError: the folder is in use.
+    """
+    target = path or Path(folder_name(url))
+    repo = transport.clone(url, target, branch=branch, listener=listener)
+    if repo.head() is None:
+        start_somewhere(repo, listener)
+    return Cloned(url, str(target), repo.branch(), repo.head())
+
+
+def start_somewhere(repo: Repository, listener: Listener) -> None:
+    """Goes to main, or to the only branch, of a remote whose HEAD names a branch that does not exist."""
+    names = [ref.split("/", 3)[3] for ref in repo.refs("refs/remotes/origin/")]
+    if "main" in names or len(names) == 1:
+        switch(repo, "main" if "main" in names else names[0], listener=listener)
+
+
+def folder_name(url: str) -> str:
+    """Returns the folder a clone goes to unless told otherwise: the last part of the URL."""
+    name = PurePosixPath(urlsplit(url).path or url).name.removesuffix(".git")
+    if name in ("", ".", ".."):
+        raise UsageError(f"cannot tell a folder's name from '{url}'", hint="name it: modelgit clone URL DIR")
+    return name
+
+
+def fetch(repo: Repository, remote: str | None = None, listener: Listener = ignore) -> Transferred:
+    """Brings a remote's branches and tags, and the objects they need. Raises RemoteError."""
+    name = remote or default_remote(repo)
+    return transferred("fetch", name, transport.fetch(repo, name, listener=listener))
+
+
+def pull(repo: Repository, remote: str | None = None, listener: Listener = ignore) -> Transferred:
+    """Fetches, then moves the branch checked out forward. Raises RemoteError, RepositoryError if they diverged."""
+    name = remote or default_remote(repo)
+    return transferred("pull", name, transport.pull(repo, name, listener=listener))
+
+
+def push(repo: Repository, remote: str | None, branches: Sequence[str], listener: Listener = ignore) -> Transferred:
+    """Sends branches (the one checked out unless named) with the objects they need. Raises RemoteError."""
+    name = remote or default_remote(repo)
+    current = repo.branch()
+    chosen = list(branches) or ([current] if current else [])
+    if not chosen:
+        raise UsageError("HEAD is on no branch", hint="name what to send: modelgit push REMOTE BRANCH")
+    return transferred("push", name, transport.push(repo, name, chosen, listener=listener))
+
+
+def default_remote(repo: Repository) -> str:
+    """Returns the only remote, or origin among several."""
+    known = repo.git.run("remote").split()
+    if "origin" in known or len(known) == 1:
+        return "origin" if "origin" in known else known[0]
+    hint = "modelgit remote add origin PATH" if not known else f"name one of {', '.join(known)}"
+    raise UsageError("no remote named, and none is called origin", hint=hint)
+
+
+def transferred(verb: str, remote: str, moved: Moved) -> Transferred:
+    """Returns the report on a transfer."""
+    return Transferred(verb, remote, dict(moved.refs), moved.objects, moved.bytes)
+
+
+# -------------------------------------------------------------------------------------------------------- export
+
+
+def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) -> Exported:
+    """Writes the files of a version into a new or empty folder, byte for byte, and nothing else.
+
+    Raises:
+        RepositoryError: the folder is in use. MissingObject, CorruptObject, StorageFull.
+    """
+    version = repo.version(rev)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RepositoryError(f"{path} exists and is not an empty folder", hint="name another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    names = exported_names(repo, version)
+    for name in names:
+        place = path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if name in version.manifests:
+            materialise(repo.store, version.manifests[name], place, listener)
+        else:
+            place.write_bytes(repo.read_blob(version.files[name]))
+    return Exported(version.commit, str(path), tuple(names), sum((path / name).stat().st_size for name in names))
+
+
+def exported_names(repo: Repository, version: Version) -> list[str]:
+    """Returns the paths of a version's own files: all but the attributes that every repository with weights has."""
+    names = sorted(version.tree())
+    attributes = version.files.get(ATTRIBUTES_PATH)
+    if attributes is not None and repo.read_blob(attributes) == ATTRIBUTES.encode():
+        names.remove(ATTRIBUTES_PATH)
+    return names
+
+
+def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
+    """Git's clean filter: takes a weight file, stores its tensors, gives its manifest; a manifest passes through.
+
+    Raises:
+        FormatError: what comes is neither.
+    """
+    prefix = source.read(PREFIX_BYTES)
+    if is_manifest(prefix):
+        target.write(prefix)
+        shutil.copyfileobj(source, target)
+        return
+    repo = open_repository(path)
+    with NamedTemporaryFile(dir=repo.git_dir, prefix="modelgit-clean-", suffix=".safetensors") as scratch:
+        scratch.write(prefix)
+        shutil.copyfileobj(source, scratch, FRAME_BYTES)
+        scratch.flush()
+        with repo.store.begin() as pack:
+            manifest = store_file(pack, Path(scratch.name))
+            pack.commit()
+    target.write(write(manifest).encode())

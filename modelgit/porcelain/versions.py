@@ -1,0 +1,179 @@
+"""Versions: what a commit holds as a model, and the list of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from blake3 import blake3
+
+from modelgit.errors import FormatError, UsageError
+from modelgit.formats.manifest import Manifest, TensorEntry, write
+from modelgit.porcelain.records import Record, read_record
+from modelgit.porcelain.scorebook import Score, all_scores, known_scores
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import LogEntry, Version
+from modelgit.store.checkpoint import StoredTensors
+
+DEFAULT_PATH = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """A file of a version; `tensors` and `parameters` are 0 for ordinary files, whose size is not looked up."""
+
+    path: str
+    weights: bool
+    size_bytes: int | None
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """What a version holds and where it comes from; `date` in seconds since 1970, `contents` identifies the weights."""
+
+    commit: str
+    parents: tuple[str, ...]
+    refs: tuple[str, ...]
+    author: str
+    date: int
+    message: str
+    trailers: Mapping[str, list[str]]
+    contents: str
+    files: tuple[FileReport, ...]
+    tensors: int
+    parameters: int
+    size_bytes: int
+    record: Record | None
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """A version as the log shows it; a merge has its `method` and the number of its `inputs`."""
+
+    commit: str
+    parents: tuple[str, ...]
+    refs: tuple[str, ...]
+    author: str
+    date: int
+    subject: str
+    method: str | None
+    inputs: int
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Versions, newest first, children before their parents; `graph` tells whether lines between them are wanted."""
+
+    entries: tuple[HistoryEntry, ...]
+    graph: bool = False
+
+
+def show(repo: Repository, rev: str = "HEAD") -> VersionReport:
+    """Returns what the version that `rev` names holds."""
+    version = repo.version(rev)
+    entry = version.entry
+    files = tuple(file_report(version, path) for path in sorted(version.tree()))
+    return VersionReport(
+        commit=version.commit,
+        parents=entry.parents,
+        refs=entry.refs,
+        author=entry.author,
+        date=entry.date,
+        message=entry.message,
+        trailers=entry.trailers,
+        contents=contents_id(version),
+        files=files,
+        tensors=sum(file.tensors for file in files),
+        parameters=sum(file.parameters for file in files),
+        size_bytes=sum(file.size_bytes or 0 for file in files),
+        record=read_record(repo, version.commit),
+        scores=known_scores(repo, version.commit),
+    )
+
+
+def file_report(version: Version, path: str) -> FileReport:
+    """Returns what is known of one file."""
+    manifest = version.manifests.get(path)
+    if manifest is None:
+        return FileReport(path, False, None, 0, 0)
+    return FileReport(path, True, manifest.size_bytes, len(manifest.tensors), parameters(manifest))
+
+
+def parameters(manifest: Manifest) -> int:
+    """Returns how many numbers a weight file holds."""
+    return sum(prod(entry.shape) for entry in manifest.tensors)
+
+
+def log(
+    repo: Repository,
+    revs: Sequence[str] = ("HEAD",),
+    *,
+    limit: int | None = None,
+    everything: bool = False,
+    graph: bool = False,
+) -> History:
+    """Returns the versions that can be reached from `revs`, or from every branch and tag."""
+    commits = [repo.resolve(rev) for rev in revs]
+    entries = repo.log(commits, limit=limit, everything=everything)
+    scores = all_scores(repo)
+    return History(tuple(history_entry(entry, scores.get(entry.commit, ())) for entry in entries), graph)
+
+
+def history_entry(entry: LogEntry, scores: tuple[Score, ...]) -> HistoryEntry:
+    """Returns what the log shows of a commit."""
+    trailers = entry.trailers
+    return HistoryEntry(
+        commit=entry.commit,
+        parents=entry.parents,
+        refs=entry.refs,
+        author=entry.author,
+        date=entry.date,
+        subject=entry.subject,
+        method=next(iter(trailers.get("Merge-Method", ())), None),
+        inputs=len(trailers.get("Merge-Input", ())),
+        scores=scores,
+    )
+
+
+def contents_id(version: Version) -> str:
+    """Returns the id of a version's weights: equal exactly when the weight files are, path for path."""
+    state = blake3()
+    for path, manifest in sorted(version.manifests.items()):
+        state.update(f"{path}\0{write(manifest)}\0".encode())
+    return state.hexdigest()
+
+
+def weights_of(repo: Repository, rev: str, path: str | None = None) -> StoredTensors:
+    """Returns the tensors of a version: of one weight file, or of all together, as a sharded model's.
+
+    Raises:
+        UsageError: the version has no weights, or none at `path`.
+        FormatError: two of its files hold tensors of one name.
+    """
+    version = repo.version(rev)
+    if path is not None and path not in version.manifests:
+        raise UsageError(
+            f"{rev} has no weights at '{path}'", hint=f"it has: {', '.join(sorted(version.manifests)) or 'none'}"
+        )
+    if not version.manifests:
+        raise UsageError(f"{rev} holds no weights", hint="add a .safetensors file: modelgit import FILE")
+    return StoredTensors(repo.store, version.manifests[path] if path is not None else together(version))
+
+
+def together(version: Version) -> Manifest:
+    """Returns all weight files of a version as one; with several, it has tensors but no header."""
+    if len(version.manifests) == 1:
+        return next(iter(version.manifests.values()))
+    found: dict[str, TensorEntry] = {}
+    for path, manifest in sorted(version.manifests.items()):
+        for entry in manifest.tensors:
+            if entry.name in found:
+                raise FormatError(
+                    f"tensor '{entry.name}' is in several weight files of {version.commit[:10]}, also in {path}"
+                )
+            found[entry.name] = entry
+    tensors = tuple(sorted(found.values(), key=lambda entry: entry.name.encode()))
+    return Manifest("", 0, sum(m.size_bytes for m in version.manifests.values()), tensors)

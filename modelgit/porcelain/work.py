@@ -1,0 +1,226 @@
+"""The work tree, as its user sees it: what has changed, taking it in, going to another version."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelgit.errors import DirtyWorktree, RepositoryError, RevisionError, UsageError
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import Manifest, is_manifest
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
+from modelgit.repo import worktree
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.worktree import Status
+from modelgit.store.checkpoint import materialise
+
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The paths that the next commit will take as they are now."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A new version: its commit, the branch it went to, and how its weights differ from its parent's.
+
+    Counts are of tensors; `stored_bytes` is what it added to the object store, of `size_bytes` in weight files.
+    """
+
+    commit: str
+    branch: str | None
+    subject: str
+    parents: tuple[str, ...]
+    added: int
+    changed: int
+    removed: int
+    same: int
+    size_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOut:
+    """Where the work tree is now; `branch` is None at a commit that is no branch's, `created` tells of a new branch."""
+
+    commit: str
+    branch: str | None
+    created: bool = False
+
+
+def status(repo: Repository) -> Status:
+    """Returns what differs from HEAD, tensor by tensor."""
+    return worktree.status(repo)
+
+
+def add(repo: Repository, paths: Sequence[str], listener: Listener = ignore) -> Added:
+    """Takes files into the store and the index, for the next commit."""
+    worktree.add(repo, list(paths), listener=listener)
+    return Added(tuple(paths))
+
+
+def commit(repo: Repository, message: str, listener: Listener = ignore) -> Committed:
+    """Commits what is staged, every change to a tracked file, and new weight files.
+
+    Raises:
+        RepositoryError: nothing has changed. FormatError: a weight file is malformed.
+    """
+    if not message.strip():
+        raise UsageError("empty commit message", hint='say what changed: -m "…"')
+    before = repo.store.size_on_disk()
+    made = worktree.commit_worktree(repo, message, files=new_record(repo, repo.head()), listener=listener)
+    if made is None:
+        raise RepositoryError(
+            "nothing to commit: the work tree is as HEAD has it", hint="modelgit status shows what git sees"
+        )
+    return committed(repo, made, repo.branch(), repo.store.size_on_disk() - before)
+
+
+def new_record(repo: Repository, parent: str | None) -> Mapping[str, bytes]:
+    """Returns the record of a commit made by hand: what its parent's says of the model still holds."""
+    old = read_record(repo, parent) if parent else None
+    if old is None:
+        return {}
+    return {RECORD_PATH: write_record(Record("commit", old.architecture, old.classes, old.head))}
+
+
+def committed(repo: Repository, made: str, branch: str | None, stored_bytes: int) -> Committed:
+    """Returns the report on a new commit."""
+    version = repo.version(made)
+    parents = version.entry.parents
+    before: Mapping[str, Manifest] = repo.version(parents[0]).manifests if parents else {}
+    counts = tensor_changes(before, version.manifests)
+    size = sum(manifest.size_bytes for manifest in version.manifests.values())
+    return Committed(made, branch, version.entry.subject, parents, *counts, size, stored_bytes)
+
+
+def tensor_changes(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[int, int, int, int]:
+    """Returns how many tensors were added, changed, removed, left alone; a tensor is known by its path and name."""
+    old = {(path, entry.name): entry for path, manifest in before.items() for entry in manifest.tensors}
+    new = {(path, entry.name): entry for path, manifest in after.items() for entry in manifest.tensors}
+    changed = sum(old[key] != entry for key, entry in new.items() if key in old)
+    added = len(new.keys() - old.keys())
+    return added, changed, len(old.keys() - new.keys()), len(new) - added - changed
+
+
+# ---------------------------------------------------------------------------------------------- going elsewhere
+
+
+def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Listener = ignore) -> CheckedOut:
+    """Makes the work tree the version `rev`; a branch's name also goes to the branch.
+
+    Raises:
+        DirtyWorktree: local changes lie in the way. RevisionError, MissingObject. Nothing has changed then.
+    """
+    created = follow_remote_branch(repo, rev)
+    made = worktree.checkout(repo, rev, force=force, listener=listener)
+    fill_in(repo, listener)
+    return CheckedOut(made, repo.branch(), created=created)
+
+
+def follow_remote_branch(repo: Repository, rev: str) -> bool:
+    """Makes a local branch if `rev` names none, but a branch of the only remote that has it. Raises RevisionError."""
+    try:
+        repo.resolve(rev)
+        return False
+    except RevisionError:
+        found = [ref for ref in repo.refs("refs/remotes/") if ref.split("/", 3)[3:] == [rev]]
+        if len(found) != 1:
+            raise
+    repo.git.run("branch", "--quiet", "--track", "--end-of-options", rev, found[0])
+    return True
+
+
+def switch(repo: Repository, branch: str, *, force: bool = False, listener: Listener = ignore) -> CheckedOut:
+    """Goes to a branch, as git's switch does: a commit that is no branch's is refused."""
+    created = follow_remote_branch(repo, branch)
+    if branch not in repo.branches():
+        raise RevisionError(f"'{branch}' is no branch", hint=f"go to the commit itself: modelgit checkout {branch}")
+    made = worktree.checkout(repo, branch, force=force, listener=listener)
+    fill_in(repo, listener)
+    return CheckedOut(made, branch, created)
+
+
+def create_branch(repo: Repository, branch: str, start: str | None, listener: Listener = ignore) -> CheckedOut:
+    """Makes a branch at `start` (HEAD) and goes to it; local changes stay.
+
+    Raises:
+        RepositoryError: there is such a branch already, or its name may not be one.
+    """
+    repo.git.run("check-ref-format", "--branch", branch)
+    if branch in repo.branches():
+        raise RepositoryError(f"there is a branch '{branch}' already", hint=f"go to it: modelgit switch {branch}")
+    head = repo.head()
+    if start is None and head is None:
+        repo.git.run("symbolic-ref", "HEAD", f"refs/heads/{branch}")
+        return CheckedOut("", branch, created=True)
+    commit = repo.resolve(start or "HEAD")
+    repo.set_ref(f"refs/heads/{branch}", commit, expected=None)
+    worktree.checkout(repo, branch, listener=listener)
+    return CheckedOut(commit, branch, created=True)
+
+
+def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
+    """Writes the weight files where plain git has left their manifests, and returns their paths.
+
+    Raises:
+        MissingObject, CorruptObject, StorageFull.
+    """
+    root = repo.worktree
+    if root is None:
+        return ()
+    found = [
+        path for path in worktree.Look(repo).tracked if path.endswith(WEIGHTS_SUFFIX) and holds_manifest(root / path)
+    ]
+    for path in found:
+        place = root / path
+        materialise(repo.store, worktree.manifest_at(place), place, listener)
+    if found:
+        worktree.status(repo)  # the index takes the new files' stats
+    return tuple(found)
+
+
+def holds_manifest(place: Path) -> bool:
+    """Tells whether a file is a manifest."""
+    if not place.is_file() or place.is_symlink():
+        return False
+    with place.open("rb") as file:
+        return is_manifest(file.read(worktree.PREFIX_BYTES))
+
+
+def require_clean(repo: Repository) -> None:
+    """Refuses a work tree with changes, before a step that would overwrite them.
+
+    Raises:
+        DirtyWorktree: naming the paths.
+    """
+    if repo.worktree is None:
+        return
+    changed = [change.path for change in worktree.status(repo).changes if change.kind != "new"]
+    if changed:
+        named = ", ".join(changed[:MAX_NAMED]) + (" …" if len(changed) > MAX_NAMED else "")
+        raise DirtyWorktree(f"the work tree has changes: {named}", hint="commit them first: modelgit commit -m MSG")
+
+
+def land(repo: Repository, made: str, listener: Listener = ignore) -> str | None:
+    """Moves the branch checked out to `made`, and the work tree with it; returns the branch.
+
+    The files come first, then the branch, so that an interruption never leaves a branch whose files look reverted.
+
+    Raises:
+        DirtyWorktree, MissingObject, StorageFull: before the branch has moved.
+    """
+    branch, head = repo.branch(), repo.head()
+    if repo.worktree is not None:
+        worktree.checkout(repo, made, listener=listener)
+    if branch is None:
+        return None
+    try:
+        repo.set_ref(f"refs/heads/{branch}", made, expected=head)
+    finally:
+        if repo.worktree is not None:
+            repo.git.run("symbolic-ref", "-m", f"moving to {made}", "HEAD", f"refs/heads/{branch}")
+    return branch

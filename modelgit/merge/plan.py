@@ -122,7 +122,8 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
 
     Raises: MergeConflict with every structural conflict; UsageError for arguments that make no sense together.
     """
-    check_arguments(method, [head.weight for head in heads], has_base=base is not None)
+    if len(heads) > 1 or policy.on_missing != "keep" or method.heads[0] == 1:
+        check_arguments(method, [head.weight for head in heads], has_base=base is not None)
     ordered = tuple(sorted(heads, key=content_key))
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
     conflicts, steps, dropped = _class_conflicts(ordered, policy), list[Step](), list[str]()
@@ -180,7 +181,7 @@ def _decide(row: Row, method: Method, policy: Policy) -> Decision:
         absent = ", ".join(head.name for i, head in enumerate(row.heads) if i not in row.present)
         missing = Conflict("missing", row.name, "in every model", f"absent from {absent}")
         return [missing] if policy.on_missing == "error" else None
-    if len(row.present) == 1 < len(row.heads):
+    if len(row.present) == 1 and max(method.heads[0], len(row.heads)) > 1:
         return row.copy(row.present[0], f"only in {row.heads[row.present[0]].name}")
     return _mismatches(row) or _against_base(row, method, policy)
 

@@ -247,6 +247,7 @@ def test_containers_are_told_from_other_files(tmp_path: Path) -> None:
     assert [is_torch_file(tmp_path / name) for name in ("new.pt", "old.pt", "other")] == [True, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])
 def test_damage_anywhere_gives_a_format_error_or_other_values(tmp_path: Path, modern: bool) -> None:
     buffer = io.BytesIO()

@@ -188,6 +188,14 @@ def test_tensor_that_the_base_lacks_is_the_mean_when_kept(store: ObjectStore) ->
     assert result.outcomes[0].why == "mean: not in the base"
 
 
+def test_a_file_that_one_model_has_alone_is_kept_by_methods_that_merge_two(store: ObjectStore) -> None:
+    head = Head("A", stored(store, {"w": floats(1, 2)}))
+    result, arrays = merge(store, [head], policy=Policy(on_missing="keep"), method="slerp")
+    assert (arrays["w"].tolist(), result.outcomes[0].why) == ([1, 2], "only in A")
+    with pytest.raises(UsageError, match="exactly 2 models, got 1"):
+        plan([head], None, make("slerp", {}), Policy())
+
+
 @pytest.mark.parametrize(("heads", "wanted"), [("drop", None), ("ours", [5, 6, 7])])
 def test_heads_of_different_tasks(store: ObjectStore, heads: str, wanted: list[int] | None) -> None:
     models = [

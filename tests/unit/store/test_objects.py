@@ -13,6 +13,7 @@ from modelgit.store.arithmetic import linear
 from modelgit.store.backend import FileStage, MemoryBackend
 from modelgit.store.identity import FRAME_BYTES, Buffer
 from modelgit.store.objects import ObjectStore
+from modelgit.store.transforms import NumpyTransforms, transforms
 
 MIB = 1 << 20
 
@@ -353,3 +354,18 @@ def test_a_store_in_memory_works_the_same() -> None:
 def test_what_is_not_an_id_is_refused(store: ObjectStore, oid: str) -> None:
     with pytest.raises(StoreError, match="not an object id"):
         store.read(oid)
+
+
+def test_a_store_written_without_the_kernel_is_read_with_it_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, child = bf16(300_000), bf16(300_000, steps=1)
+    packs: list[list[bytes]] = []
+    for chosen in (transforms, NumpyTransforms):
+        monkeypatch.setattr("modelgit.store.codec.transforms", chosen)
+        store = ObjectStore(tmp_path / str(len(packs)), threads=1)
+        oid = put(store, child, put(store, base))
+        packs.append(sorted(path.read_bytes() for path in (tmp_path / str(len(packs)) / "packs").iterdir()))
+        assert store.read(oid) == child
+    assert packs[0] == packs[1]
+    assert ObjectStore(tmp_path / "0").read(oid) == child

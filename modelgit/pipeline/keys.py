@@ -19,7 +19,6 @@ def step_key(job: Job, inputs: Sequence[str], data_digest: str | None) -> str:
         "generation": GENERATION,
         "kind": job.kind,
         "architecture": job.architecture,
-        "weights": job.weights,
         "inputs": list(inputs),
         "head": job.needs.index(job.head) if job.head else None,
         "data": data_digest,

@@ -38,6 +38,7 @@ class ScoreRequest:
     step: str
     commit: str
     data: DataConfig
+    frozen_stages: int = 0
 
 
 Request = TrainRequest | ScoreRequest

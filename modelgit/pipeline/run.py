@@ -5,13 +5,11 @@ The coordinator decides and keeps the books; workers train and score; git refs r
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelgit import errors
-from modelgit.errors import RecipeError
-from modelgit.events import Advanced, Event, Finished, Listener, Noted, Started
-from modelgit.pipeline.keys import STEP_REFS, step_key
+from modelgit.events import Advanced, Finished, Listener, Noted, Started
+from modelgit.pipeline.keys import step_key
 from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, TrainRequest
 from modelgit.pipeline.outcome import Row, StepScore, table
 from modelgit.pipeline.pool import Pool
@@ -59,6 +57,7 @@ class Coordinator:
             ModelgitError: the first step that failed; all that was committed stays.
         """
         began = time.monotonic()
+        self._steps.refuse_changes(tuple(job.name for job in self._pipeline.jobs))
         self._say(Started(self._pipeline.info.name, sum(cost(job) for job in self._pipeline.jobs), "steps"))
         while not self._finished():
             self._advance()
@@ -75,7 +74,9 @@ class Coordinator:
 
     def _finished(self) -> bool:
         jobs = self._pipeline.jobs
-        return all(job.name in self._books.commits and (not job.evaluate or job.name in self._books.scores) for job in jobs)
+        return all(
+            job.name in self._books.commits and (not job.evaluate or job.name in self._books.scores) for job in jobs
+        )
 
     def _advance(self) -> None:
         """Takes every step whose needs are met as far as it goes without a worker."""
@@ -83,7 +84,7 @@ class Coordinator:
             books = self._books
             if job.name in books.commits or job.name in books.asked or any(n not in books.commits for n in job.needs):
                 continue
-            key = step_key(job, [self._steps.contents(books.commits[n]) for n in job.needs], self._steps.data_digest(job.data))
+            key = step_key(job, self._steps.inputs(job, books.commits), self._steps.data_digest(job.data))
             commit = self._steps.recorded(key)
             if commit is None and job.config is not None:
                 books.asked.add(job.name)
@@ -106,7 +107,7 @@ class Coordinator:
         if known is not None:
             self._enter(job, known)
         else:
-            self._books.waiting.append(ScoreRequest(job.name, commit, job.evaluate))
+            self._books.waiting.append(ScoreRequest(job.name, commit, job.evaluate, self._pipeline.frozen_stages))
 
     def _enter(self, job: Job, score: StepScore) -> None:
         self._books.scores[job.name] = score
@@ -160,7 +161,11 @@ def cost(job: Job) -> int:
 
 def describe(score: StepScore) -> str:
     """Returns a step's scores in a few words."""
-    parts = [f"{word} {100 * value:.1f} %" for word, value in (("validation", score.val_accuracy), ("held out", score.ood_accuracy)) if value is not None]
+    parts = [
+        f"{word} {100 * value:.1f} %"
+        for word, value in (("validation", score.val_accuracy), ("held out", score.ood_accuracy))
+        if value is not None
+    ]
     return f"{score.step}: {', '.join(parts)}" if parts else score.step
 
 
@@ -168,15 +173,3 @@ def failure(reply: Failed) -> errors.ModelgitError:
     """Returns the error that a worker met, as the class it was."""
     shape = getattr(errors, reply.kind, errors.TrainingError)
     return shape(f"step '{reply.step}': {reply.message}", hint=reply.hint)  # type: ignore[no-any-return]
-
-
-def check_names(pipeline: Pipeline, known: Sequence[str]) -> None:
-    """Refuses an architecture that nobody has registered, before anything runs."""
-    if pipeline.model.architecture not in known:
-        raise RecipeError(
-            f"[model].architecture: unknown architecture '{pipeline.model.architecture}'",
-            hint=f"known architectures: {', '.join(known)}",
-        )
-
-
-__all__ = ["Coordinator", "Event", "Outcome", "check_names"]

@@ -1,1 +1,191 @@
-"""The steps of a pipeline in one repository: what is recorded, what is made here, where branches point."""
+"""The steps of a pipeline in one repository: what is recorded, what is made here, where branches point.
+
+Refs named by a step's key keep every result; branches of the steps' names are for people and move when a step is
+made anew, unless somebody has committed to them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from modelgit.errors import DirtyWorktree, RecipeError
+from modelgit.events import Listener
+from modelgit.pipeline.keys import STEP_REFS
+from modelgit.pipeline.outcome import StepScore
+from modelgit.porcelain.importing import Import, single_file
+from modelgit.porcelain.merging import Choices, carry_out, common_base, draft_of, prepare
+from modelgit.porcelain.records import RECORD_PATH, Record, write_record
+from modelgit.porcelain.scores import note, noted, split_key
+from modelgit.porcelain.versions import DEFAULT_PATH, contents_id
+from modelgit.recipe.pipeline import Job
+from modelgit.repo import worktree
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import CommitDraft
+from modelgit.train.config import DataConfig
+from modelgit.train.datasets import load_dataset
+from modelgit.train.models import ARCHITECTURES
+from modelgit.train.pretrained import pretrained_file
+
+READ_BYTES = 1 << 20
+
+
+class Steps:
+    """What the coordinator asks of the repository."""
+
+    def __init__(self, repo: Repository, listener: Listener) -> None:
+        self._repo = repo
+        self._listener = listener
+        self._recorded = repo.refs(STEP_REFS)
+        self._digests: dict[DataConfig, str] = {}
+        self._moved: set[str] = set()
+        self._contents: dict[str, str] = {}
+
+    def recorded(self, key: str) -> str | None:
+        """Returns the commit of the step with that key, None if it was never made."""
+        return self._recorded.get(STEP_REFS + key)
+
+    def inputs(self, job: Job, commits: Mapping[str, str]) -> list[str]:
+        """Returns what identifies the contents of all that a job starts from."""
+        if job.kind == "import":
+            return [file_digest(weights_file(job))]
+        return [self.contents(commits[name]) for name in job.needs]
+
+    def contents(self, commit: str) -> str:
+        """Returns the id of a version's weights."""
+        if commit not in self._contents:
+            self._contents[commit] = contents_id(self._repo.version(commit))
+        return self._contents[commit]
+
+    def data_digest(self, data: DataConfig | None) -> str | None:
+        """Returns the digest of a data set, None for none."""
+        if data is None:
+            return None
+        if data not in self._digests:
+            self._digests[data] = load_dataset(data).digest
+        return self._digests[data]
+
+    def make(self, job: Job, key: str, commits: Mapping[str, str]) -> str:
+        """Returns the commit of a step that needs no training, made now.
+
+        Raises:
+            MergeConflict: the versions cannot be merged. FormatError: the weights to import cannot be read.
+        """
+        draft = self._import(job) if job.kind == "import" else self._merge(job, commits)
+        trailers = (*draft.trailers, ("Step", job.name), ("Step-Key", key))
+        return self._repo.commit(dataclasses.replace(draft, trailers=trailers, ref=STEP_REFS + key))
+
+    def _import(self, job: Job) -> CommitDraft:
+        source = weights_file(job)
+        with self._repo.store.begin() as pack:
+            files = single_file(Import(source, {}, pack, self._listener), DEFAULT_PATH)
+            pack.commit()
+        prefix = ARCHITECTURES[job.architecture](2).head_name
+        head = (f"{prefix}.weight", f"{prefix}.bias")
+        record = Record("import", job.architecture, (), head, {"source": source.name, "digest": file_digest(source)})
+        message = f"{job.name}: {job.architecture}, {source.name}"
+        return CommitDraft((), {**files, RECORD_PATH: write_record(record)}, message)
+
+    def _merge(self, job: Job, commits: Mapping[str, str]) -> CommitDraft:
+        heads = {name: commits[name] for name in job.needs}
+        choices = Choices(
+            method=job.method,
+            settings=job.settings,  # type: ignore[arg-type]  # checked where the method is made
+            heads="drop" if job.drop_heads else "error",
+            files="ours",
+        )
+        prepared = prepare(self._repo, heads, choices, common_base(self._repo, list(heads.values()), choices))
+        made = carry_out(self._repo, prepared, self._listener)
+        parents = tuple(self._repo.independent(list(heads.values())))
+        return draft_of(self._repo, prepared, made, parents, f"{job.name}: average of {len(heads)} versions")
+
+    # -------------------------------------------------------------------------------------------- branches
+
+    def move_branch(self, name: str, commit: str) -> None:
+        """Makes the branch `name` point at `commit`.
+
+        Raises:
+            RecipeError: it holds commits that no step made.
+        """
+        ref = f"refs/heads/{name}"
+        old = self._repo.branches().get(name)
+        if old == commit:
+            return
+        known = set(self._repo.refs(STEP_REFS).values())
+        if old is not None and old not in known and not self._repo.is_ancestor(old, commit):
+            raise RecipeError(
+                f"branch '{name}' holds commits that this pipeline did not make",
+                hint=f"rename it: git branch -m {name} NEW, or use another repository: --repo DIR",
+            )
+        self._repo.set_ref(ref, commit, expected=old)
+        self._moved.add(name)
+
+    def check_out(self) -> None:
+        """Brings the work tree to the branch checked out, if a step has moved it."""
+        branch = self._repo.branch()
+        if self._repo.worktree is None or branch not in self._repo.branches():
+            return
+        if branch in self._moved or not worktree.Look(self._repo).tracked:
+            worktree.checkout(self._repo, branch, force=True, listener=self._listener)
+
+    def refuse_changes(self, names: tuple[str, ...]) -> None:
+        """Raises DirtyWorktree if a step would move the branch checked out under changes of the work tree."""
+        branch = self._repo.branch()
+        if self._repo.worktree is None or branch not in names or not worktree.Look(self._repo).tracked:
+            return
+        changed = [change.path for change in worktree.status(self._repo).changes]
+        if changed:
+            raise DirtyWorktree(
+                f"the work tree has changes: {', '.join(changed[:5])}", hint="commit them: modelgit commit"
+            )
+
+    # -------------------------------------------------------------------------------------------- scores
+
+    def known_score(self, job: Job, commit: str) -> StepScore | None:
+        """Returns the scores noted on a commit for the job's data, None if there are none."""
+        row = noted(self._repo, commit, self._split(job))
+        return step_score(job, commit, row) if row is not None else None
+
+    def keep_score(self, job: Job, commit: str, scores: Mapping[str, Any]) -> StepScore:
+        """Notes the scores on the commit and returns them."""
+        assert job.evaluate is not None  # only such jobs are scored
+        row = {**scores, "data": Path(job.evaluate.path).stem, "split": self._split(job)}
+        note(self._repo, commit, row)
+        return step_score(job, commit, row)
+
+    def _split(self, job: Job) -> str:
+        assert job.evaluate is not None  # only such jobs are scored
+        return split_key(job.evaluate, self.data_digest(job.evaluate) or "")
+
+
+def step_score(job: Job, commit: str, row: Mapping[str, Any]) -> StepScore:
+    """Returns a note's row as the table wants it."""
+    images = row.get("images", {})
+    return StepScore(
+        job.name, commit, job.kind, row.get("val_accuracy"), row.get("ood_accuracy"), images.get("ood_accuracy", 0)
+    )
+
+
+def weights_file(job: Job) -> Path:
+    """Returns the file that an import step reads."""
+    return pretrained_file(job.architecture) if job.weights == "pretrained" else Path(job.weights)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the BLAKE3 of a file's content.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    total = blake3()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                total.update(piece)
+    except OSError as error:
+        raise RecipeError(
+            f"weights {path}: {error.strerror}", hint='[model] weights = "pretrained", or a file'
+        ) from error
+    return total.hexdigest()

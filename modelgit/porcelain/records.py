@@ -46,7 +46,11 @@ def parse_record(data: bytes, where: str) -> Record:
         table = json.loads(data)
         words = {key: expect_words(table.get(key, [])) for key in ("classes", "head")}
         architecture, details = table.get("architecture"), table.get("details", {})
-        if not isinstance(table["kind"], str) or not isinstance(architecture, str | None) or not isinstance(details, dict):
+        if (
+            not isinstance(table["kind"], str)
+            or not isinstance(architecture, str | None)
+            or not isinstance(details, dict)
+        ):
             raise TypeError("a field of another type")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{where}: not a record of a version: {error}") from error

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES
@@ -11,7 +13,7 @@ from modelgit.store.checkpoint import StoredTensors
 FROM_TORCH = {dtype.torch: name for name, dtype in DTYPES.items() if dtype.torch is not None}
 
 
-def load_tensor(source: StoredTensors, name: str) -> torch.Tensor:
+def load_tensor(source: StoredTensors, name: str) -> Tensor:
     """Returns one tensor of a version, on the CPU; only its bytes are read, and they are verified."""
     entry = source.entry(name)
     dtype = getattr(torch, DTYPES[entry.dtype].torch or "", None)
@@ -22,12 +24,12 @@ def load_tensor(source: StoredTensors, name: str) -> torch.Tensor:
     return flat.reshape(entry.shape)
 
 
-def load_state(source: StoredTensors) -> dict[str, torch.Tensor]:
+def load_state(source: StoredTensors) -> dict[str, Tensor]:
     """Returns all tensors of a version as a state dict."""
     return {name: load_tensor(source, name) for name in source.names()}
 
 
-def raw_tensors(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+def raw_tensors(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
     """Yields (name, dtype, shape, little-endian bytes) of each tensor of a state dict.
 
     Raises:
@@ -37,7 +39,7 @@ def raw_tensors(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, t
         yield name, dtype_name(name, tensor), tuple(tensor.shape), tensor_bytes(tensor)
 
 
-def dtype_name(name: str, tensor: torch.Tensor) -> str:
+def dtype_name(name: str, tensor: Tensor) -> str:
     """Returns the safetensors name of the tensor's type."""
     word = str(tensor.dtype).removeprefix("torch.")
     if word not in FROM_TORCH:
@@ -46,7 +48,28 @@ def dtype_name(name: str, tensor: torch.Tensor) -> str:
     return FROM_TORCH[word]
 
 
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """Returns the tensor's bytes in row-major order, without a copy where it already lies so on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())
+
+
+def torch_version() -> str:
+    """Returns the version of PyTorch in use."""
+    return str(torch.__version__)
+
+
+def numpy_version() -> str:
+    """Returns the version of NumPy in use."""
+    return np.__version__
+
+
+__all__ = [
+    "Tensor",
+    "load_state",
+    "load_tensor",
+    "numpy_version",
+    "raw_tensors",
+    "tensor_bytes",
+    "torch_version",
+]

@@ -98,6 +98,8 @@ class Pipeline:
     model: ModelInfo
     jobs: tuple[Job, ...]
     report: tuple[ReportRow, ...]
+    data: Mapping[str, DataConfig]
+    frozen_stages: int
 
     def job(self, name: str) -> Job:
         """Returns the job of that name."""
@@ -149,7 +151,7 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
     """Returns the pipeline that `table` describes; paths of data are relative to `folder`."""
     check_keys(table, SECTIONS, "pipeline file")
     info = bind(PipelineInfo, table.get("pipeline", {}), "[pipeline]")
-    model = bind(ModelInfo, table.get("model", {}), "[model]")
+    model = bind_model(table.get("model", {}), folder)
     templates = [bind(StepTemplate, t, f"[[step]] {i + 1}") for i, t in enumerate(expect_list(table, "step"))]
     report = tuple(bind(ReportRow, t, f"[[report]] {i + 1}") for i, t in enumerate(expect_list(table, "report")))
     data = {name: bind_data(t, name, folder) for name, t in expect_table(table.get("data", {}), "[data]").items()}
@@ -162,7 +164,8 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
     )
     drafts = [draft for template in templates for draft in expand(template, context)]
     jobs = in_order(resolve_heads(drafts))
-    pipeline = Pipeline(info, model, tuple(jobs), report)
+    frozen = context.train.get("frozen_stages", 0)
+    pipeline = Pipeline(info, model, tuple(jobs), report, data, frozen if isinstance(frozen, int) else 0)
     check_report(pipeline)
     return pipeline
 
@@ -201,6 +204,12 @@ def expect_lists(value: object, where: str) -> dict[str, Sequence[object]]:
     return {key: item for key, item in table.items() if isinstance(item, list)}
 
 
+def bind_model(table: object, folder: Path) -> ModelInfo:
+    """Returns the model's settings; a weight file is relative to the pipeline's folder."""
+    info = bind(ModelInfo, table, "[model]")
+    return info if info.weights == "pretrained" else dataclasses.replace(info, weights=str(folder / info.weights))
+
+
 def bind_data(table: object, name: str, folder: Path) -> DataConfig:
     """Returns the data set's settings, its path resolved against the pipeline's folder."""
     config = bind(DataConfig, table, f"[data.{name}]")
@@ -231,7 +240,9 @@ def fill(text: str, bindings: Table, where: str) -> str:
     try:
         return text.format_map(dict(bindings))
     except (KeyError, ValueError, IndexError) as error:
-        raise RecipeError(f"{where}: cannot fill '{text}': {error}", hint=f"known variables: {', '.join(bindings)}") from error
+        raise RecipeError(
+            f"{where}: cannot fill '{text}': {error}", hint=f"known variables: {', '.join(bindings)}"
+        ) from error
 
 
 def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
@@ -239,7 +250,9 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
     where = f"step '{template.name}'"
     bindings: dict[str, Value] = {k: v for k, v in row.items() if isinstance(v, int | str)}
     name = fill(template.name, bindings, where)
-    optional = {key: fill(value, bindings, where) for key in ("start", "head", "data") if (value := getattr(template, key))}
+    optional = {
+        key: fill(value, bindings, where) for key in ("start", "head", "data") if (value := getattr(template, key))
+    }
     check_kind(template, where)
     data = context.data_named(optional["data"], where) if "data" in optional else None
     evaluated = context.data_named(template.evaluate, where) if template.evaluate else data
@@ -310,7 +323,9 @@ def resolve_heads(drafts: Sequence[Job]) -> list[Job]:
     names = [job.name for job in drafts]
     for name in names:
         if names.count(name) > 1:
-            raise RecipeError(f"two steps are called '{name}'", hint="put the variables that tell them apart in the name")
+            raise RecipeError(
+                f"two steps are called '{name}'", hint="put the variables that tell them apart in the name"
+            )
     return [dataclasses.replace(job, needs=tuple(needs_of(job, names))) for job in drafts]
 
 
@@ -320,7 +335,9 @@ def needs_of(job: Job, names: Sequence[str]) -> Iterator[str]:
     for pattern in job.needs:
         found = [name for name in names if matches(name, pattern) and name != job.name]
         if not found:
-            raise RecipeError(f"step '{job.name}' needs '{pattern}', which no step is called", hint=f"steps: {', '.join(names)}")
+            raise RecipeError(
+                f"step '{job.name}' needs '{pattern}', which no step is called", hint=f"steps: {', '.join(names)}"
+            )
         for name in found:
             if name not in seen:
                 seen.add(name)
@@ -355,4 +372,6 @@ def check_report(pipeline: Pipeline) -> None:
     for row in pipeline.report:
         if not pipeline.matching(row.of):
             steps = ", ".join(job.name for job in pipeline.jobs)
-            raise RecipeError(f"[[report]] '{row.strategy}': no step matches {', '.join(row.of)}", hint=f"steps: {steps}")
+            raise RecipeError(
+                f"[[report]] '{row.strategy}': no step matches {', '.join(row.of)}", hint=f"steps: {steps}"
+            )

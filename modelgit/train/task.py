@@ -238,8 +238,32 @@ def score(
         DataError: the data set's classes are others.
     """
     dataset, _ = bench.dataset(data)
+    check_classes(model, dataset)
+    network = loaded(bench, model.architecture, state, len(dataset.classes))
+    return measure(network, bench.prepare(network, data, frozen_stages, None), frozen_stages)
+
+
+def score_domains(
+    bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig
+) -> dict[str, Accuracy]:
+    """Returns the accuracy on every image of each domain, without any split.
+
+    Raises:
+        DataError: the data set's classes are not the model's.
+    """
+    dataset = load_dataset(data)
+    check_classes(model, dataset)
+    network = loaded(bench, model.architecture, state, len(dataset.classes))
+    everything = np.arange(len(dataset.labels))
+    place = Place(0, bench.device, None, bench.listener)
+    found = features(network, dataset, everything, NOTHING, 0, place)
+    labels = torch.from_numpy(dataset.labels).to(bench.device)
+    members = {domain: np.flatnonzero(dataset.domain_ids == i) for i, domain in enumerate(dataset.domains)}
+    return {d: accuracy(class_scores(network, found, rows, 0), labels[rows]) for d, rows in members.items()}
+
+
+def check_classes(model: Model, dataset: Dataset) -> None:
+    """Raises DataError unless the model knows exactly the data set's classes."""
     if model.classes != dataset.classes:
         known = ", ".join(model.classes) or "none"
         raise DataError(f"{dataset.path}: classes {', '.join(dataset.classes)}; the model knows {known}")
-    network = loaded(bench, model.architecture, state, len(dataset.classes))
-    return measure(network, bench.prepare(network, data, frozen_stages, None), frozen_stages)

@@ -1,0 +1,72 @@
+"""Commands that train and score."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelgit.cli.command import command
+from modelgit.cli.session import Session
+
+if TYPE_CHECKING:
+    from modelgit.pipeline.start import Ran
+    from modelgit.porcelain.scores import Evaluation
+
+LEARNING = "Training and scoring"
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def register(app: typer.Typer, plumbing: typer.Typer) -> None:
+    """Enters the commands into the application, and what workers are started with."""
+
+    @command(app, "run", panel=LEARNING)
+    def run(
+        session: Session,
+        pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE.toml", help="What to carry out.")],
+        repo: Annotated[Path | None, typer.Option("--repo", help="The repository, made if absent.")] = None,
+        report: Annotated[Path | None, typer.Option("--report", help="Write PATH.json, PATH.svg, PATH.html.")] = None,
+        set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the file.")] = None,
+        workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
+        device: Device = "auto",
+    ) -> "Ran":
+        """Carry out a pipeline of fine-tunings and merges.
+
+        Each step ends in a commit on a branch of its name. Goes on where an earlier run was stopped; steps that are
+        done are not done again.
+        """
+        from modelgit.pipeline.start import Options, run_pipeline
+
+        options = Options(tuple(set_ or ()), repo, report, workers, device)
+        return run_pipeline(pipeline, options, session.listener)
+
+    @command(app, "evaluate", panel=LEARNING)
+    def evaluate(
+        session: Session,
+        rev: Annotated[str, typer.Argument(help="A version.")] = "HEAD",
+        on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
+        device: Device = "auto",
+    ) -> "Evaluation":
+        """Score a version on a data set.
+
+        A folder or zip (domain/class/name.png) gives the accuracy on each domain; a pipeline's data set gives those
+        on its validation splits and its held-out domain. The version's record says which network it is.
+        """
+        import os
+
+        from modelgit.errors import UsageError
+        from modelgit.porcelain.scores import evaluation, workbench
+
+        if not on:
+            raise UsageError("evaluate needs data", hint="modelgit evaluate REV --on data.zip")
+        repository = session.repo()
+        bench = workbench(repository, device, os.cpu_count() or 1, session.listener)
+        return evaluation(bench, repository, rev, on)
+
+    @plumbing.command("worker", hidden=True)
+    def worker(device: Device = "auto") -> None:
+        """Carry out the requests that arrive on stdin."""
+        from modelgit.pipeline.execution import work
+
+        replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
+        work(Path.cwd(), device, sys.stdin, replies)

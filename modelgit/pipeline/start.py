@@ -1,0 +1,98 @@
+"""Running a pipeline file: checked whole, then carried out by a pool of workers."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelgit.errors import RecipeError
+from modelgit.events import Listener, ignore
+from modelgit.merge.methods import make
+from modelgit.pipeline.outcome import Row
+from modelgit.pipeline.pool import Pool
+from modelgit.pipeline.publish import publish
+from modelgit.pipeline.run import Coordinator
+from modelgit.pipeline.steps import Steps, weights_file
+from modelgit.recipe.pipeline import Pipeline, load_pipeline
+from modelgit.repo.repository import Repository
+from modelgit.train.datasets import load_dataset
+from modelgit.train.models import ARCHITECTURES
+from modelgit.train.splits import split
+from modelgit.train.task import choose_device
+
+GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run: overrides of the file, where to, with how many workers (0: one a core, three on a GPU)."""
+
+    overrides: tuple[str, ...] = ()
+    repository: Path | None = None
+    report: Path | None = None
+    workers: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run did: steps made and steps found done, the table, and where everything is."""
+
+    pipeline: str
+    repository: str
+    made: tuple[str, ...]
+    found: tuple[str, ...]
+    main: str | None
+    rows: tuple[Row, ...]
+    reports: tuple[str, ...]
+    seconds: float
+
+
+def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> Ran:
+    """Carries out the pipeline in `path` as far as it is not done yet, and returns its outcome.
+
+    Raises:
+        RecipeError, DataError, DependencyMissing, TrainingError: before the first step runs, where that can be known.
+    """
+    pipeline = load_pipeline(path, options.overrides)
+    check(pipeline)
+    place = options.repository or Path(pipeline.info.repository)
+    device = choose_device(options.device)
+    repo = open_or_make(place)
+    workers = options.workers or (GPU_WORKERS if device.type == "cuda" else os.cpu_count() or 1)
+    with Pool(worker_command(repo, str(device)), workers) as pool:
+        outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
+    stem = options.report or (Path(pipeline.info.report) if pipeline.info.report else None)
+    reports = publish(pipeline, repo, outcome, stem) if stem else ()
+    main = outcome.commits.get("main")
+    return Ran(
+        pipeline.info.name, str(place), outcome.made, outcome.found, main, outcome.rows, reports, outcome.seconds
+    )
+
+
+def check(pipeline: Pipeline) -> None:
+    """Builds everything that a step will need, so that a mistake in the last step fails in the first second."""
+    if pipeline.model.architecture not in ARCHITECTURES:
+        hint = f"known architectures: {', '.join(sorted(ARCHITECTURES))}"
+        raise RecipeError(f"[model]: unknown architecture '{pipeline.model.architecture}'", hint=hint)
+    for job in pipeline.jobs:
+        if job.kind == "import" and not weights_file(job).is_file():
+            raise RecipeError(f"step '{job.name}': there are no weights at {job.weights}")
+        if job.kind == "merge":
+            make(job.method, job.settings)  # type: ignore[arg-type]  # this is the check
+    for data in dict.fromkeys(data for job in pipeline.jobs for data in (job.data, job.evaluate) if data is not None):
+        split(load_dataset(data), data)
+
+
+def open_or_make(place: Path) -> Repository:
+    """Returns the repository at `place` itself (not one around it), made if there is none."""
+    if (place / ".git").exists():
+        return Repository.open(place)
+    return Repository.init(place)
+
+
+def worker_command(repo: Repository, device: str) -> Sequence[str]:
+    """Returns the command line of a worker."""
+    place = str((repo.worktree or repo.git_dir).resolve())
+    return [sys.executable, "-m", "modelgit", "-C", place, "plumbing", "worker", "--device", device]

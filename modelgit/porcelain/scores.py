@@ -1,0 +1,141 @@
+"""Scoring versions on data sets. Scores are kept as git notes: they leave the commit's id alone, and git log shows them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelgit.errors import DataError
+from modelgit.events import Listener, ignore
+from modelgit.porcelain.records import read_record
+from modelgit.porcelain.scorebook import SCORES_REF, parse_row
+from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.versions import weights_of
+from modelgit.recipe.pipeline import load_pipeline
+from modelgit.repo.repository import Repository
+from modelgit.train.config import DataConfig
+from modelgit.train.evaluate import Accuracy, Scores
+from modelgit.train.task import Model, Workbench, score, score_domains
+
+CACHE_FOLDER = "cache/features"
+Row = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class DataName:
+    """A data set as a user names it: a folder or zip, or `PIPELINE.toml#NAME` with its splits."""
+
+    label: str
+    config: DataConfig
+    frozen_stages: int
+    has_splits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a version scored: metrics by name, and on how many images each accuracy rests."""
+
+    commit: str
+    data: str
+    values: Mapping[str, float]
+    images: Mapping[str, int]
+
+
+def parse_data_name(text: str) -> DataName:
+    """Returns the data set that `text` names.
+
+    Raises:
+        RecipeError: the pipeline file is malformed. DataError: it names no such data set.
+    """
+    path, mark, name = text.partition("#")
+    if not mark:
+        return DataName(Path(text).stem, DataConfig(path=text), 0, has_splits=False)
+    pipeline = load_pipeline(Path(path))
+    if name not in pipeline.data:
+        raise DataError(f"{path} has no data set '{name}'", hint=f"data sets: {', '.join(pipeline.data) or 'none'}")
+    return DataName(name, pipeline.data[name], pipeline.frozen_stages, has_splits=True)
+
+
+def workbench(repo: Repository, device: str = "auto", threads: int = 1, listener: Listener = ignore) -> Workbench:
+    """Returns a workbench that keeps the features of frozen stages in the repository's store folder."""
+    return Workbench(device, repo.git_dir / "modelgit" / CACHE_FOLDER, threads, listener)
+
+
+def known_model(repo: Repository, rev: str) -> Model:
+    """Returns what a version is, by its record.
+
+    Raises:
+        DataError: it has no record, or one that names no architecture: it cannot be run.
+    """
+    record = read_record(repo, rev)
+    if record is None or record.architecture is None:
+        hint = "only versions made by a pipeline, or by merging such, say which network they are weights of"
+        raise DataError(f"{rev}: no record says which architecture this version is of", hint=hint)
+    return Model(record.architecture, record.classes)
+
+
+def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
+    """Returns the metrics of a version on `data`, by name; nothing is recorded.
+
+    A folder or zip gives `accuracy` (mean over its domains), `worst_domain_accuracy` and `accuracy/DOMAIN`;
+    `PIPELINE.toml#NAME` gives `val_accuracy` and, with a held-out domain, `ood_accuracy`.
+    """
+    return evaluation(workbench(repo, listener=listener), repo, rev, data).values
+
+
+def evaluation(bench: Workbench, repo: Repository, rev: str, data: str) -> Evaluation:
+    """Returns the metrics of a version on `data`.
+
+    Raises:
+        DataError: the data is missing, or has other classes than the model.
+    """
+    name, model, commit = parse_data_name(data), known_model(repo, rev), repo.resolve(rev)
+    state = load_state(weights_of(repo, commit))
+    if name.has_splits:
+        scores = score(bench, state, model, name.config, name.frozen_stages)
+        return Evaluation(commit, name.label, split_values(scores), split_images(scores))
+    domains = score_domains(bench, state, model, name.config)
+    values = {f"accuracy/{domain}": accuracy.value for domain, accuracy in domains.items()}
+    mean, worst = sum(values.values()) / len(values), min(values.values())
+    images = {f"accuracy/{domain}": accuracy.n for domain, accuracy in domains.items()}
+    return Evaluation(commit, name.label, {"accuracy": mean, "worst_domain_accuracy": worst, **values}, images)
+
+
+def split_values(scores: Scores) -> dict[str, float]:
+    """Returns the metrics of splits, by name."""
+    values = {"val_accuracy": scores.val_accuracy}
+    if scores.ood_accuracy is not None:
+        values["ood_accuracy"] = scores.ood_accuracy
+    return {**values, **{f"val_accuracy/{domain}": a.value for domain, a in scores.validation.items()}}
+
+
+def split_images(scores: Scores) -> dict[str, int]:
+    """Returns on how many images each accuracy of a split rests."""
+    tested: dict[str, Accuracy] = {f"val_accuracy/{domain}": a for domain, a in scores.validation.items()}
+    if scores.held_out is not None:
+        tested["ood_accuracy"] = scores.held_out
+    return {name: accuracy.n for name, accuracy in tested.items()}
+
+
+# ------------------------------------------------------------------------------------------------- notes
+
+
+def split_key(config: DataConfig, digest: str) -> str:
+    """Returns what tells one split of one data set from all others."""
+    parts = {"digest": digest, "held_out": config.held_out, "group": config.group, "fold": config.fold}
+    more = {"trial": config.trial, "test": config.test_fraction, "validation": config.validation_fraction}
+    return json.dumps({**parts, **more, "size": config.image_size}, sort_keys=True)
+
+
+def noted(repo: Repository, commit: str, split: str) -> Row | None:
+    """Returns the scores that a commit's note holds for a split, None if it holds none."""
+    rows = (parse_row(line) for line in (repo.read_note(SCORES_REF, commit) or "").splitlines())
+    return next((dict(row) for row in rows if row is not None and row.get("split") == split), None)
+
+
+def note(repo: Repository, commit: str, row: Row) -> None:
+    """Adds scores to a commit's note; those of the same data and split are replaced."""
+    old = (repo.read_note(SCORES_REF, commit) or "").splitlines()
+    kept = [line for line in old if (parse_row(line) or {}).get("split") != row["split"]]
+    lines = [*kept, json.dumps(row, sort_keys=True)]
+    repo.write_note(SCORES_REF, commit, "\n".join(line for line in lines if line) + "\n")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from modelgit.errors import UsageError
 
+BLOCK = 1 << 14  # elements of each vector worked on at once: they stay in the cache
 Array = npt.NDArray[np.float64]
 
 
@@ -53,25 +54,30 @@ def about_base(form: LinearForm) -> LinearForm:
 
 
 def tree_sum(values: Array) -> float:
-    """Return the sum of all elements, halves folded onto each other: one order on every machine, error O(log n)."""
-    rest = values.reshape(-1)
-    while rest.size > 1:
-        half = rest.size // 2
-        folded = rest[:half] + rest[half : 2 * half]
-        if rest.size % 2:
-            folded[0] += rest[-1]
-        rest = folded
-    return float(rest[0]) if rest.size else 0.0
+    """Return the sum of all elements, in one order on every machine: blocks as `folded`, then one after another."""
+    flat = values.reshape(1, -1)
+    return float(sum(folded(flat[:, start : start + BLOCK].copy())[0] for start in range(0, flat.size, BLOCK)))
+
+
+def folded(rows: Array) -> Array:
+    """Return the sum of each row, (k, n) to (k,), halves folded onto each other; `rows` is used up."""
+    size = rows.shape[1]
+    while size > 1:
+        half = (size + 1) // 2
+        rows[:, : size - half] += rows[:, half:size]
+        size = half
+    return rows[:, 0]
 
 
 def gram(vectors: Sequence[Array]) -> Array:
-    """Return the matrix of inner products of the flattened vectors, shape (M, M)."""
-    size = len(vectors)
-    result = np.zeros((size, size))
-    for i in range(size):
-        for j in range(i, size):
-            result[i, j] = result[j, i] = tree_sum(vectors[i] * vectors[j])
-    return result
+    """Return the matrix of inner products of the flattened vectors, shape (M, M), summed as `tree_sum` does."""
+    count, flat = len(vectors), [vector.reshape(-1) for vector in vectors]
+    result = np.zeros((count, count))
+    for start in range(0, flat[0].size, BLOCK):
+        block = np.stack([vector[start : start + BLOCK] for vector in flat])
+        for i in range(count):
+            result[i, i:] += folded(block[i:] * block[i])
+    return np.triu(result) + np.triu(result, 1).T
 
 
 def small_dot(left: Sequence[float], right: Sequence[float]) -> float:

@@ -3,20 +3,37 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from modelgit.cli import handed_on, history, objects
+from modelgit.cli import handed_on, history, learn, objects
 from modelgit.cli.output import Output
 from modelgit.cli.session import Session
-from modelgit.errors import ModelgitError, StorageFull, UsageError
+from modelgit.errors import (
+    CorruptObject,
+    DifferencesFound,
+    FormatError,
+    MissingObject,
+    ModelgitError,
+    RepositoryError,
+    StorageFull,
+    UsageError,
+)
 from modelgit.version import VERSION
 
 INTERRUPTED, INTERNAL, BROKEN_PIPE = 130, 70, 141
+# What to do next where the floor that met the error had nothing more exact to say.
+HINTS: Mapping[type[ModelgitError], str] = {
+    FormatError: "is the file complete, and a safetensors file? compare it with the original",
+    CorruptObject: "modelgit fsck --full finds all damage; modelgit fetch brings sound objects from a remote",
+    MissingObject: "modelgit fetch brings objects from a remote; modelgit fsck lists what is missing",
+    DifferencesFound: "the weights of this commit are not what its message says; ask who made it",
+    RepositoryError: "modelgit status shows where things stand",
+    StorageFull: "free some space, or check the permissions, and run the command again",
+    UsageError: "modelgit --help lists the commands, modelgit COMMAND --help their options",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -45,21 +62,20 @@ def new_app() -> typer.Typer:
     app.callback()(options)
     history.register(app)
     objects.register(app)
-    register_learning(app)
+    learn.register(app)
     return app
-
-
-def register_learning(app: typer.Typer) -> None:
-    """Adds `run` and `evaluate`."""
-    if find_spec("modelgit.cli.learn") is not None:
-        import_module("modelgit.cli.learn").register(app)
 
 
 def show_version(wanted: bool) -> None:
     """Prints the version and ends."""
     if wanted:
-        sys.stdout.write(f"modelgit {VERSION}\n")
+        show_version_line()
         raise typer.Exit
+
+
+def show_version_line() -> None:
+    """Prints the version."""
+    sys.stdout.write(f"modelgit {VERSION}\n")
 
 
 def change_directory(path: str) -> None:
@@ -101,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def carry_out(words: list[str], session: Session) -> int:
     """Returns the exit code of a command line, handing git's own verbs to git."""
+    if words == ["--version"]:  # asked by scripts; costs no command
+        show_version_line()
+        return 0
     verb = handed_on.verb_at(words)
     if verb is not None and words[verb] in handed_on.VERBS | handed_on.REWRITING:
         change_directory(handed_on.directory_of(words[:verb]))
@@ -139,6 +158,7 @@ def explain(error: Exception, out: Output, *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more; say nothing at exit either
         return BROKEN_PIPE
     known = translated(error)
+    known.hint = known.hint or next((hint for kind, hint in HINTS.items() if isinstance(known, kind)), None)
     out.error(known)
     return known.exit_code
 
@@ -148,7 +168,8 @@ def translated(error: Exception) -> ModelgitError:
     if isinstance(error, ModelgitError):
         return error
     if isinstance(error, ParserError):
-        return UsageError(error.format_message(), hint="see modelgit COMMAND --help")
+        context = getattr(error, "ctx", None)
+        return UsageError(error.format_message(), hint=f"see {getattr(context, 'command_path', 'modelgit')} --help")
     if isinstance(error, typer.Abort):
         return UsageError("stopped")
     if isinstance(error, OSError) and error.errno in FULL:

@@ -65,6 +65,6 @@ def check_verb(verb: str, commands: Iterable[str]) -> None:
         return
     if verb in REFUSED:
         raise UsageError(f"'{verb}' is not a modelgit command yet", hint=REFUSED[verb])
-    near = difflib.get_close_matches(verb, known, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(verb, known, n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else "modelgit --help lists the commands"
     raise UsageError(f"'{verb}' is not a modelgit command", hint=hint)

@@ -151,12 +151,13 @@ class BarProgress:
         if self._progress is None:
             self._progress = new_bars(self._stream)
             self._progress.start()
-        if name not in self._bars:
+        first = name not in self._bars
+        if first:
             self._bars[name] = self._progress.add_task(safe(name), total=task.started.total, note="", far="")
         far = amount(task.done, task.started.unit)
         if task.started.total is not None:
             far += f" / {amount(task.started.total, task.started.unit)}"
-        self._progress.update(self._bars[name], completed=task.done, note=task.note, far=far)
+        self._progress.update(self._bars[name], completed=task.done, note=task.note, far=far, refresh=first)
 
     def _note(self, text: str) -> None:
         if self._progress is not None:

@@ -5,7 +5,6 @@
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import sys
 import typing
@@ -22,6 +21,8 @@ HOMES = (
     "modelgit.porcelain.checking",
     "modelgit.porcelain.sharing",
     "modelgit.repo.worktree",
+    "modelgit.porcelain.scores",
+    "modelgit.pipeline.start",
 )
 HEADING = """# Commands
 
@@ -49,9 +50,9 @@ def section(info: object) -> str:
     name, run, text = getattr(info, "name", ""), getattr(info, "callback", None), getattr(info, "help", "")
     rows = [f"## modelgit {name}", "", " ".join(str(text).split()), ""]
     signature = inspect.signature(run) if run is not None else inspect.Signature()
-    rows += ["| | | default |", "|---|---|---|"]
-    rows += [row for parameter in signature.parameters.values() for row in parameter_row(parameter)]
-    rows += ["", *json_rows(run), ""]
+    table = [row for parameter in signature.parameters.values() for row in parameter_row(parameter)]
+    rows += ["| | | default |", "|---|---|---|", *table, ""] if table else []
+    rows += [*json_rows(run), ""]
     return "\n".join(rows)
 
 
@@ -75,7 +76,7 @@ def parameter_row(parameter: inspect.Parameter) -> Iterator[str]:
 def json_rows(run: object) -> Iterator[str]:
     """Yields what the command's JSON object holds, from the dataclass it returns."""
     name = getattr(run, "returns", None)
-    found = [home for home in map(importlib.import_module, homes()) if hasattr(home, str(name))]
+    found = [home for home in map(importlib.import_module, HOMES) if hasattr(home, str(name))]
     result = getattr(found[0], str(name)) if found else None
     if result is None:
         return
@@ -83,21 +84,13 @@ def json_rows(run: object) -> Iterator[str]:
     yield f"`--json`: `schema`, {fields}. {' '.join((inspect.getdoc(result) or '').split())}"
 
 
-def homes() -> tuple[str, ...]:
-    """Returns the modules that hold results; those of commands that come from other files say so themselves."""
-    if importlib.util.find_spec("modelgit.cli.learn") is None:
-        return HOMES
-    return (*HOMES, *getattr(importlib.import_module("modelgit.cli.learn"), "RESULT_HOMES", ()))
-
-
 def git_section() -> str:
     """Returns the section on git's verbs."""
     handed = ", ".join(f"`{verb}`" for verb in sorted(handed_on.VERBS | handed_on.REWRITING))
+    table = "Not yet commands of modelgit; git would treat manifests as text:\n\n| | instead |\n|---|---|"
     refused = "\n".join(f"| `{verb}` | {hint} |" for verb, hint in sorted(handed_on.REFUSED.items()))
-    return (
-        "## Git's own verbs\n\nHanded on to git as they are, with git's exit code: "
-        f"{handed}.\n\nNot yet commands of modelgit; git would treat manifests as text:\n\n| | instead |\n|---|---|\n{refused}\n"
-    )
+    intro = f"Handed on to git as they are, with git's exit code: {handed}."
+    return f"## Git's own verbs\n\n{intro}\n\n{table}\n{refused}\n"
 
 
 def main() -> None:

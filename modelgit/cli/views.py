@@ -14,21 +14,26 @@ from modelgit.cli.blocks import (
     faint,
     identity,
     line,
+    seconds_text,
     strong,
 )
 from modelgit.cli.output import View
 
 if TYPE_CHECKING:
+    from modelgit.pipeline.outcome import Spread
+    from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Checked, Verified
     from modelgit.porcelain.comparing import Difference
     from modelgit.porcelain.merging import Merged
     from modelgit.porcelain.scorebook import Score
+    from modelgit.porcelain.scores import Evaluation
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
     from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
     from modelgit.repo.worktree import Change, Status
 
 SHOWN = 12
+METRICS = {"val_accuracy": "validation", "ood_accuracy": "held out"}
 VIEWS: dict[str, View] = {}
 Blocks = Callable[[Any], Iterable[Block]]
 
@@ -161,13 +166,14 @@ def history_line(entry: "HistoryEntry") -> Line:
 
 
 def scores_text(scores: Sequence["Score"]) -> str:
-    """Returns scores in a few words."""
-    return ", ".join(
-        f"{name.removesuffix('_accuracy')}{' ' + score.split if score.split else ''} {100 * value:.1f} %"
-        for score in scores
-        for name, value in score.values.items()
-        if "accuracy" in name
-    )
+    """Returns scores in a few words; those of single domains are left to `show --json`."""
+    told = []
+    for score in scores:
+        values = {name: value for name, value in score.values.items() if "/" not in name and "accuracy" in name}
+        if values:
+            parts = [f"{METRICS.get(name, name)} {100 * value:.1f} %" for name, value in values.items()]
+            told.append(f"{score.data}: {', '.join(parts)}" if score.data else ", ".join(parts))
+    return "; ".join(told)
 
 
 def day(seconds: int) -> str:
@@ -266,6 +272,8 @@ def merged(result: "Merged") -> Iterator[Block]:
     """What a merge did."""
     if result.kind == "up-to-date":
         yield line("Already up to date")
+    elif result.kind == "dry-run" and not result.heads:
+        yield line(f"Would move {result.branch or 'HEAD'} forward to ", identity(result.commit or ""))
     elif result.kind == "fast-forward":
         yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
     else:
@@ -295,6 +303,47 @@ def merged_models(result: "Merged") -> Iterator[Block]:
         yield line(f"  dropped: {', '.join(result.dropped[:SHOWN])}{' …' if len(result.dropped) > SHOWN else ''}")
     for note in result.notes:
         yield line(f"  note: {note}")
+
+
+# ---------------------------------------------------------------------------------------- training and scoring
+
+
+@view("Ran", lambda result: [result.main] if result.main else [])
+def ran(result: "Ran") -> Iterator[Block]:
+    """What a pipeline did."""
+    done = "nothing was left to do" if not result.made else f"{count_text(len(result.made), 'step')} made"
+    found = f", {len(result.found)} found done" if result.found else ""
+    yield line(strong(result.pipeline), f": {done}{found} in {seconds_text(result.seconds)}")
+    if result.rows:
+        rows = tuple((row.title, str(row.runs), spread_text(row.ood), spread_text(row.val)) for row in result.rows)
+        yield Table(("strategy", "models>", "held out>", "validation>"), rows)
+    over = {row.ood.over for row in result.rows if row.ood is not None}
+    if over:
+        yield line(faint(f"± is the standard error over {' or '.join(sorted(over))}"))
+    main = ["main is ", identity(result.main), "; "] if result.main else []
+    yield line(*main, "the repository is ", strong(result.repository))
+    for path in result.reports:
+        yield line(f"wrote {path}")
+
+
+def spread_text(spread: "Spread | None") -> str:
+    """Returns a mean with its standard error, in percent."""
+    if spread is None:
+        return ""
+    error = f" ± {100 * spread.stderr:.1f}" if spread.stderr == spread.stderr else ""
+    return f"{100 * spread.mean:.1f}{error} %"
+
+
+@view("Evaluation", lambda result: [result.commit])
+def evaluation(result: "Evaluation") -> Iterator[Block]:
+    """What a version scored."""
+    yield line(identity(result.commit), f" on {result.data}")
+    images = result.images
+    rows = tuple(
+        (name, f"{100 * value:.1f} %", f"{images[name]:,}" if name in images else "")
+        for name, value in result.values.items()
+    )
+    yield Table(("metric", "value>", "images>"), rows)
 
 
 # ---------------------------------------------------------------------------------------------------- sharing

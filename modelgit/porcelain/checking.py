@@ -96,10 +96,10 @@ def read_trailers(version: Version) -> Recorded:
 
 
 def check_inputs(repo: Repository, version: Version, recorded: Recorded) -> None:
-    """Refuses a record whose inputs are not the commit's parents, or not the models they were."""
-    strangers = [commit[:10] for commit, _ in recorded.inputs if commit not in version.entry.parents]
+    """Refuses a record whose inputs are not the commit's ancestors, or not the models they were."""
+    strangers = [commit[:10] for commit, _ in recorded.inputs if not repo.is_ancestor(commit, version.commit)]
     if strangers:
-        raise DifferencesFound(f"{version.commit[:10]}: inputs that are not its parents: {', '.join(strangers)}")
+        raise DifferencesFound(f"{version.commit[:10]}: inputs it does not descend from: {', '.join(strangers)}")
     changed = [commit[:10] for commit, contents in recorded.inputs if contents_id(repo.version(commit)) != contents]
     if changed:
         raise DifferencesFound(f"{version.commit[:10]}: inputs with other weights than recorded: {', '.join(changed)}")

@@ -148,7 +148,9 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     taking_part = repo.independent(list(named))
     if taking_part == [head]:
         return Merged("up-to-date", head, repo.branch())
-    if len(taking_part) == 1 and request.fast_forward and not request.dry_run:
+    if len(taking_part) == 1 and request.fast_forward and request.dry_run:
+        return Merged("dry-run", taking_part[0], repo.branch())
+    if len(taking_part) == 1 and request.fast_forward:
         scores = gate(repo, taking_part[0], request, listener)
         return Merged("fast-forward", taking_part[0], land(repo, taking_part[0], listener), scores=scores)
     base = request.choices.base or common_base(repo, list(named), request.choices)

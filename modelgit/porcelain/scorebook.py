@@ -11,7 +11,7 @@ SCORES_REF = "refs/notes/modelgit-scores"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a version scored on one split of one data set: `data` names it, `values` are its metrics."""
+    """What a version scored on one split of one data set, by metric; `split` tells the split from all others."""
 
     data: str
     split: str

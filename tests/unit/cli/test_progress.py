@@ -1,0 +1,104 @@
+"""Progress, as logs, programs and terminals get it. Time is an argument."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from modelgit.cli.progress import BarProgress, JsonProgress, LineProgress, amount, listener_for, remaining
+from modelgit.events import Advanced, Finished, Noted, Started, ignore
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def ticking(*times: float) -> Callable[[], float]:
+    """Returns a clock that shows these times, one after another."""
+    shown: Iterator[float] = iter(times)
+    return lambda: next(shown)
+
+
+def test_a_short_task_leaves_no_line_in_a_log() -> None:
+    stream = io.StringIO()
+    listener = LineProgress(stream, ticking(0.0, 1.0, 2.0))
+    for event in (Started("merge", 10, "tensors"), Advanced("merge", 5), Finished("merge", "10 copied")):
+        listener(event)
+    assert stream.getvalue() == ""
+
+
+def test_a_long_task_leaves_a_line_every_few_seconds() -> None:
+    stream = io.StringIO()
+    listener = LineProgress(stream, ticking(0.0, 6.0, 7.0, 12.0, 24.0))
+    events = [
+        Started("train", 100, "steps"),
+        Advanced("train", 25, "loss 0.5"),
+        Advanced("train", 1),
+        Advanced("train", 24),
+    ]
+    for event in (*events, Finished("train", "well")):
+        listener(event)
+    assert stream.getvalue().splitlines() == [
+        "train: 25 steps of 100 steps, 18 s left, loss 0.5",
+        "train: 50 steps of 100 steps, 12 s left",
+        "train: done in 24 s, well",
+    ]
+
+
+def test_notes_are_said_at_once_and_harmless() -> None:
+    stream = io.StringIO()
+    LineProgress(stream)(Noted("left out \x1b[2J.bin"))
+    assert stream.getvalue() == "left out \\x1b[2J.bin\n"
+
+
+def test_programs_get_json_lines_that_add_up() -> None:
+    stream = io.StringIO()
+    listener = JsonProgress(stream, ticking(0.0, 0.2, 0.21, 0.22, 0.23))
+    for event in (Started("t", 4, "bytes"), Advanced("t", 1), Advanced("t", 2), Advanced("t", 1), Finished("t")):
+        listener(event)
+    rows = [json.loads(row) for row in stream.getvalue().splitlines()]
+    assert [row["event"] for row in rows] == ["started", "advanced", "advanced", "finished"]
+    assert sum(row.get("n", 0) for row in rows) == 4
+    assert rows[0] == {"event": "started", "task": "t", "total": 4, "unit": "bytes"}
+
+
+def test_a_terminal_gets_a_bar_that_leaves_no_trace_of_short_tasks() -> None:
+    stream = Terminal()
+    listener = BarProgress(stream, ticking(0.0, 0.1, 0.2))
+    for event in (Started("t", 4, "bytes"), Advanced("t", 4), Finished("t")):
+        listener(event)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_for_long_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    listener = BarProgress(stream, ticking(0.0, 3.0, 4.0))
+    for event in (
+        Started("write model", 4_000_000, "bytes"),
+        Advanced("write model", 1_000_000),
+        Finished("write model"),
+    ):
+        listener(event)
+    assert "write model" in stream.getvalue()
+    assert "1.0 MB / 4.0 MB" in stream.getvalue()
+
+
+def test_amounts_and_times_left() -> None:
+    assert amount(1500, "bytes") == "1.5 kB"
+    assert amount(1500, "tensors") == "1,500 tensors"
+    assert remaining(25, 100, 6.0) == 18.0
+    assert remaining(0, 100, 6.0) is None
+    assert remaining(5, None, 6.0) is None
+    assert remaining(7, 5, 6.0) is None
+
+
+def test_who_listens() -> None:
+    assert isinstance(listener_for(io.StringIO(), as_json=False, quiet=False), LineProgress)
+    assert isinstance(listener_for(io.StringIO(), as_json=True, quiet=True), JsonProgress)
+    assert listener_for(io.StringIO(), as_json=False, quiet=True) is ignore

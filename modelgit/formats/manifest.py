@@ -8,15 +8,16 @@
 Two weight files have equal manifests exactly when they are equal byte for byte.
 """
 
+import bisect
 import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelgit.errors import FormatError
-from modelgit.formats.dtypes import DTYPES
+from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, check_name
 
 MAGIC = "modelgit manifest "
@@ -50,8 +51,9 @@ class Manifest:
 
     def entry(self, name: str) -> TensorEntry:
         """Returns the tensor of that name. Raises FormatError, listing near names."""
-        found = next((t for t in self.tensors if t.name == name), None)
-        if found is None:
+        place = bisect.bisect_left(self.tensors, name.encode(), key=lambda t: t.name.encode())
+        found = self.tensors[place] if place < len(self.tensors) else None
+        if found is None or found.name != name:
             near = difflib.get_close_matches(name, [t.name for t in self.tensors], n=3)
             hint = f"did you mean {', '.join(map(repr, near))}?" if near else None
             raise FormatError(f"no tensor is called {name!r}", hint=hint)
@@ -111,7 +113,20 @@ def parse(text: str, source: str) -> Manifest:
     for before, after in itertools.pairwise(tensors):
         if before.name.encode() >= after.name.encode():
             raise FormatError(f"{source}: tensors {before.name!r} and {after.name!r} are not in order, or the same")
+    check_size(tensors, int(size[1]) - int(header[2]), source)
     return Manifest(header[1], int(header[2]), int(size[1]), tensors)
+
+
+def check_size(tensors: Sequence[TensorEntry], expected: int, source: str) -> None:
+    """Refuses tensors that do not fill the file: a weight file has no holes, so nobody need believe a shape."""
+    got = 0
+    for tensor in tensors:
+        try:
+            got += size_bytes(tensor.dtype, tensor.shape)
+        except FormatError as error:
+            raise FormatError(f"{source}: tensor {tensor.name[:120]!r}: {error.message}") from error
+    if got != expected:
+        raise FormatError(f"{source}: expected {expected} bytes of tensors after the header, got {got}")
 
 
 def check_version(line: str, source: str) -> None:

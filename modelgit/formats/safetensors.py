@@ -189,12 +189,13 @@ def check_name(name: str, where: str) -> None:
         raise FormatError(f"{where}: name is not valid Unicode") from error
     if not name or too_long:
         raise FormatError(f"{where}: name: expected 1 to {MAX_NAME_BYTES} bytes")
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in name):
+    plain = name.isascii() and name.isprintable()
+    if not plain and any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in name):
         raise FormatError(f"{where}: name holds control characters")
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "":
         raise FormatError(f"{where}: name looks like a path out of its folder")
-    if unicodedata.normalize("NFC", name) != name:
+    if not plain and unicodedata.normalize("NFC", name) != name:
         raise FormatError(f"{where}: name is not in Unicode's composed form (NFC)")
 
 

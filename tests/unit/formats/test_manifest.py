@@ -6,8 +6,8 @@ from modelgit.errors import FormatError
 from modelgit.formats.manifest import Manifest, TensorEntry, compare, is_manifest, parse, write
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
-SMALL = Manifest(C, 40, 100, (TensorEntry("bias", "F32", (), A), TensorEntry('we"ight', "BF16", (3, 4), B)))
-TEXT = f'modelgit manifest 1\nsize 100\nheader {C} 40\n"bias" F32 [] {A}\n"we\\"ight" BF16 [3,4] {B}\n'
+SMALL = Manifest(C, 40, 68, (TensorEntry("bias", "F32", (), A), TensorEntry('we"ight', "BF16", (3, 4), B)))
+TEXT = f'modelgit manifest 1\nsize 68\nheader {C} 40\n"bias" F32 [] {A}\n"we\\"ight" BF16 [3,4] {B}\n'
 
 
 def test_canonical_text() -> None:
@@ -24,14 +24,18 @@ def test_canonical_text() -> None:
         (TEXT[:-1], "cut short"),
         (TEXT.replace("manifest 1", "manifest 2"), "version '2', expected 1"),
         (TEXT.replace("modelgit", "gitmodel"), "not a manifest"),
-        (TEXT.replace("size 100", "size 0100"), "line 2: expected 'size BYTES'"),
-        (TEXT.replace("size 100", "size 10"), "header of 40 bytes in a file of 10"),
+        (TEXT.replace("size 68", "size 068"), "line 2: expected 'size BYTES'"),
+        (TEXT.replace("size 68", "size 10"), "header of 40 bytes in a file of 10"),
         (TEXT.replace(C, "c" * 63), "line 3"),
         (TEXT.replace(A, A.upper()), "line 4"),
         (TEXT.replace("F32", "F33"), "unknown dtype 'F33'"),
         (TEXT.replace("[3,4]", "[3, 4]"), "line 5"),
         (TEXT.replace("[3,4]", "[-3]"), "line 5"),
         (TEXT.replace("[3,4]", f"[{'9' * 30}]"), "line 5"),
+        (TEXT.replace("[3,4]", "[3,5]"), "expected 28 bytes of tensors after the header, got 34"),
+        (TEXT.replace("[3,4]", f"[{2**62},4]"), "more than"),
+        (TEXT.replace("BF16 [3,4]", "F4 [3]"), "12 bits fill no whole number of bytes"),
+        (TEXT.replace("[3,4]", "[3,4" + ",1" * 63 + "]"), "65 dimensions, expected at most 64"),
         (TEXT.replace('"bias"', '"zeta"'), "not in order"),
         (TEXT.replace('"bias"', '"we\\"ight"'), "not in order, or the same"),
         (TEXT.replace('"bias"', '"../bias"'), "looks like a path"),

@@ -126,8 +126,8 @@ def carry_out(words: list[str], session: Session) -> int:
         code = handed_on.run_git(words[verb:])
         return code or fill_in(session)
     app = new_app()
-    if verb is not None:
-        handed_on.check_verb(words[verb], command_names(app))
+    if verb is not None and words[verb] not in every_name(app):
+        handed_on.refuse_verb(words[verb], command_names(app))
     code = app(args=words, obj=session, prog_name="modelgit", standalone_mode=False)
     if code == INTERRUPTED:
         sys.stderr.write("interrupted\n")
@@ -146,6 +146,11 @@ def fill_in(session: Session) -> int:
 def command_names(app: typer.Typer) -> list[str]:
     """Returns the names of all commands that people may use."""
     return [info.name for info in app.registered_commands if info.name and not info.hidden]
+
+
+def every_name(app: typer.Typer) -> set[str | None]:
+    """Returns the names of all commands and groups, hidden ones too."""
+    return {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
 
 
 def explain(error: Exception, out: Output, *, debug: bool) -> int:

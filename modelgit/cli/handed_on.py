@@ -4,6 +4,7 @@ import difflib
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from modelgit.errors import DependencyMissing, UsageError
 
@@ -58,11 +59,13 @@ def run_git(words: Sequence[str]) -> int:
         raise DependencyMissing("git is not installed", hint="install git 2.38 or later") from error
 
 
-def check_verb(verb: str, commands: Iterable[str]) -> None:
-    """Refuses a verb that neither we nor git's list know, naming the nearest ones."""
+def refuse_verb(verb: str, commands: Iterable[str]) -> NoReturn:
+    """Says that nobody knows the verb, naming the nearest of those that are known.
+
+    Raises:
+        UsageError: always.
+    """
     known = sorted({*commands, *VERBS, *REWRITING})
-    if verb in known:
-        return
     if verb in REFUSED:
         raise UsageError(f"'{verb}' is not a modelgit command yet", hint=REFUSED[verb])
     near = difflib.get_close_matches(verb, known, n=2, cutoff=0.7)

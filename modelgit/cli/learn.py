@@ -17,7 +17,7 @@ LEARNING = "Training and scoring"
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
-def register(app: typer.Typer, plumbing: typer.Typer) -> None:
+def register(app: typer.Typer) -> None:
     """Enters the commands into the application, and what workers are started with."""
 
     @command(app, "run", panel=LEARNING)
@@ -63,7 +63,7 @@ def register(app: typer.Typer, plumbing: typer.Typer) -> None:
         bench = workbench(repository, device, os.cpu_count() or 1, session.listener)
         return evaluation(bench, repository, rev, on)
 
-    @plumbing.command("worker", hidden=True)
+    @app.command("plumbing-worker", hidden=True)
     def worker(device: Device = "auto") -> None:
         """Carry out the requests that arrive on stdin."""
         from modelgit.pipeline.execution import work

@@ -89,7 +89,7 @@ def checked_out(result: "CheckedOut") -> Iterator[Block]:
     if result.branch is None:
         yield line("At ", identity(result.commit), ", which is no branch's")
     else:
-        at = [" at ", identity(result.commit)] if result.commit else []
+        at: list[str | Span] = [" at ", identity(result.commit)] if result.commit else []
         verb = "On new branch" if result.created else "On branch"
         yield line(f"{verb} ", strong(result.branch), *at)
 
@@ -153,7 +153,7 @@ def history(result: "History") -> Iterator[Block]:
 
     by_commit = {entry.commit: entry for entry in result.entries}
     for row in draw([(entry.commit, entry.parents) for entry in result.entries]):
-        told = (" ", *history_line(by_commit[row.commit]).spans) if row.commit else ()
+        told: list[str | Span] = [" ", *history_line(by_commit[row.commit]).spans] if row.commit else []
         yield line(faint(row.drawing), *told)
 
 
@@ -320,7 +320,7 @@ def ran(result: "Ran") -> Iterator[Block]:
     over = {row.ood.over for row in result.rows if row.ood is not None}
     if over:
         yield line(faint(f"± is the standard error over {' or '.join(sorted(over))}"))
-    main = ["main is ", identity(result.main), "; "] if result.main else []
+    main: list[str | Span] = ["main is ", identity(result.main), "; "] if result.main else []
     yield line(*main, "the repository is ", strong(result.repository))
     for path in result.reports:
         yield line(f"wrote {path}")

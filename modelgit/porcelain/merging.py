@@ -48,6 +48,11 @@ class Choices:
     integers: Literal["error", "ours"] = "ours"
     files: Literal["error", "ours"] = "error"
 
+    @property
+    def plain(self) -> bool:
+        """Whether one model merged this way is the model itself: then a branch can simply move forward."""
+        return self.method == "linear" and not self.settings and not self.weights
+
     def policy(self) -> dict[str, object]:
         """Returns how to go on where models do not match, as the commit records it."""
         return {
@@ -139,6 +144,7 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
         Nothing has changed in each case.
     """
     bars = [parse_bar(text) for text in request.gates]
+    make(request.choices.method, request.choices.settings)
     if bool(bars) != bool(request.data):
         raise UsageError("--gate and --on belong together", hint="--on DATA --gate 'accuracy>=0.75'")
     if not request.dry_run:
@@ -148,9 +154,10 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     taking_part = repo.independent(list(named))
     if taking_part == [head]:
         return Merged("up-to-date", head, repo.branch())
-    if len(taking_part) == 1 and request.fast_forward and request.dry_run:
+    forward = len(taking_part) == 1 and request.fast_forward and request.choices.plain
+    if forward and request.dry_run:
         return Merged("dry-run", taking_part[0], repo.branch())
-    if len(taking_part) == 1 and request.fast_forward:
+    if forward:
         scores = gate(repo, taking_part[0], request, listener)
         return Merged("fast-forward", taking_part[0], land(repo, taking_part[0], listener), scores=scores)
     base = request.choices.base or common_base(repo, list(named), request.choices)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from modelgit.cli.progress import BarProgress, JsonProgress, LineProgress, amount, listener_for, remaining
-from modelgit.events import Advanced, Finished, Noted, Started, ignore
+from modelgit.events import Advanced, Event, Finished, Noted, Started, ignore
 
 
 class Terminal(io.StringIO):
@@ -34,13 +34,14 @@ def test_a_short_task_leaves_no_line_in_a_log() -> None:
 def test_a_long_task_leaves_a_line_every_few_seconds() -> None:
     stream = io.StringIO()
     listener = LineProgress(stream, ticking(0.0, 6.0, 7.0, 12.0, 24.0))
-    events = [
+    events: list[Event] = [
         Started("train", 100, "steps"),
         Advanced("train", 25, "loss 0.5"),
         Advanced("train", 1),
         Advanced("train", 24),
     ]
-    for event in (*events, Finished("train", "well")):
+    events.append(Finished("train", "well"))
+    for event in events:
         listener(event)
     assert stream.getvalue().splitlines() == [
         "train: 25 steps of 100 steps, 18 s left, loss 0.5",

@@ -1,0 +1,135 @@
+"""Models from elsewhere, and the Python interface: in and out without a difference."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import modelgit
+from modelgit.errors import DirtyWorktree, FormatError
+from modelgit.porcelain import sharing, versions, work
+from modelgit.porcelain.importing import import_model
+from modelgit.porcelain.records import read_record
+from modelgit.repo.repository import Repository
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    return Repository.init(tmp_path / "models")
+
+
+def hugging_face_folder(place: Path) -> dict[str, bytes]:
+    """Writes a sharded checkpoint with all that belongs to it; returns its files."""
+    place.mkdir()
+    for i in (1, 2):
+        save_file({f"layer{i}.weight": np.full((4, 4), i, np.float16)}, place / f"model-0000{i}-of-00002.safetensors")
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    (place / "config.json").write_text(json.dumps({"id2label": {"0": "bad", "1": "good"}}))
+    (place / "tokenizer").mkdir()
+    (place / "tokenizer" / "vocab.txt").write_bytes(b"a\r\nb\xff\n")
+    (place / ".git").mkdir()
+    (place / ".git" / "HEAD").write_text("not ours")
+    return {
+        p.relative_to(place).as_posix(): p.read_bytes()
+        for p in place.rglob("*")
+        if p.is_file() and ".git" not in p.parts
+    }
+
+
+def test_a_folder_comes_back_byte_for_byte(repo: Repository, tmp_path: Path) -> None:
+    files = hugging_face_folder(tmp_path / "bert")
+    made = import_model(repo, tmp_path / "bert")
+    assert (made.added, made.branch, made.subject) == (2, "main", "Import bert")
+    sharing.export(repo, "main", tmp_path / "out")
+    record = tmp_path / "out" / ".modelgit" / "record.json"
+    found = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert found == {**files, ".modelgit/record.json": record.read_bytes()}
+    assert work.status(repo).changes == ()
+    known = read_record(repo, "main")
+    assert known is not None
+    assert known.classes == ("bad", "good")
+    assert sorted(versions.weights_of(repo, "main").names()) == ["layer1.weight", "layer2.weight"]
+
+
+def test_a_second_import_of_a_folder_replaces_it(repo: Repository, tmp_path: Path) -> None:
+    hugging_face_folder(tmp_path / "bert")
+    import_model(repo, tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer" / "vocab.txt").unlink()
+    made = import_model(repo, tmp_path / "bert", "without a vocabulary")
+    assert (made.same, made.added, made.changed) == (2, 0, 0)
+    assert "tokenizer/vocab.txt" not in repo.version("main").files
+    assert repo.worktree is not None
+    assert not (repo.worktree / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pytorch_checkpoint_becomes_safetensors(repo: Repository, tmp_path: Path, legacy: bool) -> None:
+    state = {"w": torch.arange(12.0).reshape(3, 4).t(), "n": torch.tensor(7), "h": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
+    import_model(repo, tmp_path / "model.pt")
+    assert repo.worktree is not None
+    loaded = modelgit.Repository(repo.worktree).load("main")
+    assert {name: (t.dtype, t.tolist()) for name, t in loaded.items()} == {
+        name: (t.dtype, t.tolist()) for name, t in state.items()
+    }
+
+
+def test_checkpoints_beside_safetensors_are_left_out(repo: Repository, tmp_path: Path) -> None:
+    hugging_face_folder(tmp_path / "bert")
+    torch.save({"w": torch.ones(2)}, tmp_path / "bert" / "pytorch_model.bin")
+    said: list[object] = []
+    import_model(repo, tmp_path / "bert", listener=said.append)
+    assert "pytorch_model.bin" not in repo.version("main").tree()
+    assert any("left out pytorch_model.bin" in str(event) for event in said)
+
+
+def test_only_a_pytorch_checkpoint_in_a_folder(repo: Repository, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    torch.save({"w": torch.ones(2)}, tmp_path / "old" / "pytorch_model.bin")
+    import_model(repo, tmp_path / "old")
+    assert list(repo.version("main").manifests) == ["pytorch_model.safetensors"]
+
+
+def test_from_python(tmp_path: Path) -> None:
+    repo = modelgit.Repository.init(tmp_path / "models")
+    state = {"layer.weight": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "layer.bias": torch.zeros(3)}
+    first = repo.commit(state, message="First version")
+    assert repo.head() == first
+    weights = repo.load("main")
+    assert list(weights) == ["layer.bias", "layer.weight"]
+    assert torch.equal(weights["layer.weight"], state["layer.weight"])
+    assert weights.entry("layer.bias").shape == (3,)
+    with pytest.raises(KeyError):
+        weights["layer.wieght"]
+    assert (repo.path / "model.safetensors").is_file()
+    one = repo.commit({**state, "layer.bias": np.full(3, 2, np.float32)}, message="one", branch="one", parents=["main"])
+    assert repo.branches() == {"main": first, "one": one}
+    assert repo.load("main")["layer.bias"].tolist() == [0.0, 0.0, 0.0]
+    repo.commit({**state, "layer.bias": torch.full((3,), 4.0)}, message="two")
+    merged = repo.merge(["one"], message="both", method="linear", weights=(1.0, 3.0))
+    assert merged.kind == "merge"
+    assert repo.load()["layer.bias"].tolist() == [2.5, 2.5, 2.5]
+    assert [entry.subject for entry in repo.log(limit=1)] == ["both"]
+    assert repo.checkout("one") == one
+
+
+def test_from_python_in_a_bare_repository(tmp_path: Path) -> None:
+    repo = modelgit.Repository.init(tmp_path / "bare.git", bare=True)
+    first = repo.commit({"w": torch.ones(2)}, message="first")
+    assert repo.branches() == {"main": first}
+    assert repo.load("main")["w"].tolist() == [1.0, 1.0]
+
+
+def test_from_python_local_changes_are_safe(tmp_path: Path) -> None:
+    repo = modelgit.Repository.init(tmp_path / "models")
+    repo.commit({"w": torch.ones(2)}, message="first")
+    save_file({"w": np.zeros(2, np.float32)}, repo.path / "model.safetensors")
+    with pytest.raises(DirtyWorktree):
+        repo.commit({"w": torch.zeros(3)}, message="second")
+    with pytest.raises(FormatError, match="complex128"):
+        repo.commit({"w": torch.zeros(3, dtype=torch.complex128)}, message="third", branch="other")

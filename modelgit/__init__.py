@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from modelgit.errors import ModelgitError
     from modelgit.porcelain.merging import Choices
     from modelgit.porcelain.python import Repository, Weights
+    from modelgit.porcelain.records import Record
 
-__all__ = ["Choices", "ModelgitError", "Repository", "Weights", "__version__"]
+__all__ = ["Choices", "ModelgitError", "Record", "Repository", "Weights", "__version__"]
 
 # Loaded on first use: `import modelgit` alone is quick.
 HOMES = {
     "Choices": "modelgit.porcelain.merging",
     "ModelgitError": "modelgit.errors",
+    "Record": "modelgit.porcelain.records",
     "Repository": "modelgit.porcelain.python",
     "Weights": "modelgit.porcelain.python",
 }

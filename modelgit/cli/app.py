@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from modelgit.cli import handed_on, history, learn, objects
-from modelgit.cli.output import Output
+from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session
 from modelgit.errors import (
     CorruptObject,
@@ -17,8 +17,10 @@ from modelgit.errors import (
     FormatError,
     MissingObject,
     ModelgitError,
+    RemoteError,
     RepositoryError,
     StorageFull,
+    StoreError,
     UsageError,
 )
 from modelgit.version import VERSION
@@ -30,6 +32,8 @@ HINTS: Mapping[type[ModelgitError], str] = {
     CorruptObject: "modelgit fsck --full finds all damage; modelgit fetch brings sound objects from a remote",
     MissingObject: "modelgit fetch brings objects from a remote; modelgit fsck lists what is missing",
     DifferencesFound: "the weights of this commit are not what its message says; ask who made it",
+    StoreError: "modelgit fsck looks at every object",
+    RemoteError: "modelgit remote -v lists the remotes",
     RepositoryError: "modelgit status shows where things stand",
     StorageFull: "free some space, or check the permissions, and run the command again",
     UsageError: "modelgit --help lists the commands, modelgit COMMAND --help their options",

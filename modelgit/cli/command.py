@@ -50,7 +50,7 @@ def adapted(function: Run) -> Run:
             if close is not None:
                 close()  # bars leave the screen before anything else is said
         if result is not None:
-            from modelgit.cli.views import view_of
+            from modelgit.cli.screen.views import view_of
 
             session.out.result(result, view_of)
 

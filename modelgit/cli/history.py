@@ -22,9 +22,41 @@ LOOKING = "Looking"
 MERGING = "Merging"
 POLICY = "Where models do not match"
 
+Method = Annotated[str, typer.Option("--method", help="linear, task_arithmetic, ties, slerp …")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
+]
+Weights = Annotated[str | None, typer.Option("--weights", metavar="0.5,0.3,…", help="One for each head, HEAD's first.")]
+Base = Annotated[str | None, typer.Option("--base", metavar="REV", help="Instead of the common ancestor.")]
+NoForward = Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")]
+Gates = Annotated[list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--on", metavar="DATA", help="What gates are measured on: a folder, a .zip, FILE.toml#NAME."),
+]
+OnMissing = Annotated[
+    str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
+]
+Heads = Annotated[str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)]
+HeadNames = Annotated[
+    list[str] | None,
+    typer.Option("--head-name", metavar="NAME", help="A classifier's tensor or module.", rich_help_panel=POLICY),
+]
+Integers = Annotated[str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)]
+Files = Annotated[str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)]
+
 
 def register(app: typer.Typer) -> None:
     """Enters the commands into the application."""
+    register_versions(app)
+    register_moves(app)
+    register_looks(app)
+    register_merge(app)
+
+
+def register_versions(app: typer.Typer) -> None:
+    """Enters `import`, `add`, `commit`, `status`."""
 
     @command(app, "import", panel=EVERY_DAY)
     def import_(
@@ -76,6 +108,10 @@ def register(app: typer.Typer) -> None:
 
         return work.status(session.repo())
 
+
+def register_moves(app: typer.Typer) -> None:
+    """Enters `checkout`, `switch`."""
+
     @command(app, "checkout", panel=EVERY_DAY)
     def checkout(session: Session, rev: Rev = "HEAD", force: Force = False) -> "CheckedOut":
         """Make the work tree a version.
@@ -102,6 +138,10 @@ def register(app: typer.Typer) -> None:
         if start is not None:
             raise UsageError("a start is for a new branch", hint=f"modelgit switch -c {branch} {start}")
         return work.switch(session.repo(), branch, force=force, listener=session.listener)
+
+
+def register_looks(app: typer.Typer) -> None:
+    """Enters `log`, `show`, `diff`."""
 
     @command(app, "log", panel=LOOKING)
     def log(
@@ -145,55 +185,28 @@ def register(app: typer.Typer) -> None:
 
         return comparing.diff(session.repo(), old, new, depth=depth if stat else 0, listener=session.listener)
 
-    register_merge(app)
-
 
 def register_merge(app: typer.Typer) -> None:
-    """Enters the command `merge`."""
+    """Enters `merge`."""
 
     @command(app, "merge", panel=MERGING)
     def merge(
         session: Session,
         revs: Revs,
         message: Message = None,
-        method: Annotated[str, typer.Option("--method", help="linear, task_arithmetic, ties, slerp …")] = "linear",
-        settings: Annotated[
-            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
-        ] = None,
-        weights: Annotated[
-            str | None, typer.Option("--weights", metavar="0.5,0.3,…", help="One for each head, HEAD's first.")
-        ] = None,
-        base: Annotated[
-            str | None, typer.Option("--base", metavar="REV", help="In place of the common ancestor.")
-        ] = None,
-        no_ff: Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")] = False,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")
-        ] = False,
-        gates: Annotated[
-            list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
-        ] = None,
-        data: Annotated[
-            str | None, typer.Option("--on", metavar="DATA", help="What the gates are measured on.")
-        ] = None,
-        on_missing: Annotated[
-            str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
-        ] = "error",
-        heads: Annotated[
-            str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)
-        ] = "error",
-        head_names: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--head-name", metavar="NAME", help="A classifier's tensor or module; repeat.", rich_help_panel=POLICY
-            ),
-        ] = None,
-        integers: Annotated[
-            str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)
-        ] = "ours",
-        files: Annotated[
-            str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)
-        ] = "error",
+        method: Method = "linear",
+        settings: Settings = None,
+        weights: Weights = None,
+        base: Base = None,
+        no_ff: NoForward = False,
+        dry_run: DryRun = False,
+        gates: Gates = None,
+        data: Data = None,
+        on_missing: OnMissing = "error",
+        heads: Heads = "error",
+        head_names: HeadNames = None,
+        integers: Integers = "ours",
+        files: Files = "error",
     ) -> "Merged":
         """Average versions into the branch you are on.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelgit.cli.output import Output
+from modelgit.cli.screen.output import Output
 from modelgit.events import Listener, ignore
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Session:
 
     def speak(self, *, as_json: bool, quiet: bool) -> None:
         """Takes the manner in which the command is to speak."""
-        from modelgit.cli.progress import listener_for
+        from modelgit.cli.screen.progress import listener_for
 
         self.out = replace(self.out, json=as_json, quiet=quiet)
         self.listener = listener_for(self.out.stderr, as_json=as_json, quiet=quiet)

@@ -91,7 +91,8 @@ def read_trailers(version: Version) -> Recorded:
         policy["head_names"] = tuple(str(name) for name in policy["head_names"])
         choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise FormatError(f"{where}: malformed merge trailers: {error}") from error
+        hint = "the commit was written by hand, or by a later modelgit"
+        raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
     return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
 
 

@@ -1,6 +1,7 @@
 """modelgit from Python: versions as state dicts, no work file needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,11 +88,13 @@ class Repository:
         branch: str | None = None,
         parents: Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        record: Record | None = None,
     ) -> str:
         """Commits a state dict of PyTorch or numpy arrays and returns the commit.
 
         It goes to `branch`, the one checked out unless named; to that one with its files. `parents` are revisions,
-        the branch's tip unless named. Other files of the first parent stay as they are there.
+        the branch's tip unless named. Other files of the first parent stay as they are there. `record` says what the
+        model is; without one, what the first parent's says still holds. `metadata` goes into the file's header.
 
         Raises:
             FormatError: a tensor that safetensors cannot hold. DirtyWorktree: local changes lie in the way.
@@ -103,7 +106,8 @@ class Repository:
             work.require_clean(repo)
         tip = repo.head() if current else repo.branches().get(target or "")
         chosen = tuple(repo.resolve(rev) for rev in parents) if parents is not None else ((tip,) if tip else ())
-        made = repo.commit(self._draft(state, message, chosen, metadata or {"format": "pt"}))
+        draft = self._draft(state, chosen, metadata or {"format": "pt"}, record)
+        made = repo.commit(replace(draft, message=message))
         if current:
             work.land(repo, made, self._listener)
         else:
@@ -111,7 +115,11 @@ class Repository:
         return made
 
     def _draft(
-        self, state: "Mapping[str, Tensor]", message: str, parents: tuple[str, ...], metadata: Mapping[str, str]
+        self,
+        state: "Mapping[str, Tensor]",
+        parents: tuple[str, ...],
+        metadata: Mapping[str, str],
+        record: Record | None,
     ) -> CommitDraft:
         from modelgit.porcelain.tensors import raw_tensors
 
@@ -121,10 +129,9 @@ class Repository:
             manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent)
             pack.commit()
         kept: dict[str, Blob] = dict(first.files) if first else {}
-        record = work.new_record(self._repo, parents[0] if parents else None) or {
-            RECORD_PATH: write_record(Record("commit"))
-        }
-        return CommitDraft(parents, {**kept, DEFAULT_PATH: manifest, **record}, message)
+        inherited = work.new_record(self._repo, parents[0] if parents else None).get(RECORD_PATH)
+        told = write_record(record) if record is not None else inherited or write_record(Record("commit"))
+        return CommitDraft(parents, {**kept, DEFAULT_PATH: manifest, RECORD_PATH: told}, "")
 
     def load(self, rev: str = "HEAD", path: str | None = None) -> Weights:
         """Returns the tensors of a version; `path` chooses one of several weight files. Reads nothing yet."""

@@ -71,12 +71,22 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
     if not message.strip():
         raise UsageError("empty commit message", hint='say what changed: -m "…"')
     before = repo.store.size_on_disk()
-    made = worktree.commit_worktree(repo, message, files=new_record(repo, repo.head()), listener=listener)
+    head = repo.head()
+    record = {} if edited(repo, head, RECORD_PATH) else new_record(repo, head)
+    made = worktree.commit_worktree(repo, message, files=record, listener=listener)
     if made is None:
         raise RepositoryError(
             "nothing to commit: the work tree is as HEAD has it", hint="modelgit status shows what git sees"
         )
     return committed(repo, made, repo.branch(), repo.store.size_on_disk() - before)
+
+
+def edited(repo: Repository, head: str | None, path: str) -> bool:
+    """Tells whether a file of the work tree is there and other than in HEAD."""
+    place = repo.worktree / path if repo.worktree is not None else None
+    if place is None or not place.is_file():
+        return False
+    return head is None or place.read_bytes() != repo.read_file(head, path)
 
 
 def new_record(repo: Repository, parent: str | None) -> Mapping[str, bytes]:

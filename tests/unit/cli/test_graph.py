@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelgit.cli.graph import draw
+from modelgit.cli.screen.graph import draw
 
 
 def picture(*versions: tuple[str, str]) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelgit.cli.app import explain, translated
-from modelgit.cli.blocks import Block, Span, Table, line
-from modelgit.cli.output import Output, View, as_table, safe
+from modelgit.cli.screen.blocks import Block, Span, Table, line
+from modelgit.cli.screen.output import Output, View, as_table, safe
 from modelgit.errors import Conflict, FormatError, MergeConflict, ModelgitError, StorageFull
 
 

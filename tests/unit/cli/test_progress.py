@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from modelgit.cli.progress import BarProgress, JsonProgress, LineProgress, amount, listener_for, remaining
+from modelgit.cli.screen.progress import BarProgress, JsonProgress, LineProgress, amount, listener_for, remaining
 from modelgit.events import Advanced, Event, Finished, Noted, Started, ignore
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modelgit.cli.blocks import Table, bytes_text, count_text, plain_table, seconds_text
 from modelgit.cli.handed_on import directory_of, refuse_verb, verb_at
+from modelgit.cli.screen.blocks import Table, bytes_text, count_text, plain_table, seconds_text
 from modelgit.cli.words import choice, numbers, pairs
 from modelgit.errors import UsageError
 

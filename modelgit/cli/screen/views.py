@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modelgit.cli.blocks import (
+from modelgit.cli.screen.blocks import (
     Block,
     Line,
     Span,
@@ -17,7 +17,7 @@ from modelgit.cli.blocks import (
     seconds_text,
     strong,
 )
-from modelgit.cli.output import View
+from modelgit.cli.screen.output import View
 
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Spread
@@ -149,7 +149,7 @@ def history(result: "History") -> Iterator[Block]:
         for entry in result.entries:
             yield history_line(entry)
         return
-    from modelgit.cli.graph import draw
+    from modelgit.cli.screen.graph import draw
 
     by_commit = {entry.commit: entry for entry in result.entries}
     for row in draw([(entry.commit, entry.parents) for entry in result.entries]):
@@ -198,7 +198,7 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
         yield line("scores  ", Span(told, "good"))
     yield line("")
     for row in result.message.splitlines():
-        yield line(f"    {row}")
+        yield line(f"    {row}" if row else "")
     yield line("")
     yield Table(("file", "tensors>", "parameters>", "size>"), tuple(file_row(file) for file in result.files))
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from modelgit.cli.blocks import bytes_text, seconds_text
-from modelgit.cli.output import is_terminal, safe
+from modelgit.cli.screen.blocks import bytes_text, seconds_text
+from modelgit.cli.screen.output import is_terminal, safe
 from modelgit.events import Advanced, Event, Finished, Listener, Noted, Started, ignore
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def new_bars(stream: TextIO) -> "Progress":
     """Returns rich's progress display in our columns."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from modelgit.cli.output import console
+    from modelgit.cli.screen.output import console
 
     columns = (
         TextColumn("{task.description}", markup=False),

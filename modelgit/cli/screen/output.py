@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TextIO
 
-from modelgit.cli.blocks import Block, Line, Table, plain_table
+from modelgit.cli.screen.blocks import Block, Line, Table, plain_table
 from modelgit.errors import MergeConflict, ModelgitError
 
 SCHEMA = 1

@@ -1,0 +1,196 @@
+"""What people see: each result piped, and on a terminal. A change here is a change of the interface."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from modelgit.cli.screen.output import Output
+from modelgit.cli.screen.views import VIEWS, view_of
+from modelgit.formats.manifest import ManifestDiff, TensorEntry
+from modelgit.pipeline.outcome import Row, Spread
+from modelgit.pipeline.start import Ran
+from modelgit.porcelain.checking import Checked, Verified
+from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
+from modelgit.porcelain.merging import Merged, MergedHead
+from modelgit.porcelain.records import Record
+from modelgit.porcelain.scorebook import Score
+from modelgit.porcelain.scores import Evaluation
+from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+from modelgit.porcelain.versions import FileReport, History, HistoryEntry, VersionReport
+from modelgit.porcelain.work import Added, CheckedOut, Committed
+from modelgit.repo.worktree import Change, Status
+
+A, B, C, D = (letter * 40 for letter in "abcd")
+DAY = 1_700_000_000
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+SCORES = (Score("emoji", "{}", {"val_accuracy": 0.8125, "ood_accuracy": 0.75, "val_accuracy/noto": 0.5}),)
+ENTRY = TensorEntry("layer.weight", "F32", (2, 3), "0" * 64)
+MERGE = Merged(
+    kind="merge",
+    commit=C,
+    branch="main",
+    method="linear",
+    settings={"normalize": True},
+    base=D,
+    heads=(MergedHead("reviews", A, 1.0), MergedHead("tweets", B, 0.5)),
+    copied=1,
+    recipes=2,
+    dropped=("head.weight",),
+    notes=("a and b are one tensor in reviews only: the result has two",),
+    scores={"accuracy": 0.75},
+)
+RESULTS: dict[str, object] = {
+    "init": Initialised("models", "/x/models/.git", "main", bare=False),
+    "init-bare": Initialised("shared.git", "/x/shared.git", "main", bare=True),
+    "commit": Committed(A, "main", "First version", (), 2, 0, 0, 0, 18_800_000, 12_500_000),
+    "commit-detached": Committed(B, None, "Fine-tune", (A,), 0, 3, 1, 200, 18_800_000, 4_700_000),
+    "add": Added(("config.json",)),
+    "checkout": CheckedOut(A, "main"),
+    "checkout-new": CheckedOut(A, "reviews", created=True),
+    "checkout-detached": CheckedOut(A, None),
+    "status-clean": Status("main", A, (), ()),
+    "status": Status(
+        "main",
+        A,
+        (
+            Change("model.safetensors", "modified", ManifestDiff((), (), ((ENTRY, ENTRY),), 7)),
+            Change("new.safetensors", "new"),
+            Change("broken.safetensors", "modified", problem="truncated"),
+        ),
+        ("notes.txt",),
+    ),
+    "log": History(
+        (
+            HistoryEntry(C, (A, B), ("main",), "Ada", DAY, "Average", "linear", 2, SCORES),
+            HistoryEntry(B, (D,), ("tweets",), "Ada", DAY, "Fine-tune \x1b[31mred", None, 0, ()),
+            HistoryEntry(A, (D,), (), "Ada", DAY, "Fine-tune", None, 0, ()),
+            HistoryEntry(D, (), ("v1", "tag: v1.0"), "Ada", DAY, "Foundation model", None, 0, ()),
+        ),
+        graph=True,
+    ),
+    "show": VersionReport(
+        commit=C,
+        parents=(A, B),
+        refs=("main",),
+        author="Ada <ada@example.org>",
+        date=DAY,
+        message="Average\n\nMerge-Method: linear",
+        trailers={"Merge-Method": ["linear"]},
+        contents="e" * 64,
+        files=(
+            FileReport("config.json", False, None, 0, 0),
+            FileReport("model.safetensors", True, 18_800_000, 204, 4_652_008),
+        ),
+        tensors=204,
+        parameters=4_652_008,
+        size_bytes=18_800_000,
+        record=Record("merge", "efficientnet-lite0", ("cat", "dog"), ("head.weight",)),
+        scores=SCORES,
+    ),
+    "diff": Difference(
+        A,
+        B,
+        7,
+        (
+            TensorChange("model.safetensors", "layer.weight", "changed", "F32", (2, 3), 0.5, 0.0123456, 0.99995),
+            TensorChange("model.safetensors", "head.weight", "shape", "F32", (), None, None, None),
+        ),
+        (),
+        ("config.json",),
+    ),
+    "diff-stat": Difference(A, B, 7, (), (LayerChange("blocks.0", 12, 3, 1000, 0.25, 0.0123),), ()),
+    "diff-nothing": Difference(A, B, 8, (), (), ()),
+    "merge": MERGE,
+    "merge-forward": Merged("fast-forward", A, "main"),
+    "merge-up-to-date": Merged("up-to-date", A, "main"),
+    "merge-dry-run": Merged("dry-run", None, "main", "ties", {"density": 0.2}, None, MERGE.heads, 1, 0, 2),
+    "merge-dry-run-forward": Merged("dry-run", A, "main"),
+    "clone": Cloned("../shared.git", "copy", "main", A),
+    "clone-empty": Cloned("../shared.git", "copy", "main", None),
+    "push": Transferred("push", "origin", {"main": A}, 12, 4_700_000),
+    "fetch-nothing": Transferred("fetch", "origin", {}, 0, 0),
+    "export": Exported(A, "out", ("config.json", "model.safetensors"), 18_800_123),
+    "verify": Verified(C, "linear", (A, B), 1, 204),
+    "fsck": Checked(4, 1200, full=False),
+    "fsck-full": Checked(1, 1, full=True),
+    "run": Ran(
+        "ratatouille",
+        "build/demo",
+        ("base", "main"),
+        ("probe",),
+        A,
+        (
+            Row("recycling", "recycling", 3, Spread(0.7, 0.01, "seeds"), Spread(0.8, float("nan"), "runs"), None, (A,)),
+            Row("probe", "linear probe", 1, None, None, None, ()),
+        ),
+        ("report.svg",),
+        200.0,
+    ),
+    "run-again": Ran("ratatouille", "build/demo", (), ("base", "main"), None, (), (), 1.0),
+    "evaluate": Evaluation(A, "emoji", {"accuracy": 0.75, "accuracy/noto": 0.7}, {"accuracy/noto": 311}),
+}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(name: str, stream: io.StringIO) -> str:
+    """Returns how a result looks on a stream."""
+    Output(stream, io.StringIO()).result(RESULTS[name], view_of)
+    return stream.getvalue()
+
+
+def test_every_kind_of_result_is_here() -> None:
+    assert {type(result).__name__ for result in RESULTS.values()} == set(VIEWS)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_piped(name: str) -> None:
+    text = shown(name, io.StringIO())
+    assert text == (SNAPSHOTS / f"{name}.txt").read_text()
+    assert "\x1b" not in text
+    assert all(row == row.rstrip() for row in text.splitlines())
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    for variable in ("NO_COLOR", "FORCE_COLOR", "CI", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(variable, raising=False)
+    assert shown(name, Terminal()) == (SNAPSHOTS / f"{name}.tty").read_bytes().decode()
+
+
+def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = ("\x1b[3", "\x1b[9")
+    assert not any(code in shown(name, Terminal()) for name in RESULTS for code in coloured)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_quiet_is_ids_alone(name: str) -> None:
+    stream = io.StringIO()
+    Output(stream, io.StringIO(), quiet=True).result(RESULTS[name], view_of)
+    assert all(" " not in row for row in stream.getvalue().splitlines())
+
+
+def write_snapshots() -> None:
+    """Writes what results look like now: look at the difference before you commit it."""
+    import os
+
+    os.environ.update({"TERM": "xterm-256color", "COLUMNS": "100"})
+    os.environ.pop("NO_COLOR", None)
+    SNAPSHOTS.mkdir(exist_ok=True)
+    for name in RESULTS:
+        (SNAPSHOTS / f"{name}.txt").write_text(shown(name, io.StringIO()))
+        (SNAPSHOTS / f"{name}.tty").write_bytes(shown(name, Terminal()).encode())
+
+
+if __name__ == "__main__":
+    write_snapshots()

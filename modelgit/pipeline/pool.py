@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from modelgit.errors import TrainingError
+from modelgit.errors import ModelgitError, TrainingError
 from modelgit.pipeline.messages import Done, Failed, Reply, Request, decode, encode
 
 
@@ -94,10 +94,13 @@ class Pool:
         return worker
 
     def _listen(self, worker: Worker, lines: IO[str]) -> None:
-        for line in lines:
-            reply = decode(line)
-            assert not isinstance(reply, Request)  # workers only reply
-            self._replies.put((worker, reply))
+        try:
+            for line in lines:
+                reply = decode(line)
+                assert not isinstance(reply, Request)  # workers only reply
+                self._replies.put((worker, reply))
+        except (ModelgitError, ValueError, KeyError, TypeError):
+            worker.process.kill()  # it speaks another language: as good as dead
         self._replies.put((worker, Died()))
 
     def _send(self, worker: Worker, request: Request) -> None:

@@ -35,7 +35,7 @@ class Books:
 
     commits: dict[str, str] = field(default_factory=dict)
     scores: dict[str, StepScore] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    asked: dict[str, str] = field(default_factory=dict)  # key by step
     made: list[str] = field(default_factory=list)
     waiting: deque[Request] = field(default_factory=deque)
 
@@ -86,8 +86,10 @@ class Coordinator:
                 continue
             key = step_key(job, self._steps.inputs(job, books.commits), self._steps.data_digest(job.data))
             commit = self._steps.recorded(key)
+            if commit is None and key in books.asked.values():
+                continue  # another step is just the same: its result will do
             if commit is None and job.config is not None:
-                books.asked.add(job.name)
+                books.asked[job.name] = key
                 books.waiting.append(train_request(job, key, books))
                 continue
             if commit is None:
@@ -131,6 +133,7 @@ class Coordinator:
         score = self._steps.keep_score(job, reply.commit, reply.scores)
         if job.name not in self._books.commits:
             self._books.made.append(job.name)
+            self._steps.remember(self._books.asked[job.name], reply.commit)
             self._steps.move_branch(job.name, reply.commit)
             self._books.commits[job.name] = reply.commit
         self._enter(job, score)
@@ -172,4 +175,4 @@ def describe(score: StepScore) -> str:
 def failure(reply: Failed) -> errors.ModelgitError:
     """Returns the error that a worker met, as the class it was."""
     shape = getattr(errors, reply.kind, errors.TrainingError)
-    return shape(f"step '{reply.step}': {reply.message}", hint=reply.hint)  # type: ignore[no-any-return]
+    return shape(f"step '{reply.step}': {reply.message}", hint=reply.hint)

@@ -75,7 +75,13 @@ class Steps:
         """
         draft = self._import(job) if job.kind == "import" else self._merge(job, commits)
         trailers = (*draft.trailers, ("Step", job.name), ("Step-Key", key))
-        return self._repo.commit(dataclasses.replace(draft, trailers=trailers, ref=STEP_REFS + key))
+        commit = self._repo.commit(dataclasses.replace(draft, trailers=trailers, ref=STEP_REFS + key))
+        self.remember(key, commit)
+        return commit
+
+    def remember(self, key: str, commit: str) -> None:
+        """Takes note of a result that its ref keeps already."""
+        self._recorded[STEP_REFS + key] = commit
 
     def _import(self, job: Job) -> CommitDraft:
         source = weights_file(job)

@@ -58,6 +58,8 @@ def convert(hint: Any, value: object, where: str) -> Any:  # the type is only kn
         return convert_literal(get_args(hint), value, where)
     if origin is tuple:
         return convert_tuple(get_args(hint)[0], value, where)
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return expect_table(value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return bind(hint, value, where)
     return convert_scalar(hint, value, where)

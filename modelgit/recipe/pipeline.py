@@ -126,7 +126,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         apply_override(table, override)
-    return build_pipeline(table, path.parent)
+    return build_pipeline(table, path.absolute().parent)
 
 
 def apply_override(table: dict[str, object], override: str) -> None:
@@ -261,7 +261,7 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
         name=name,
         kind=template.kind,
         bindings=bindings,
-        needs=tuple([*needs, *(fill(h, bindings, where) for h in template.heads)]),
+        needs=(*needs, *(fill(h, bindings, where) for h in template.heads)),
         architecture=context.model.architecture,
         weights=context.model.weights if template.kind == "import" else "",
         head=optional.get("head"),

@@ -23,7 +23,7 @@ from modelgit.store.transforms import Bytes
 
 MAX_NESTED = 8  # linear combinations of linear combinations
 RECORDS_KEPT = 4096
-BUNDLES_KEPT = 8
+BUNDLES_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)

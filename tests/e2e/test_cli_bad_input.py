@@ -2,15 +2,18 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import modelgit
 from modelgit.cli.app import main
 from modelgit.repo.repository import Repository
 
@@ -32,26 +35,31 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> Path:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with a version on main, another on `tune`, and one of other shapes on `wide`."""
-    place = tmp_path / "models"
-    assert command("init", str(place))[0] == 0
-    monkeypatch.chdir(place)
-    write(place, 1.0)
-    assert command("commit", "-m", "first")[0] == 0
-    for branch, value, width in (("tune", 2.0, 4), ("wide", 3.0, 5)):
-        assert command("switch", "-c", branch, "main")[0] == 0
-        write(place, value, width)
-        assert command("commit", "-m", branch)[0] == 0
-    assert command("switch", "main")[0] == 0
+    place = tmp_path_factory.mktemp("template") / "models"
+    repo = modelgit.Repository.init(place)
+    for branch, value, width in (("main", 1.0, 4), ("tune", 2.0, 4), ("wide", 3.0, 5)):
+        repo.commit(tensors(value, width), message=branch, branch=branch, parents=[] if branch == "main" else ["main"])
     return place
 
 
+@pytest.fixture
+def models(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the template to work in."""
+    monkeypatch.chdir(shutil.copytree(template, tmp_path / "models"))
+    return tmp_path / "models"
+
+
 def write(folder: Path, value: float, width: int = 4) -> None:
-    """Writes a model of one tensor and a bias."""
-    tensors = {"head.weight": np.full((3, width), value, np.float32), "head.bias": np.zeros(3, np.float32)}
-    save_file(tensors, folder / "model.safetensors")
+    """Writes a model into the work tree."""
+    save_file(tensors(value, width), folder / "model.safetensors")
+
+
+def tensors(value: float, width: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns a model of one tensor and a bias."""
+    return {"head.weight": np.full((3, width), value, np.float32), "head.bias": np.zeros(3, np.float32)}
 
 
 def state(folder: Path) -> dict[str, object]:

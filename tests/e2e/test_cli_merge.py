@@ -1,6 +1,7 @@
 """Merges by hand: what takes part, what a commit records, what stays as it was."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import modelgit
 from modelgit.cli.app import main
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo.repository import Repository
@@ -32,27 +34,26 @@ def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
     return run
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell) -> Path:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository: `main` at the base, and `one` and `two` that were fine-tuned from it."""
-    tell("init", str(tmp_path / "models"))
-    monkeypatch.chdir(tmp_path / "models")
-    version(tell, {"w": full(1.0), "b": full(0.5)})
-    for branch, value in (("one", 2.0), ("two", 4.0)):
-        tell("switch", "-c", branch, "main")
-        version(tell, {"w": full(value), "b": full(0.5)})
-    tell("switch", "main")
+    place = tmp_path_factory.mktemp("template") / "models"
+    repo = modelgit.Repository.init(place)
+    for branch, value in (("main", 1.0), ("one", 2.0), ("two", 4.0)):
+        state = {"w": full(value), "b": full(0.5)}
+        repo.commit(state, message="a version", branch=branch, parents=[] if branch == "main" else ["main"])
+    return place
+
+
+@pytest.fixture
+def models(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the template to work in."""
+    monkeypatch.chdir(shutil.copytree(template, tmp_path / "models"))
     return tmp_path / "models"
 
 
 def full(value: float, width: int = 4) -> np.ndarray[Any, Any]:
     return np.full((64, width), value, np.float32)
-
-
-def version(tell: Tell, tensors: Tensors, message: str = "a version") -> str:
-    """Commits tensors to the branch checked out and returns the commit."""
-    save_file(dict(tensors), "model.safetensors")
-    return str(tell("commit", "-m", message)["commit"])
 
 
 def weights() -> Tensors:

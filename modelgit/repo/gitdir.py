@@ -1,6 +1,7 @@
 """Git as a subprocess, hardened: no hooks, no external transports, no prompts, user strings never options.
 
-Everything of GitPython that the other rooms see is behind this file and `repository`.
+Processes are started here, not by GitPython: importing it takes longer than all that `modelgit status` does. It comes
+in where an index is written.
 """
 
 import os
@@ -8,14 +9,24 @@ import re
 import subprocess
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
-from git import Git
+from modelgit.errors import DependencyMissing, FormatError, RepositoryError, StorageFull
 
-from modelgit.errors import FormatError, RepositoryError, StorageFull
-
-HARDENED = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never")
-ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+SETTINGS = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "protocol.ext.allow=never",
+    "submodule.recurse=false",
+    "color.ui=false",
+    "i18n.commitEncoding=UTF-8",
+    "i18n.logOutputEncoding=UTF-8",
+)
+HARDENED = tuple(word for setting in SETTINGS for word in ("-c", setting))
+ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+# Set by git for its hooks and filters; they would send a command about one repository to another.
+FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_NAMESPACE")
 FALLBACK_IDENTITY = {"user.name": "modelgit", "user.email": "modelgit@localhost"}
 FULL = (
     "No space left on device",
@@ -32,9 +43,7 @@ class GitDirectory:
     """Runs git in one directory; every failure becomes a RepositoryError that says what git said."""
 
     def __init__(self, directory: Path) -> None:
-        self._git = Git(str(directory))
-        self._git.update_environment(**ENVIRONMENT)
-        self._identity: list[str] | None = None
+        self.directory = directory
 
     def run(self, *arguments: str, stdin: bytes = b"", environment: Environment | None = None) -> str:
         """Returns what `git ARGUMENTS` prints, without its last line feed.
@@ -58,22 +67,39 @@ class GitDirectory:
     def attempt(
         self, *arguments: str, stdin: bytes = b"", environment: Environment | None = None
     ) -> tuple[int, bytes, str]:
-        """Returns exit code, output and complaint of `git ARGUMENTS`."""
-        process = self._git.execute(
-            ["git", *HARDENED, *arguments],
-            as_process=True,
-            istream=subprocess.PIPE,
-            env=dict(environment or {}),
-        )
-        output, complaint = process.proc.communicate(stdin)  # type: ignore[union-attr]
-        return process.proc.returncode, output, complaint.decode("utf-8", "replace").strip()  # type: ignore[union-attr]
+        """Returns exit code, output and complaint of `git ARGUMENTS`.
+
+        Raises:
+            DependencyMissing: there is no git. RepositoryError: the directory has gone.
+        """
+        inherited = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+        try:
+            done = subprocess.run(
+                ["git", *HARDENED, *arguments],
+                cwd=self.directory,
+                input=stdin,
+                capture_output=True,
+                env={**inherited, **ENVIRONMENT, **(environment or {})},
+                check=False,
+            )
+        except FileNotFoundError as error:
+            if not self.directory.is_dir():
+                raise RepositoryError(f"{self.directory}: no such folder") from error
+            raise DependencyMissing("git is not installed", hint="install git 2.38 or later") from error
+        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
+
+    @cached_property
+    def settings(self) -> Mapping[str, str]:
+        """The settings of git that matter to us, read once."""
+        pattern = r"^(user\.(name|email)|modelgit\..*)$"
+        code, output, _ = self.attempt("config", "-z", "--get-regexp", pattern)
+        rows = output.decode("utf-8", "replace").split("\0") if code == 0 else []
+        return {key: value for key, _, value in (row.partition("\n") for row in rows if row)}
 
     def identity(self) -> list[str]:
         """Returns the `-c` settings that name an author where the user has named none."""
-        if self._identity is None:
-            missing = [key for key in FALLBACK_IDENTITY if self.attempt("config", "--get", key)[0]]
-            self._identity = [word for key in missing for word in ("-c", f"{key}={FALLBACK_IDENTITY[key]}")]
-        return self._identity
+        missing = [key for key in FALLBACK_IDENTITY if key not in self.settings]
+        return [word for key in missing for word in ("-c", f"{key}={FALLBACK_IDENTITY[key]}")]
 
 
 def failure(arguments: Sequence[str], code: int, complaint: str) -> RepositoryError | StorageFull:

@@ -1,93 +1,179 @@
-"""Git's index, written by us: a weight file's entry holds its manifest's blob and the real file's stat.
+"""Git's index: a weight file's entry holds its manifest's blob and the real file's stat.
 
 With the stat right git asks no filter and reads no weights. An entry is given a stat only when the file is known to be
 what the blob says: written blindly, a changed file would look clean and its changes would be lost.
 """
 
 import os
+import re
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from git import Repo
-from git.index import IndexEntry, IndexFile
+from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob
 
+if TYPE_CHECKING:
+    from git.index import IndexEntry
+
 LOW = 0xFFFFFFFF
-NO_TIME = b"\0" * 8
 SECOND_NS = 1_000_000_000
+SKIP_WORKTREE = 1 << 30
+ROW = re.compile(
+    rb"(\d+) ([0-9a-f]{40}) (\d)\t([^\0]+)\0  ctime: (\d+):(\d+)\n  mtime: (\d+):(\d+)\n"
+    rb"  dev: (\d+)\tino: (\d+)\n  uid: (\d+)\tgid: (\d+)\n  size: (\d+)\tflags: ([0-9a-f]+)\n"
+)
 
 
-def index_of(repo: Repository) -> IndexFile:
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file's stat as the index holds it: seconds and nanoseconds, all in 32 bits."""
+
+    ctime: tuple[int, int] = (0, 0)
+    mtime: tuple[int, int] = (0, 0)
+    device: int = 0
+    inode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+
+    def same_file(self, other: "Stamp") -> bool:
+        """Tells whether a file was left alone between two stats."""
+        mine, theirs = (self.ctime, self.mtime, self.inode), (other.ctime, other.mtime, other.inode)
+        return mine == theirs and self.size == other.size
+
+
+UNKNOWN = Stamp()  # git will look at the file itself
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The index as it was read: blobs and stamps by path; `written_ns` is when it was written, 0 if never."""
+
+    place: Path
+    blobs: Mapping[str, Blob]
+    stamps: Mapping[str, Stamp]
+    written_ns: int
+
+    def unchanged(self, path: str, stat: os.stat_result) -> bool:
+        """Tells whether a file still is what its entry says, by its stat alone.
+
+        Never for a file written in the same instant as the index or later (git calls it racy): its stat proves nothing.
+        """
+        known = self.stamps.get(path)
+        return known is not None and known.same_file(stamp_of(stat)) and stat.st_mtime_ns < self.written_ns
+
+
+def stamp_of(stat: os.stat_result) -> Stamp:
+    """Returns a stat as the index holds it."""
+    return Stamp(
+        (stat.st_ctime_ns // SECOND_NS & LOW, stat.st_ctime_ns % SECOND_NS),
+        (stat.st_mtime_ns // SECOND_NS & LOW, stat.st_mtime_ns % SECOND_NS),
+        stat.st_dev & LOW,
+        stat.st_ino & LOW,
+        stat.st_uid & LOW,
+        stat.st_gid & LOW,
+        stat.st_size & LOW,
+    )
+
+
+def read_index(repo: Repository) -> Index:
     """Returns the index of the repository's work tree.
 
     Raises:
-        RepositoryError: it is bare.
+        RepositoryError: a git merge is under way, or the checkout is sparse. FormatError: a path that may not be.
     """
-    if repo.worktree is None:
-        raise RepositoryError("a bare repository has no work tree", hint="clone it: modelgit clone")
-    return IndexFile(Repo(repo.worktree))
+    place = repo.private_dir / "index"
+    written = written_ns(place)
+    blobs: dict[str, Blob] = {}
+    stamps: dict[str, Stamp] = {}
+    for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
+        path = check_path(row[4].decode("utf-8", "surrogateescape"), "index")
+        if row[3] != b"0":
+            raise RepositoryError("a git merge is under way here", hint="finish it, or: git merge --abort")
+        if int(row[14], 16) & SKIP_WORKTREE:
+            raise RepositoryError(
+                "sparse checkouts cannot hold models yet", hint="widen it: git sparse-checkout disable"
+            )
+        numbers = [int(row[i]) for i in range(5, 14)]
+        blobs[path] = Blob(row[2].decode(), row[1].decode())
+        stamps[path] = Stamp((numbers[0], numbers[1]), (numbers[2], numbers[3]), *numbers[4:])
+    return Index(place, blobs, stamps, written)
 
 
-def tracked(index: IndexFile) -> dict[str, Blob]:
-    """Returns the files git tracks: path to blob.
-
-    Raises:
-        RepositoryError: a git merge is under way.
-    """
-    if any(stage for _, stage in index.entries):
-        raise RepositoryError("a git merge is under way here", hint="finish it, or: git merge --abort")
-    return {check_path(str(path), "index"): Blob(e.hexsha, f"{e.mode:o}") for (path, _), e in index.entries.items()}
-
-
-def time_bytes(nanoseconds: int) -> bytes:
-    """Returns a time as the index holds it."""
-    return struct.pack(">LL", nanoseconds // SECOND_NS & LOW, nanoseconds % SECOND_NS)
-
-
-def unchanged(entry: IndexEntry, stat: os.stat_result, written_ns: int) -> bool:
-    """Tells whether the file still is what its entry says, by its stat alone.
-
-    Never for a file written in the same instant as the index or later (git calls it racy): its stat proves nothing.
-    """
-    same = (
-        entry.size == stat.st_size & LOW
-        and entry.mtime_bytes == time_bytes(stat.st_mtime_ns)
-        and entry.ctime_bytes == time_bytes(stat.st_ctime_ns)
-        and entry.inode == stat.st_ino & LOW
-    )
-    return same and stat.st_mtime_ns < written_ns
-
-
-def entry_for(path: str, blob: Blob, stat: os.stat_result | None) -> IndexEntry:
-    """Returns an index entry; without a stat git will look at the file itself."""
-    mode, sha = int(blob.mode, 8), bytes.fromhex(blob.sha)
-    flags = min(len(os.fsencode(path)), 0xFFF)
-    if stat is None:
-        return IndexEntry((mode, sha, flags, path, NO_TIME, NO_TIME, 0, 0, 0, 0, 0))
-    times = (time_bytes(stat.st_ctime_ns), time_bytes(stat.st_mtime_ns))
-    owner = (stat.st_dev & LOW, stat.st_ino & LOW, stat.st_uid, stat.st_gid)
-    return IndexEntry((mode, sha, flags, path, *times, *owner, stat.st_size & LOW))
-
-
-def write_index(index: IndexFile, files: Mapping[str, Blob], stats: Mapping[str, os.stat_result]) -> None:
-    """Makes the index say `files`, with the stats of those that are known to be so; atomically, under git's lock."""
-    index.entries = {(path, 0): entry_for(path, blob, stats.get(path)) for path, blob in files.items()}
-    try:
-        index.write()
-    except OSError as error:
-        raise RepositoryError(
-            f"cannot write git's index: {error}", hint="is another git command running here?"
-        ) from error
-
-
-def written_ns(index: IndexFile) -> int:
+def written_ns(place: Path) -> int:
     """Returns when the index was last written, 0 if never."""
     try:
-        return Path(index.path).stat().st_mtime_ns
+        return place.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def refuse_lock(index: Index) -> None:
+    """Refuses a step while another git command holds the index, before anything is touched.
+
+    Raises:
+        RepositoryError: naming the lock.
+    """
+    if lock_of(index).exists():
+        raise locked(index)
+
+
+def lock_of(index: Index) -> Path:
+    """Returns the file by which git locks an index."""
+    return index.place.with_name("index.lock")
+
+
+def locked(index: Index) -> RepositoryError:
+    """Returns the error for an index that is locked."""
+    hint = f"wait for it; if it was killed: rm {lock_of(index)}"
+    return RepositoryError("another git command is at work here: git's index is locked", hint=hint)
+
+
+def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> None:
+    """Makes the index say `files`, with the stamps of those that are known to be so; atomically, under git's lock.
+
+    Raises:
+        RepositoryError: another git command holds it, or has written it since it was read.
+    """
+    entries = [entry_for(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
+    lock = lock_of(index)
+    try:
+        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError as error:
+        raise locked(index) from error
+    except OSError as error:
+        raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
+    try:
+        if written_ns(index.place) != index.written_ns:
+            raise RepositoryError("another git command has written git's index meanwhile", hint="run the command again")
+        write_entries(handle, entries)
+        lock.replace(index.place)
+    except OSError as error:
+        raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def write_entries(handle: int, entries: "list[IndexEntry]") -> None:
+    """Writes an index to an open file and closes it. It has no extensions: git's cached trees would be stale."""
+    from git.index.fun import write_cache
+
+    with os.fdopen(handle, "wb") as file:
+        write_cache(entries, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def entry_for(path: str, blob: Blob, stamp: Stamp) -> "IndexEntry":
+    """Returns GitPython's index entry."""
+    from git.index import IndexEntry
+
+    flags = min(len(os.fsencode(path)), 0xFFF)
+    times = struct.pack(">LL", *stamp.ctime), struct.pack(">LL", *stamp.mtime)
+    rest = (stamp.device, stamp.inode, stamp.uid, stamp.gid, stamp.size)
+    return IndexEntry((int(blob.mode, 8), bytes.fromhex(blob.sha), flags, path, *times, *rest))

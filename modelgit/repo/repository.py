@@ -4,35 +4,49 @@ Writes go objects first, then manifests, then the ref; so a crash leaves the old
 """
 
 import difflib
+import fcntl
+import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
-from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, configure
-from modelgit.repo.gitdir import GitDirectory, check_path, sync_folder
+from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
+from modelgit.repo.gitdir import GitDirectory, check_path, last_line, sync_folder
 from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
-from modelgit.store.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from modelgit.store.objects import ObjectStore
 
 STORE_FOLDER = "modelgit"
 WEIGHTS_SUFFIX = ".safetensors"
 ZERO = "0" * 40
 FILE_MODES = ("100644", "100755")
 LOG_FORMAT = "%H%x00%P%x00%an <%ae>%x00%ct%x00%D%x00%B%x00%x01"
+LOG_END = "\0\x01"  # no message holds a NUL
 
 
 class Repository:
     """One repository on disk; several processes may use it at once."""
 
-    def __init__(self, git_dir: Path, worktree: Path | None) -> None:
+    def __init__(self, git_dir: Path, worktree: Path | None, private_dir: Path | None = None) -> None:
         self.git_dir = git_dir
         self.worktree = worktree
+        self.private_dir = private_dir or git_dir  # another one in a linked work tree: its index and HEAD
         self.git = GitDirectory(worktree or git_dir)
-        self.store = ObjectStore(git_dir / STORE_FOLDER)
         self._versions: dict[str, Version] = {}
         self._names = itertools.count()
+
+    @cached_property
+    def store(self) -> "ObjectStore":
+        """The objects. Opened when they are asked for: numpy takes longer to load than a status takes."""
+        from modelgit.store.objects import ObjectStore
+
+        return ObjectStore(self.git_dir / STORE_FOLDER)
 
     @classmethod
     def init(cls, path: Path, *, bare: bool = False, branch: str = "main") -> "Repository":
@@ -47,7 +61,7 @@ class Repository:
             raise RepositoryError(f"cannot make a repository in {path}: {error.strerror}") from error
         GitDirectory(path).run("init", "--quiet", f"--initial-branch={branch}", *(["--bare"] if bare else []))
         repo = cls.open(path)
-        configure(repo.git)
+        configure(repo.git, repo.git_dir)
         sync_folder(repo.git_dir)
         sync_folder(path)
         return repo
@@ -61,17 +75,19 @@ class Repository:
         """
         if not path.is_dir():
             raise RepositoryError(f"{path}: no such folder")
-        code, output, complaint = GitDirectory(path).attempt(
-            "rev-parse", "--path-format=absolute", "--git-common-dir", "--is-bare-repository", "--show-toplevel"
-        )
+        wanted = ("--git-common-dir", "--git-dir", "--show-object-format", "--is-bare-repository", "--show-toplevel")
+        _, output, complaint = GitDirectory(path).attempt("rev-parse", "--path-format=absolute", *wanted)
         rows = output.decode("utf-8", "surrogateescape").splitlines()
-        if len(rows) < 2:
+        if len(rows) < 4:
+            reason = "" if "not a git repository" in complaint else f" ({last_line(complaint)})"
             hint = "start one with: modelgit init"
-            reason = (
-                "" if "not a git repository" in complaint else f" ({complaint.splitlines()[0] if complaint else code})"
-            )
             raise RepositoryError(f"{path} is not in a repository{reason}", hint=hint)
-        return cls(Path(rows[0]), None if rows[1] == "true" else Path(rows[2] if len(rows) > 2 else path))
+        if rows[2] != "sha1":
+            raise RepositoryError(f"{path}: git objects with {rows[2]} ids, expected sha1")
+        bare = rows[3] == "true" or len(rows) < 5
+        repo = cls(Path(rows[0]), None if bare else Path(rows[4]), Path(rows[1]))
+        check_version(repo.git, path)
+        return repo
 
     # ------------------------------------------------------------------ names
 
@@ -112,35 +128,40 @@ class Repository:
         rows = self.git.run("for-each-ref", "--format=%(refname) %(objectname)", *prefixes).splitlines()
         return {name: commit for name, _, commit in (row.partition(" ") for row in sorted(rows))}
 
-    def set_ref(self, ref: str, commit: str, *, expected: str | None) -> None:
-        """Moves `ref` to `commit`, if it still is at `expected` (None: does not exist).
+    def set_ref(self, ref: str, commit: str, *, expected: str | None, reason: str = "modelgit") -> None:
+        """Moves `ref` to `commit`, if it still is at `expected` (None: does not exist); `reason` goes to its reflog.
 
         Raises:
             RepositoryError: it is elsewhere: somebody moved it in the meantime.
         """
-        code, _, complaint = self.git.attempt(
-            *self.git.identity(),
-            "update-ref",
-            "--create-reflog",
-            "-m",
-            "modelgit",
-            "--end-of-options",
-            ref,
-            commit,
-            expected or ZERO,
-        )
+        command = [*self.git.identity(), "update-ref", "--create-reflog", "-m", reason, "--end-of-options"]
+        code, _, complaint = self.git.attempt(*command, ref, commit, expected or ZERO)
         if code:
-            now = self.refs(ref).get(ref)
-            if now == commit:
-                return
-            where = f"expected {expected or 'none'}, it is at {now or 'none'}"
-            raise RepositoryError(
-                f"cannot move {ref}: {where}: {complaint.splitlines()[-1] if complaint else ''}",
-                hint="look again, then repeat the command",
-            )
+            self._refuse_move(ref, commit, expected, complaint)
         folder = (self.git_dir / ref).parent
         if folder.is_dir():
             sync_folder(folder)
+
+    def delete_ref(self, ref: str, *, expected: str) -> None:
+        """Removes `ref`, if it still is at `expected`.
+
+        Raises:
+            RepositoryError: it is elsewhere.
+        """
+        code, _, complaint = self.git.attempt("update-ref", "-d", "--end-of-options", ref, expected)
+        if code:
+            self._refuse_move(ref, None, expected, complaint)
+
+    def _refuse_move(self, ref: str, wanted: str | None, expected: str | None, complaint: str) -> None:
+        """Raises the error for a ref that could not be moved, unless it is where it should be."""
+        now = self.head() if ref == "HEAD" else self.refs(ref).get(ref)
+        if now == wanted:
+            return
+        reason = f": {last_line(complaint)}" if now == expected else ""
+        raise RepositoryError(
+            f"cannot move {ref}: expected {expected or 'none'}, got {now or 'none'}{reason}",
+            hint="look again, then repeat the command",
+        )
 
     # ------------------------------------------------------------------ reading
 
@@ -157,16 +178,16 @@ class Repository:
 
     def _read_version(self, commit: str) -> Version:
         entry = next(self.log([commit], limit=1))
-        manifests: dict[str, Manifest] = {}
-        blobs: dict[str, Blob] = {}
-        files: dict[str, Blob] = {}
-        for path, blob, size in self._tree(commit):
-            manifest = self._manifest(blob, size, f"{path} in {commit[:12]}") if path.endswith(WEIGHTS_SUFFIX) else None
-            if manifest is None:
-                files[path] = blob
-            else:
-                manifests[path], blobs[path] = manifest, blob
-        return Version(entry, manifests, blobs, files)
+        rows = list(self._tree(commit))
+        weights = {p: b for p, b, size in rows if p.endswith(WEIGHTS_SUFFIX) and 0 < size <= MAX_MANIFEST_BYTES}
+        contents = self.read_blobs(blob.sha for blob in weights.values())
+        manifests = {
+            path: parse(contents[blob.sha].decode("utf-8", "replace"), f"{path} in {commit[:12]}")
+            for path, blob in weights.items()
+            if is_manifest(contents[blob.sha])
+        }
+        blobs = {path: weights[path] for path in manifests}
+        return Version(entry, manifests, blobs, {path: blob for path, blob, _ in rows if path not in manifests})
 
     def _tree(self, commit: str) -> Iterator[tuple[str, Blob, int]]:
         """Yields path, blob and size of every file; links and nested repositories are refused."""
@@ -177,21 +198,30 @@ class Repository:
             mode, _, sha, size = facts.decode().split()
             path = check_path(name.decode("utf-8", "surrogateescape"), commit[:12])
             if mode not in FILE_MODES:
-                raise FormatError(
-                    f"{path} in {commit[:12]}: expected an ordinary file, got mode {mode} (a link or a nested repository)"
-                )
+                got = f"got mode {mode}, a link or a nested repository"
+                raise FormatError(f"{path} in {commit[:12]}: expected an ordinary file, {got}")
             yield path, Blob(sha, mode), int(size)
-
-    def _manifest(self, blob: Blob, size: int, where: str) -> Manifest | None:
-        """Returns the manifest in a blob, None if it holds something else."""
-        if size > MAX_MANIFEST_BYTES:
-            return None
-        data = self.read_blob(blob)
-        return parse(data.decode("utf-8", "replace"), where) if is_manifest(data) else None
 
     def read_blob(self, blob: Blob) -> bytes:
         """Returns the content of an ordinary file."""
         return self.git.run_bytes("cat-file", "blob", blob.sha)
+
+    def read_blobs(self, shas: Iterable[str]) -> dict[str, bytes]:
+        """Returns the contents of blobs by their ids, with one run of git."""
+        wanted = list(dict.fromkeys(shas))
+        if not wanted:
+            return {}
+        text = self.git.run_bytes("cat-file", "--batch", stdin="".join(f"{sha}\n" for sha in wanted).encode())
+        found, start = dict[str, bytes](), 0
+        for sha in wanted:
+            end = text.index(b"\n", start)
+            words = text[start:end].split()
+            if words[-1:] == [b"missing"]:
+                raise RepositoryError(f"git lacks its object {sha}", hint="git fsck tells more")
+            start = end + 1 + int(words[2])
+            found[sha] = text[end + 1 : start]
+            start += 1
+        return found
 
     def read_file(self, rev: str, path: str) -> bytes | None:
         """Returns the content of an ordinary file of a version, None if it has none of that name."""
@@ -204,11 +234,10 @@ class Repository:
         """Yields the commits reached from `revs` (or from all branches and tags), children before parents."""
         some = [f"--max-count={limit}"] if limit is not None else []
         starts = ["--branches", "--tags", "--remotes", "HEAD"] if everything else ["--end-of-options", *revs]
-        text = self.git.run("log", "--topo-order", "--decorate=short", f"--format={LOG_FORMAT}", *some, *starts, "--")
-        for row in text.split("\x01"):
-            fields = row.lstrip("\n").split("\0")
-            if len(fields) >= 6:
-                yield log_entry(fields)
+        looks = ["--topo-order", "--no-show-signature", "--decorate=short", f"--format={LOG_FORMAT}"]
+        text = self.git.run_bytes("log", *looks, *some, *starts, "--").decode("utf-8", "replace")
+        for row in text.split(LOG_END)[:-1]:
+            yield log_entry(row.removeprefix("\n").split("\0"))
 
     def merge_base(self, revs: Sequence[str]) -> list[str]:
         """Returns the best common ancestors of all the commits, usually one, none if they share no history."""
@@ -237,10 +266,13 @@ class Repository:
             raise UsageError("empty commit message", hint='say what changed: -m "…"')
         tree = self.write_tree(draft.files)
         parents = [word for parent in draft.parents for word in ("-p", parent)]
-        message = with_trailers(draft.message, draft.trailers).encode()
-        commit = self.git.run(*self.git.identity(), "commit-tree", tree, *parents, stdin=message)
+        message = with_trailers(draft.message, draft.trailers).encode("utf-8", "replace")
+        environment = signature(draft.author, draft.date)
+        command = [*self.git.identity(), "commit-tree", tree, *parents]
+        commit = self.git.run(*command, stdin=message, environment=environment)
         if draft.ref is not None:
-            self.set_ref(draft.ref, commit, expected=draft.expected)
+            subject = draft.message.strip().split("\n", 1)[0]
+            self.set_ref(draft.ref, commit, expected=draft.expected, reason=f"commit: {subject}")
         return commit
 
     def write_tree(self, files: Mapping[str, Manifest | Blob | bytes]) -> str:
@@ -273,10 +305,33 @@ class Repository:
         return output.decode("utf-8", "replace") if code == 0 else None
 
     def write_note(self, ref: str, commit: str, text: str) -> None:
-        """Sets the note on a commit."""
-        self.git.run(
-            *self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit, stdin=text.encode()
-        )
+        """Sets the note on a commit. Writers take turns: git's own notes lose one of two at once."""
+        with (self.git_dir / "modelgit-notes.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            command = [*self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit]
+            self.git.run(*command, stdin=text.encode())
+
+
+def blob_id(data: bytes) -> str:
+    """Returns git's id of a blob, writing nothing."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def signature(author: str | None, date: int | None) -> dict[str, str]:
+    """Returns the environment that gives a commit its author (`Name <address>`) and date (seconds since 1970).
+
+    Raises:
+        UsageError: an author that is not of that form.
+    """
+    words: dict[str, str] = {}
+    if author is not None:
+        name, opened, address = author.strip().removesuffix(">").partition(" <")
+        if not opened or not author.strip().endswith(">"):
+            raise UsageError(f"author '{author}': expected 'Name <address>'")
+        words |= {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": address}
+    if date is not None:
+        words |= {"GIT_AUTHOR_DATE": f"@{date} +0000", "GIT_COMMITTER_DATE": f"@{date} +0000"}
+    return words
 
 
 def tree_row(path: str, blob: Blob) -> bytes:

@@ -1,24 +1,32 @@
 """Moving history and objects between repositories: objects first, then refs; no ref points at what is not there.
 
-Nothing that comes from a remote is executed: no hooks, no configuration, no URL of its choosing.
+Nothing that comes from a remote is executed: no hooks, no configuration, no URL of its choosing. We never run commands
+of our own inside a remote: git's fetch and push, which are made for strangers, do.
 """
 
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelgit.errors import DirtyWorktree, ModelgitError, RemoteError, RepositoryError
+from modelgit.errors import ModelgitError, RemoteError, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest, parse
-from modelgit.remotes.open import directory_of, open_remote
+from modelgit.remotes.open import git_directory_of, open_remote
+from modelgit.repo.gitdir import last_line, sync_folder
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.values import Blob
-from modelgit.repo.worktree import checkout, status
-from modelgit.store.objects import ObjectStore
+from modelgit.repo.worktree import advance, checkout
 
-NOTES = "refs/notes/modelgit-scores"
-FETCHED_NOTES = f"+{NOTES}:{NOTES}"
+if TYPE_CHECKING:
+    from modelgit.store.objects import ObjectStore
+
+HEADS, TAGS, NOTES = "refs/heads/", "refs/tags/", "refs/notes/modelgit-"
+INCOMING = "refs/notes/modelgit-incoming"
+FETCH = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance")
+PUSH = ("push", "--quiet", "--no-verify", "--atomic", "--receive-pack=git -c core.fsync=all receive-pack")
+HEAD_LINE = re.compile(r"ref: refs/heads/([A-Za-z0-9_][A-Za-z0-9._/+-]*)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,59 +38,26 @@ class Moved:
     bytes: int
 
 
-def clone(url: str, directory: Path, *, branch: str | None = None, listener: Listener = ignore) -> Repository:
-    """Returns a copy of the repository at `url`, its branch checked out. A clone that fails leaves nothing behind.
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A repository elsewhere: its name here, where it is, and the refs it shows."""
 
-    Raises:
-        RemoteError: nothing to clone there. RepositoryError: `directory` is in use.
-    """
-    source = directory_of(url)
-    open_remote(url)
-    if directory.exists() and any(directory.iterdir()):
-        raise RepositoryError(
-            f"{directory} exists and is not empty", hint="name another folder: modelgit clone URL DIR"
-        )
-    existed = directory.exists()
-    try:
-        return fill_clone(str(source), directory, branch, listener)
-    except BaseException:
-        if existed:
-            for item in directory.iterdir():
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
+    name: str
+    git_dir: Path
+    refs: dict[str, str]
+
+    @property
+    def store(self) -> "ObjectStore":
+        """Its objects."""
+        return open_remote(str(self.git_dir))
+
+    @property
+    def branches(self) -> dict[str, str]:
+        """The commits of its branches, by their names."""
+        return {ref.removeprefix(HEADS): commit for ref, commit in self.refs.items() if ref.startswith(HEADS)}
 
 
-def fill_clone(source: str, directory: Path, branch: str | None, listener: Listener) -> Repository:
-    """Makes the clone in an empty folder."""
-    chosen = branch or remote_branch(source)
-    repo = Repository.init(directory, branch=chosen or "main")
-    repo.git.run("remote", "add", "--", "origin", source)
-    fetch(repo, "origin", listener=listener)
-    remote = repo.refs("refs/remotes/origin/")
-    if chosen is None or f"refs/remotes/origin/{chosen}" not in remote:
-        if branch is not None:
-            names = ", ".join(name.removeprefix("refs/remotes/origin/") for name in remote)
-            raise RemoteError(
-                f"the repository at {source} has no branch '{branch}'", hint=f"branches: {names or 'none'}"
-            )
-        return repo
-    start_branch(repo, chosen, remote[f"refs/remotes/origin/{chosen}"])
-    checkout(repo, chosen, force=True, listener=listener)
-    return repo
-
-
-def start_branch(repo: Repository, name: str, commit: str) -> None:
-    """Makes a local branch that follows the branch of that name at origin."""
-    repo.set_ref(f"refs/heads/{name}", commit, expected=None)
-    repo.git.run("config", f"branch.{name}.remote", "origin")
-    repo.git.run("config", f"branch.{name}.merge", f"refs/heads/{name}")
-
-
-def remote_branch(source: str) -> str | None:
-    """Returns the branch that HEAD is at in another repository."""
-    return Repository.open(Path(source)).branch()
+# ---------------------------------------------------------------------- remotes
 
 
 def url_of(repo: Repository, remote: str) -> str:
@@ -96,70 +71,274 @@ def url_of(repo: Repository, remote: str) -> str:
     return output.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
+def look_at(repo: Repository, name: str, url: str) -> Remote:
+    """Returns what a remote shows: branches, tags, notes of ours.
+
+    Raises:
+        RemoteError: there is no repository at `url`, or git refuses to read it.
+    """
+    git_dir = git_directory_of(placed(repo, url))
+    code, output, complaint = repo.git.attempt("ls-remote", "--quiet", "--end-of-options", str(git_dir))
+    if code:
+        raise RemoteError(f"cannot read the repository at {url}: {last_line(complaint)}")
+    rows = [row.split("\t") for row in output.decode("utf-8", "surrogateescape").splitlines()]
+    refs = {ref: sha for sha, ref in rows if ref.startswith((HEADS, TAGS, NOTES)) and not ref.endswith("^{}")}
+    return Remote(name, git_dir, {ref: sha for ref, sha in sorted(refs.items()) if ref != f"{HEADS}HEAD"})
+
+
+def placed(repo: Repository, url: str) -> str:
+    """Returns a URL that does not depend on where the command runs: relative paths are the repository's, as in git."""
+    relative = "://" not in url and ":" not in url.split("/", 1)[0] and not Path(url).expanduser().is_absolute()
+    return str(repo.git.directory / url) if relative else url
+
+
+def head_branch(git_dir: Path) -> str | None:
+    """Returns the branch that HEAD names in another repository, from its text."""
+    with (git_dir / "HEAD").open(encoding="utf-8", errors="replace") as file:
+        match = HEAD_LINE.fullmatch(file.read(4096))
+    return match[1] if match else None
+
+
+# ---------------------------------------------------------------------- clone
+
+
+def clone(url: str, directory: Path, *, branch: str | None = None, listener: Listener = ignore) -> Repository:
+    """Returns a copy of the repository at `url`, its branch checked out. A clone that fails leaves nothing behind.
+
+    Raises:
+        RemoteError: nothing to clone there. RepositoryError: `directory` is in use.
+    """
+    source = git_directory_of(url)
+    existed = directory.exists()
+    if existed and (not directory.is_dir() or any(directory.iterdir())):
+        raise RepositoryError(
+            f"{directory} exists and is not an empty folder", hint="name another folder: modelgit clone URL DIR"
+        )
+    try:
+        return fill_clone(source, directory, branch, listener)
+    except BaseException:
+        empty(directory)
+        if not existed:
+            directory.rmdir()
+        raise
+
+
+def empty(directory: Path) -> None:
+    """Removes everything in a folder, which is made if it is absent."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for item in directory.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def fill_clone(source: Path, directory: Path, branch: str | None, listener: Listener) -> Repository:
+    """Makes the clone in an empty folder."""
+    chosen = branch or head_branch(source) or "main"
+    repo = Repository.init(directory, branch=chosen)
+    repo.git.run("remote", "add", "--", "origin", str(source.parent if source.name == ".git" else source))
+    fetch(repo, "origin", listener=listener)
+    remote = {ref.split("/", 3)[3]: commit for ref, commit in repo.refs("refs/remotes/origin/").items()}
+    if chosen in remote:
+        start_branch(repo, chosen, remote[chosen])
+        checkout(repo, chosen, force=True, listener=listener)
+    elif branch is not None:
+        raise RemoteError(
+            f"the repository at {source} has no branch '{branch}'", hint=f"branches: {', '.join(remote) or 'none'}"
+        )
+    return repo
+
+
+def start_branch(repo: Repository, name: str, commit: str) -> None:
+    """Makes a local branch that follows the branch of that name at origin."""
+    repo.set_ref(f"{HEADS}{name}", commit, expected=None, reason="clone")
+    repo.git.run("config", f"branch.{name}.remote", "origin")
+    repo.git.run("config", f"branch.{name}.merge", f"{HEADS}{name}")
+
+
+# ---------------------------------------------------------------------- fetch
+
+
 def fetch(repo: Repository, remote: str, *, listener: Listener = ignore) -> Moved:
-    """Brings a remote's branches (to refs/remotes/REMOTE/), tags and scores here, with the objects they need.
+    """Brings a remote's branches (to refs/remotes/REMOTE/), new tags and notes here, with the objects they need.
+
+    Objects that earlier commits need but plain git left behind come too.
 
     Raises:
         RemoteError: the remote is absent, or lacks objects that its history needs.
     """
-    source = str(directory_of(url_of(repo, remote)))
-    before = repo.refs(f"refs/remotes/{remote}/", "refs/tags/")
-    there = Repository.open(Path(source))
-    known = [c for c in repo.refs().values() if there.git.attempt("cat-file", "-e", f"{c}^{{commit}}")[0] == 0]
-    wanted = needed_objects(there, [*there.refs("refs/heads/", "refs/tags/").values()], known)
-    report = copy_objects(open_remote(source), repo, wanted, listener)
-    branches = f"+refs/heads/*:refs/remotes/{remote}/*"
-    notes = [FETCHED_NOTES] if NOTES in there.refs(NOTES) and NOTES not in repo.refs(NOTES) else []
-    command = [
-        "fetch",
-        "--quiet",
-        "--prune",
-        "--no-recurse-submodules",
-        "--no-write-fetch-head",
-        "--end-of-options",
-        source,
-    ]
-    repo.git.run(*command, branches, "+refs/tags/*:refs/tags/*", *notes)
-    after = repo.refs(f"refs/remotes/{remote}/", "refs/tags/")
-    return Moved({name: c for name, c in after.items() if before.get(name) != c}, *report)
+    there = look_at(repo, remote, url_of(repo, remote))
+    bring_history(repo, there)
+    tips = [sha for ref, sha in there.refs.items() if ref.startswith((HEADS, TAGS))]
+    known = complete(repo, repo.refs(HEADS, "refs/remotes/").values(), repo.store)
+    report = copy_objects(there.store, repo, needed_objects(repo, tips, known), listener)
+    moved = move_refs(repo, there)
+    merge_notes(repo, there)
+    return Moved(moved, *report)
 
 
-def copy_objects(source: ObjectStore, repo: Repository, wanted: Iterable[str], listener: Listener) -> tuple[int, int]:
+def bring_history(repo: Repository, there: Remote) -> None:
+    """Brings the commits that a remote shows. No ref points to them yet: their objects are not here.
+
+    Raises:
+        RemoteError: git could not.
+    """
+    wanted = sorted(set(there.refs.values()))
+    if not wanted:
+        return
+    lines = "".join(f"{sha}\n" for sha in wanted).encode()
+    code, _, complaint = repo.git.attempt(*FETCH, "--stdin", "--end-of-options", str(there.git_dir), stdin=lines)
+    if code:
+        raise RemoteError(f"cannot fetch from {there.name}: {last_line(complaint)}")
+
+
+def copy_objects(
+    source: "ObjectStore", repo: Repository, wanted: Iterable[str], listener: Listener = ignore
+) -> tuple[int, int]:
     """Copies missing objects into the repository's store; returns how many, and their bytes."""
-    wanted = set(wanted)
-    absent = source.missing(repo.store.missing(wanted))
+    missing = repo.store.missing(wanted)
+    absent = source.missing(missing)
     if absent:
         raise RemoteError(
-            f"the remote lacks {len(absent)} of {len(wanted)} objects, the first is {min(absent)}",
+            f"the remote lacks {len(absent)} of {len(missing)} objects, the first is {min(absent)}",
             hint="check it there: modelgit fsck",
         )
-    report = source.copy_to(repo.store, wanted, listener)
+    if not missing:
+        return 0, 0
+    report = source.copy_to(repo.store, missing, listener)
     return report.objects, report.bytes
 
 
-def push(repo: Repository, remote: str, branches: Sequence[str], *, listener: Listener = ignore) -> Moved:
-    """Sends branches to a remote: the objects it lacks, then the refs. Only forwards.
+def move_refs(repo: Repository, there: Remote) -> dict[str, str]:
+    """Makes refs/remotes/REMOTE/ what the remote shows, adds tags that are new here; returns what changed."""
+    prefix = f"refs/remotes/{there.name}/"
+    before = repo.refs(prefix, TAGS)
+    wanted = {f"{prefix}{name}": commit for name, commit in there.branches.items()}
+    wanted |= {ref: sha for ref, sha in there.refs.items() if ref.startswith(TAGS) and ref not in before}
+    gone = [ref for ref in before if ref.startswith(prefix) and ref not in wanted and not ref.endswith("/HEAD")]
+    changed = {ref: sha for ref, sha in wanted.items() if before.get(ref) != sha}
+    command = [*repo.git.identity(), "update-ref", "-m", f"fetch {there.name}", "--stdin", "-z"]
+    for rows in ([f"delete {ref}\0\0" for ref in gone], [f"update {r}\0{sha}\0\0" for r, sha in changed.items()]):
+        if rows:
+            repo.git.run(*command, stdin="".join(rows).encode("utf-8", "surrogateescape"))
+    return changed
+
+
+def merge_notes(repo: Repository, there: Remote) -> None:
+    """Brings a remote's notes of ours together with those here: all lines of both."""
+    here = repo.refs(NOTES)
+    for ref, theirs in there.refs.items():
+        mine = here.get(ref)
+        if not ref.startswith(NOTES) or theirs == mine:
+            continue
+        if mine is None:
+            repo.set_ref(ref, theirs, expected=None, reason=f"fetch {there.name}")
+            continue
+        repo.set_ref(INCOMING, theirs, expected=repo.refs(INCOMING).get(INCOMING))
+        command = [*repo.git.identity(), "notes", f"--ref={ref}", "merge", "--quiet", "--strategy=cat_sort_uniq"]
+        repo.git.run(*command, INCOMING)
+        repo.delete_ref(INCOMING, expected=theirs)
+
+
+def complete(repo: Repository, commits: Iterable[str], store: "ObjectStore") -> list[str]:
+    """Returns those commits that are here and whose objects are all in `store`."""
+    found: list[str] = []
+    for commit in dict.fromkeys(commits):
+        try:
+            manifests = repo.version(commit).manifests.values()
+        except ModelgitError:
+            continue
+        if not store.missing({oid for manifest in manifests for oid in manifest.oids()}):
+            found.append(commit)
+    return found
+
+
+def needed_objects(repo: Repository, include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Returns the ids of all objects that the history of `include` needs and that of `exclude` does not bring.
 
     Raises:
-        RemoteError: the remote is absent, or has commits that the branch lacks.
+        RemoteError: a manifest in it is malformed.
     """
-    url = str(directory_of(url_of(repo, remote)))
-    there = Repository.open(Path(url))
-    tips = {name: repo.resolve(f"refs/heads/{name}") for name in branches}
-    theirs = there.branches()
+    if not include:
+        return set()
+    revisions = "\n".join([*include, *(f"^{commit}" for commit in exclude)]) + "\n"
+    rows = repo.git.run_bytes("rev-list", "--objects", "--stdin", stdin=revisions.encode()).splitlines()
+    blobs = sorted({row[:40].decode() for row in rows if row.endswith(WEIGHTS_SUFFIX.encode())})
+    return {oid for text in manifest_texts(repo, blobs) for oid in oids_in(text)}
+
+
+def manifest_texts(repo: Repository, shas: Sequence[str]) -> Iterable[bytes]:
+    """Returns those blobs that are manifests; one too large to be one is not read."""
+    if not shas:
+        return []
+    lines = "".join(f"{sha}\n" for sha in shas).encode()
+    rows = [row.split() for row in repo.git.run("cat-file", "--batch-check", stdin=lines).splitlines()]
+    wanted = [sha for sha, kind, size in rows if kind == "blob" and int(size) <= MAX_MANIFEST_BYTES]
+    return [text for text in repo.read_blobs(wanted).values() if is_manifest(text)]
+
+
+def oids_in(text: bytes) -> tuple[str, ...]:
+    """Returns the objects that a manifest names."""
+    try:
+        return parse(text.decode("utf-8", "replace"), "a manifest in the history").oids()
+    except ModelgitError as error:
+        raise RemoteError(f"the history holds a malformed manifest: {error.message}") from error
+
+
+# ---------------------------------------------------------------------- push
+
+
+def push(repo: Repository, remote: str, branches: Sequence[str], *, listener: Listener = ignore) -> Moved:
+    """Sends branches to a remote: the objects it lacks, then the refs. Only forwards, all of them or none.
+
+    Raises:
+        RemoteError: the remote is absent, or has commits that a branch lacks.
+    """
+    there = look_at(repo, remote, url_of(repo, remote))
+    tips = tips_of(repo, branches)
+    theirs = there.branches
     refuse_rewinds(repo, tips, theirs, remote)
-    refuse_checked_out(there, tips, theirs)
-    known = [
-        commit for commit in there.refs().values() if repo.git.attempt("cat-file", "-e", f"{commit}^{{commit}}")[0] == 0
-    ]
-    wanted = needed_objects(repo, list(tips.values()), known)
-    report = repo.store.copy_to(there.store, wanted, listener)
-    refspecs = [f"refs/heads/{name}:refs/heads/{name}" for name in tips]
-    notes = [FETCHED_NOTES[1:]] if NOTES in repo.refs(NOTES) and NOTES not in there.refs(NOTES) else []
-    repo.git.run("push", "--quiet", "--no-verify", "--end-of-options", url, *refspecs, *notes)
+    refuse_checked_out(there, tips)
+    store = there.store
+    wanted = needed_objects(repo, list(tips.values()), complete(repo, theirs.values(), store))
+    report = repo.store.copy_to(store, wanted, listener)
+    send_refs(repo, there, [f"{HEADS}{name}:{HEADS}{name}" for name in tips])
     for name, commit in tips.items():
         repo.git.run("update-ref", "--end-of-options", f"refs/remotes/{remote}/{name}", commit)
-    return Moved({name: c for name, c in tips.items() if theirs.get(name) != c}, report.objects, report.bytes)
+    return Moved({n: c for n, c in tips.items() if theirs.get(n) != c}, report.objects, report.bytes)
+
+
+def tips_of(repo: Repository, branches: Sequence[str]) -> dict[str, str]:
+    """Returns the commits of local branches.
+
+    Raises:
+        UsageError: there is no such branch, listing those there are.
+    """
+    known = repo.branches()
+    unknown = [name for name in branches if name not in known]
+    if unknown:
+        raise UsageError(f"no branch is called '{unknown[0]}'", hint=f"branches: {', '.join(known) or 'none'}")
+    return {name: known[name] for name in branches}
+
+
+def send_refs(repo: Repository, there: Remote, refspecs: Sequence[str]) -> None:
+    """Sends history and moves the remote's refs, durably.
+
+    Raises:
+        RemoteError: git refused, for instance because somebody pushed in the meantime.
+    """
+    merge_notes(repo, there)
+    notes = [f"{ref}:{ref}" for ref in repo.refs(NOTES) if ref != INCOMING]
+    command = [*PUSH, "--end-of-options", str(there.git_dir)]
+    code, _, complaint = repo.git.attempt(*command, *refspecs, *notes)
+    if code:
+        telling = [row.strip() for row in complaint.splitlines() if "rejected]" in row]
+        raise RemoteError(
+            f"{there.name} refused the push: {telling[0] if telling else last_line(complaint)}",
+            hint=f"somebody may have pushed meanwhile: modelgit fetch {there.name}, merge, and push again",
+        )
+    sync_folder(there.git_dir / "refs" / "heads")
 
 
 def refuse_rewinds(repo: Repository, tips: dict[str, str], theirs: dict[str, str], remote: str) -> None:
@@ -173,19 +352,22 @@ def refuse_rewinds(repo: Repository, tips: dict[str, str], theirs: dict[str, str
             )
 
 
-def refuse_checked_out(there: Repository, tips: dict[str, str], theirs: dict[str, str]) -> None:
+def refuse_checked_out(there: Remote, tips: dict[str, str]) -> None:
     """Raises RemoteError if a push would move the branch that somebody has checked out there."""
-    current = there.branch() if there.worktree is not None else None
-    if current in tips and theirs.get(current) != tips[current]:
+    current = head_branch(there.git_dir) if there.git_dir.name == ".git" else None
+    if current in tips and there.branches.get(current) != tips[current]:
         hint = "push to a bare repository (git init --bare PATH), or to another branch"
-        raise RemoteError(f"cannot push {current}: it is checked out in {there.worktree}", hint=hint)
+        raise RemoteError(f"cannot push {current}: it is checked out in {there.git_dir.parent}", hint=hint)
+
+
+# ---------------------------------------------------------------------- pull
 
 
 def pull(repo: Repository, remote: str, *, listener: Listener = ignore) -> Moved:
-    """Fetches, then moves the branch checked out forward to the remote's.
+    """Fetches, then moves the branch checked out forward to the remote's; local changes elsewhere stay.
 
     Raises:
-        DirtyWorktree: uncommitted changes. RepositoryError: the branches have diverged, or HEAD is on none.
+        DirtyWorktree: local changes lie in the way. RepositoryError: the branches have diverged, or HEAD is on none.
     """
     branch = repo.branch()
     if branch is None:
@@ -201,48 +383,5 @@ def pull(repo: Repository, remote: str, *, listener: Listener = ignore) -> Moved
         raise RepositoryError(
             f"{branch} and {remote}/{branch} have diverged", hint=f"average them: modelgit merge {remote}/{branch}"
         )
-    advance(repo, branch, head, theirs, listener)
+    advance(repo, theirs, listener=listener)
     return moved
-
-
-def advance(repo: Repository, branch: str, head: str | None, commit: str, listener: Listener = ignore) -> None:
-    """Moves the branch checked out to `commit`, work tree and all.
-
-    Raises:
-        DirtyWorktree: uncommitted changes.
-    """
-    changes = status(repo).changes
-    if changes:
-        raise DirtyWorktree(
-            f"uncommitted changes: {', '.join(c.path for c in changes)}", hint="commit them: modelgit commit"
-        )
-    checkout(repo, commit, listener=listener)
-    repo.set_ref(f"refs/heads/{branch}", commit, expected=head)
-    repo.git.run("symbolic-ref", "-m", f"advance to {commit}", "HEAD", f"refs/heads/{branch}")
-
-
-def needed_objects(repo: Repository, include: Sequence[str], exclude: Sequence[str]) -> set[str]:
-    """Returns the ids of all objects that the history of `include` needs and that of `exclude` does not bring.
-
-    Raises:
-        RemoteError: a manifest in it is malformed.
-    """
-    if not include:
-        return set()
-    revisions = "\n".join([*include, *(f"^{commit}" for commit in exclude)]) + "\n"
-    rows = repo.git.run("rev-list", "--objects", "--stdin", stdin=revisions.encode()).splitlines()
-    blobs = {row.split(" ", 1)[0] for row in rows if row.endswith(WEIGHTS_SUFFIX)}
-    return {oid for blob in sorted(blobs) for oid in oids_in(repo, blob)}
-
-
-def oids_in(repo: Repository, sha: str) -> Iterator[str]:
-    """Yields the objects that a manifest names; a file that is no manifest names none."""
-    if int(repo.git.run("cat-file", "-s", sha)) > MAX_MANIFEST_BYTES:
-        return
-    data = repo.read_blob(Blob(sha))
-    if not is_manifest(data):
-        return
-    try:
-        yield from parse(data.decode("utf-8", "replace"), f"blob {sha[:12]}").oids()
-    except ModelgitError as error:
-        raise RemoteError(f"the history holds a malformed manifest: {error.message}") from error

@@ -56,6 +56,7 @@ class CommitDraft:
     """A commit to be made. `files` is the whole tree.
 
     With `ref` the ref moves to the new commit, if it still is at `expected` (None: if it does not exist yet).
+    `author` is `Name <address>`, the user unless named; `date` in seconds since 1970, now unless given.
     """
 
     parents: tuple[str, ...]
@@ -64,6 +65,8 @@ class CommitDraft:
     trailers: tuple[tuple[str, str], ...] = field(default=())
     ref: str | None = None
     expected: str | None = None
+    author: str | None = None
+    date: int | None = None
 
 
 def trailers_of(message: str) -> dict[str, list[str]]:

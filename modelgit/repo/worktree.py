@@ -5,25 +5,34 @@ checkout is gone on with by running it again.
 """
 
 import os
-import stat as modes
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from modelgit.errors import DirtyWorktree, FormatError, MissingObject, StorageFull, UsageError
+from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse, write
-from modelgit.formats.safetensors import read_header
-from modelgit.repo.index import entry_for, index_of, tracked, unchanged, write_index, written_ns
+from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest
+from modelgit.repo.drivers import ATTRIBUTES_PATH
+from modelgit.repo.files import (
+    backdate,
+    delete_path,
+    make_parents,
+    mode_of,
+    refuse_obstacles,
+    stat_of,
+    write_ordinary,
+)
+from modelgit.repo.gitdir import check_path
+from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
+from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.statcache import key_of
 from modelgit.repo.values import Blob, CommitDraft, Version
-from modelgit.store.checkpoint import FileTensors, materialise, store_file
-from modelgit.store.identity import whole
 
-PREFIX_BYTES = 64
-PAST_NS = 2_000_000_000
+if TYPE_CHECKING:
+    from modelgit.store.writing import PackWriter
+
 EMPTY: Mapping[str, Blob] = {}
 
 
@@ -47,97 +56,25 @@ class Status:
     untracked: tuple[str, ...]
 
 
-class Look:
-    """The work tree as it is now: which blob each file would be, without reading what its stat proves unchanged."""
-
-    def __init__(self, repo: Repository) -> None:
-        self.repo = repo
-        self.index = index_of(repo)
-        self.tracked = tracked(self.index)
-        self.stats: dict[str, os.stat_result] = {}
-        self.manifests: dict[str, Manifest] = {}
-        self.written_ns = written_ns(self.index)
-
-    @property
-    def root(self) -> Path:
-        """The work tree's folder."""
-        assert self.repo.worktree is not None  # index_of has refused a bare repository
-        return self.repo.worktree
-
-    def blob(self, path: str) -> Blob | None:
-        """Returns the blob that the file at `path` would be, None if there is no file. Writes nothing to git.
-
-        Raises:
-            FormatError: a weight file is malformed, or something else than a file lies there.
-        """
-        try:
-            found = (self.root / path).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if not modes.S_ISREG(found.st_mode):
-            raise FormatError(f"{path}: expected an ordinary file, found a link or a folder")
-        entry = self.index.entries.get((path, 0))
-        if entry is not None and unchanged(entry, found, self.written_ns):
-            blob: Blob | None = self.tracked[path]
-        else:
-            blob = self._hash(path)
-        self.stats[path] = found
-        return blob
-
-    def _hash(self, path: str) -> Blob:
-        if path.endswith(WEIGHTS_SUFFIX):
-            manifest = manifest_at(self.root / path)
-            self.manifests[path] = manifest
-            return Blob(self.repo.git.run("hash-object", "--stdin", stdin=write(manifest).encode()))
-        return Blob(self.repo.git.run("hash-object", "--end-of-options", path), mode_of(self.root / path))
-
-    def new_files(self) -> list[str]:
-        """Returns the files git has not been told of and does not ignore."""
-        rows = self.repo.git.run_bytes("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
-        return sorted(os.fsdecode(row) for row in rows if row)
-
-
-def manifest_at(path: Path) -> Manifest:
-    """Returns the manifest of a weight file; a file that holds a manifest already is taken at its word."""
-    with path.open("rb") as file:
-        prefix = file.read(PREFIX_BYTES)
-    if is_manifest(prefix):
-        return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    return hashed(path)
-
-
-def hashed(path: Path) -> Manifest:
-    """Returns the manifest of a weight file, storing nothing; reads it once."""
-    header = read_header(path)
-    source = FileTensors(path)
-    tensors = tuple(source.entry(name) for name in source.names())
-    return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, tensors)
-
-
-def mode_of(path: Path) -> str:
-    """Returns git's mode of an ordinary file."""
-    return "100755" if path.stat().st_mode & 0o100 else "100644"
-
-
 # ---------------------------------------------------------------------- status
 
 
 def status(repo: Repository) -> Status:
-    """Returns what differs from HEAD. Refreshes the index, so that the next look reads no weights.
+    """Returns what differs from HEAD. Keeps stats of what it read, so that the next look reads no weights.
 
     Raises:
-        RepositoryError: the repository is bare.
+        RepositoryError: the repository is bare, or a git merge is under way.
     """
     look = Look(repo)
     commit = repo.head()
     version = repo.version(commit) if commit else None
     before = version.tree() if version else EMPTY
     fresh = look.new_files()
-    paths = sorted({*before, *look.tracked, *(p for p in fresh if p.endswith(WEIGHTS_SUFFIX))})
+    weights = {path for path in fresh if look.holds_weights(path)}
+    paths = sorted({*before, *look.tracked, *weights})
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), version)) is not None]
-    refresh(look)
-    untracked = tuple(path for path in fresh if not path.endswith(WEIGHTS_SUFFIX))
-    return Status(repo.branch(), commit, tuple(changes), untracked)
+    remember(look)
+    return Status(repo.branch(), commit, tuple(changes), tuple(path for path in fresh if path not in weights))
 
 
 def change_of(look: Look, path: str, before: Blob | None, version: Version | None) -> Change | None:
@@ -156,22 +93,19 @@ def change_of(look: Look, path: str, before: Blob | None, version: Version | Non
     return Change(path, "modified", compare(old, new) if old and new else None)
 
 
-def refresh(look: Look) -> None:
-    """Writes into the index the stats of files that were read and found to be what it says."""
-    proven = {p: s for p, s in look.stats.items() if p in look.manifests and same_as_tracked(look, p)}
-    if not proven:
+def remember(look: Look) -> None:
+    """Writes down the stats of files that were read: in the index if they are what it says, else in the cache.
+
+    Best effort: another git command may be writing the index.
+    """
+    look.cache.save()
+    if not look.proven:
         return
-    for path, found in proven.items():
-        look.index.entries[(path, 0)] = entry_for(path, look.tracked[path], found)
-    look.index.write()
-
-
-def same_as_tracked(look: Look, path: str) -> bool:
-    """Tells whether a weight file that was read is what the index says."""
-    if path not in look.tracked:
-        return False
-    text = write(look.manifests[path]).encode()
-    return look.repo.git.run("hash-object", "--stdin", stdin=text) == look.tracked[path].sha
+    stamps = {**look.index.stamps, **{path: stamp_of(found) for path, found in look.proven.items()}}
+    try:
+        write_index(look.index, look.tracked, stamps)
+    except RepositoryError:
+        return
 
 
 # ---------------------------------------------------------------------- checkout
@@ -195,21 +129,51 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
         DirtyWorktree: local changes lie in the way. MissingObject: objects are not here yet. Nothing has changed then.
     """
     target = repo.version(rev)
-    look = Look(repo)
-    head = repo.head()
-    before = repo.version(head).tree() if head else EMPTY
-    move = plan(look, before, target.tree(), force=force)
-    needed = {path: target.manifests[path] for path in move.write if path in target.manifests}
-    refuse_missing(repo, needed.values())
-    for path in move.write:
-        write_path(repo, look.root, target, path, listener)
-    for path in move.delete:
-        delete_path(look.root, path)
-    stats = {path: found for path, found in look.stats.items() if path not in move.keep}
-    stats.update({path: (look.root / path).lstat() for path in move.write})
-    write_index(look.index, target.tree(), stats)
+    put(repo, target, force=force, listener=listener)
     point_head(repo, rev, target.commit)
     return target.commit
+
+
+def advance(repo: Repository, commit: str, *, listener: Listener = ignore) -> None:
+    """Moves the branch checked out (or a detached HEAD) to `commit`, the files first.
+
+    An interruption leaves the branch where it was, and running the same again goes on.
+
+    Raises:
+        DirtyWorktree, MissingObject: nothing has changed then. RepositoryError: the branch has moved meanwhile.
+    """
+    head, branch = repo.head(), repo.branch()
+    put(repo, repo.version(commit), listener=listener)
+    ref = f"refs/heads/{branch}" if branch else "HEAD"
+    repo.set_ref(ref, commit, expected=head, reason="advance: fast-forward")
+
+
+def put(repo: Repository, target: Version, *, force: bool = False, listener: Listener = ignore) -> None:
+    """Makes files and index those of a version; HEAD stays."""
+    look = Look(repo)
+    refuse_merge(look)
+    refuse_lock(look.index)
+    head = repo.head()
+    old = repo.version(head) if head else None
+    move = plan(look, old.tree() if old else EMPTY, target.tree(), force=force)
+    refuse_obstacles(look.root, move.write, move.delete)
+    refuse_missing(repo, [target.manifests[path] for path in move.write if path in target.manifests])
+    for path in move.delete:
+        delete_path(look.root, path)
+    previous = old.manifests if old else {}
+    written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
+    stats = {path: found for path, found in look.stats.items() if path not in move.keep}
+    write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**stats, **written}.items()})
+
+
+def refuse_merge(look: Look) -> None:
+    """Refuses a step in the middle of plain git's merge: it would lose the other parent.
+
+    Raises:
+        RepositoryError: saying how to end it.
+    """
+    if (look.index.place.parent / "MERGE_HEAD").exists():
+        raise RepositoryError("a git merge is under way here", hint="finish it: git commit; or: git merge --abort")
 
 
 def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool) -> Move:
@@ -249,60 +213,39 @@ def here(look: Look, path: str) -> Blob | str | None:
 
 
 def refuse_missing(repo: Repository, manifests: Iterable[Manifest]) -> None:
-    """Raises MissingObject if any object of the manifests is not in the store."""
+    """Raises MissingObject if any object of the manifests, or one that it is a difference to, is not in the store."""
     wanted = {oid for manifest in manifests for oid in manifest.oids()}
+    if not wanted:
+        return
     missing = repo.store.missing(wanted)
     if missing:
         raise MissingObject(
             f"{len(missing)} of {len(wanted)} objects are not in the store, the first is {min(missing)}",
             hint="get them from where the repository came from: modelgit fetch, or modelgit fsck to see the damage",
         )
+    repo.store.closure(wanted)
 
 
-def write_path(repo: Repository, root: Path, target: Version, path: str, listener: Listener) -> None:
-    """Writes one file of a version, whole or not at all."""
-    place = root / path
+def write_path(
+    repo: Repository, target: Version, path: str, previous: Manifest | None = None, listener: Listener = ignore
+) -> os.stat_result:
+    """Writes one file of a version, whole or not at all, and returns its stat; what `previous` shares is copied."""
+    from modelgit.store.checkpoint import materialise
+
+    root = root_of(repo)
     make_parents(root, path)
     if path in target.manifests:
-        materialise(repo.store, target.manifests[path], place, listener)
+        materialise(repo.store, target.manifests[path], root / path, listener, previous)
     else:
-        write_ordinary(place, repo.read_blob(target.files[path]), target.files[path].mode)
-    before = time.time_ns() - PAST_NS
-    os.utime(place, ns=(before, before))
+        write_ordinary(root / path, repo.read_blob(target.files[path]), target.files[path].mode)
+    return backdate(root / path)
 
 
-def make_parents(root: Path, path: str) -> None:
-    """Makes the folders above `path`, refusing links: a link would lead the write elsewhere."""
-    folder = root
-    for part in path.split("/")[:-1]:
-        folder = folder / part
-        if folder.is_symlink():
-            raise FormatError(f"{path}: {folder} is a link, expected a folder")
-        folder.mkdir(exist_ok=True)
-
-
-def write_ordinary(place: Path, data: bytes, mode: str) -> None:
-    """Writes an ordinary file through a temporary name."""
-    scratch = place.with_name(f".{place.name}.modelgit-{os.getpid()}")
-    try:
-        scratch.write_bytes(data)
-        scratch.chmod(0o755 if mode == "100755" else 0o644)
-        scratch.replace(place)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise StorageFull(
-            f"cannot write {place}: {error.strerror}", hint="free some space or check permissions"
-        ) from error
-
-
-def delete_path(root: Path, path: str) -> None:
-    """Removes a file, and the folders above that it leaves empty."""
-    (root / path).unlink(missing_ok=True)
-    for folder in list((root / path).parents)[: path.count("/")]:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
+def root_of(repo: Repository) -> Path:
+    """Returns the work tree's folder. Raises RepositoryError for a bare repository."""
+    if repo.worktree is None:
+        raise RepositoryError("a bare repository has no work tree", hint="clone it: modelgit clone")
+    return repo.worktree
 
 
 def point_head(repo: Repository, rev: str, commit: str) -> None:
@@ -323,96 +266,100 @@ def point_head(repo: Repository, rev: str, commit: str) -> None:
 def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Listener = ignore) -> dict[str, Blob]:
     """Takes changes of the work tree into store and index, and returns what the index then says.
 
-    Without `paths`: every change to a tracked file, and new weight files. With them: those files.
+    Without `paths`: every change to a tracked file, and new weight files. With them: those files, and all below
+    those folders; paths are relative to the top of the work tree.
 
     Raises:
         FormatError: a weight file is malformed. UsageError: a path that does not exist.
     """
     look = Look(repo)
+    refuse_lock(look.index)
     head = repo.head()
-    version = repo.version(head) if head else None
-    wanted = list(paths) if paths is not None else sorted({*look.tracked, *new_weights(look)})
-    files = dict(look.tracked)
-    proven = stats_held(look)
-    for path in wanted:
-        if path in look.tracked and look.blob(path) == look.tracked[path]:
-            proven[path] = look.stats[path]
-            continue
-        before = stat_of(look.root / path)
-        blob = take_in(look, path, version, listener)
-        files.pop(path, None)
-        if blob is not None:
-            files[path] = blob
-            if before is not None and same_stat(before, stat_of(look.root / path)):
-                proven[path] = before
-    write_index(look.index, files, proven)
+    parents = repo.version(head).manifests if head else {}
+    files, stamps = dict(look.tracked), look.held()
+    with repo.store.begin() as pack:
+        for path in wanted_paths(look, paths):
+            if path in stamps:
+                continue
+            files.pop(path, None)
+            found = stat_of(look.root, path)
+            if found is not None:
+                files[path] = take_in(look, path, found, (pack, parents.get(path)), listener)
+                stamps |= proven_stamp(look, path, found)
+        pack.commit()
+    write_index(look.index, files, stamps)
     return files
 
 
-def stat_of(place: Path) -> os.stat_result | None:
-    """Returns the stat of a file, None if there is none."""
-    try:
-        return place.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def wanted_paths(look: Look, paths: Sequence[str] | None) -> list[str]:
+    """Returns the files to take in.
+
+    Raises:
+        UsageError: a path that does not exist. FormatError: one that may not be in a version.
+    """
+    if paths is None:
+        attributes = [ATTRIBUTES_PATH] if stat_of(look.root, ATTRIBUTES_PATH) is not None else []
+        return sorted({*look.tracked, *look.new_weights(), *attributes})
+    fresh = look.new_files()
+    found: set[str] = set()
+    for given in paths:
+        path = os.path.normpath(given)
+        if path == "." or (look.root / path).is_dir():
+            prefix = "" if path == "." else f"{path}/"
+            below = {name for name in (*look.tracked, *fresh) if name.startswith(prefix)}
+        else:
+            below = {check_path(path, "add")}
+            if path not in look.tracked and stat_of(look.root, path) is None:
+                raise UsageError(f"{path}: no such file", hint="paths are relative to the top of the work tree")
+        found |= below
+    return sorted(found)
 
 
-def same_stat(old: os.stat_result, new: os.stat_result | None) -> bool:
-    """Tells whether a file was left alone between two looks."""
-    return new is not None and (old.st_mtime_ns, old.st_size, old.st_ino) == (new.st_mtime_ns, new.st_size, new.st_ino)
+def take_in(
+    look: Look, path: str, found: os.stat_result, target: "tuple[PackWriter, Manifest | None]", listener: Listener
+) -> Blob:
+    """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
+    from modelgit.store.checkpoint import store_file
 
-
-def stats_held(look: Look) -> dict[str, os.stat_result]:
-    """Returns the stats of files that still are what the index says, by the index's own stats."""
-    found = {path: stat_of(look.root / path) for path in look.tracked}
-    return {
-        p: s for p, s in found.items() if s is not None and unchanged(look.index.entries[(p, 0)], s, look.written_ns)
-    }
-
-
-def new_weights(look: Look) -> list[str]:
-    """Returns weight files that git has not been told of."""
-    return [path for path in look.new_files() if path.endswith(WEIGHTS_SUFFIX)]
-
-
-def take_in(look: Look, path: str, version: Version | None, listener: Listener) -> Blob | None:
-    """Returns the blob of a file of the work tree, its objects stored; None if the file is gone."""
+    pack, parent = target
     place = look.root / path
-    if not place.exists():
-        if path not in look.tracked:
-            raise UsageError(f"{path}: no such file", hint="paths are relative to the top of the work tree")
-        return None
-    if not path.endswith(WEIGHTS_SUFFIX):
-        return Blob(look.repo.git.run("hash-object", "-w", "--end-of-options", path), mode_of(place))
+    if not is_weights(path, found):
+        return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode_of(found))
     with place.open("rb") as file:
         if is_manifest(file.read(PREFIX_BYTES)):
             return look.repo.write_blob(manifest_at(place))
-    parent = version.manifests.get(path) if version else None
-    with look.repo.store.begin() as pack:
-        manifest = store_file(pack, place, parent, listener)
-        pack.commit()
-    return look.repo.write_blob(manifest)
+    return look.repo.write_blob(store_file(pack, place, parent, listener))
+
+
+def proven_stamp(look: Look, path: str, found: os.stat_result) -> dict[str, Stamp]:
+    """Returns the stamp of a file that was just taken in, nothing if it was written to meanwhile."""
+    now = stat_of(look.root, path)
+    if now is None or key_of(now) != key_of(found):
+        return {}
+    return {path: stamp_of(backdate(look.root / path) if path.endswith(WEIGHTS_SUFFIX) else now)}
 
 
 def commit_worktree(
     repo: Repository,
     message: str,
     *,
+    paths: Sequence[str] | None = None,
     files: Mapping[str, Manifest | Blob | bytes] = EMPTY,
     trailers: tuple[tuple[str, str], ...] = (),
     listener: Listener = ignore,
 ) -> str | None:
     """Commits the changes of the work tree to the branch checked out; returns the commit, None if nothing has changed.
 
-    `files` are added to the commit, e.g. a record.
+    `paths` as in `add`. `files` are added to the commit, e.g. a record.
 
     Raises:
-        FormatError: a weight file is malformed; nothing is committed then.
+        FormatError: a weight file is malformed; nothing is committed then. RepositoryError: the branch has moved.
     """
     head = repo.head()
-    tree = add(repo, listener=listener)
+    refuse_merge(Look(repo))
+    tree = add(repo, paths, listener=listener)
     before = repo.version(head).tree() if head else EMPTY
-    if dict(before) == {**before, **tree} and set(tree) == set(before):
+    if {**before, **tree} == dict(before) and set(tree) == set(before):
         return None
     branch = repo.branch()
     ref = f"refs/heads/{branch}" if branch else "HEAD"
@@ -426,13 +373,23 @@ def settle(repo: Repository, commit: str) -> None:
     """Writes the files a commit added beyond the work tree (its record, attributes), and the index to match."""
     look = Look(repo)
     target = repo.version(commit)
-    tree = target.tree()
-    proven = stats_held(look)
-    for path, blob in tree.items():
-        if look.tracked.get(path) != blob:
-            write_path(repo, look.root, target, path, ignore)
-            proven[path] = (look.root / path).lstat()
-    write_index(look.index, tree, proven)
+    stamps = look.held()
+    extra = [path for path, blob in target.tree().items() if look.tracked.get(path) != blob]
+    for path in extra:
+        stamps[path] = stamp_of(write_path(repo, target, path))
+    if extra:
+        write_index(look.index, target.tree(), stamps)
 
 
-__all__ = ["Change", "Status", "add", "checkout", "commit_worktree", "status"]
+__all__ = [
+    "PREFIX_BYTES",
+    "Change",
+    "Look",
+    "Status",
+    "add",
+    "advance",
+    "checkout",
+    "commit_worktree",
+    "manifest_at",
+    "status",
+]

@@ -7,11 +7,19 @@ stream is seeded by a hash of what it is for, so adding a setting changes no oth
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from modelgit.errors import RecipeError
 
 T = TypeVar("T")
+Group = Literal["none", "name"]
+Averaging = Literal["none", "sma"]
+
+
+def check(name: str, value: object, holds: bool, expected: str) -> None:
+    """Raises RecipeError unless `holds`."""
+    if not holds:
+        raise RecipeError(f"{name} = {value}: expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class DataConfig:
 
     path: str
     held_out: str | None = None
-    group: Literal["none", "name"] = "none"
+    group: Group = "none"
     test_fraction: float = 0.4
     validation_fraction: float = 0.2
     fold: int = 0
@@ -34,10 +42,43 @@ class DataConfig:
     image_size: int = 64
 
     def __post_init__(self) -> None:
+        check("path", repr(self.path), bool(self.path), "a folder or a .zip")
+        check("held_out", repr(self.held_out), self.held_out != "", "the name of a domain")
+        check("group", repr(self.group), self.group in get_args(Group), "one of 'none', 'name'")
+        check("fold", self.fold, self.fold >= 0, "0 or more")
+        check("trial", self.trial, self.trial >= 0, "0 or more")
         check("test_fraction", self.test_fraction, 0 < self.test_fraction < 1, "between 0 and 1")
         check("validation_fraction", self.validation_fraction, 0 < self.validation_fraction < 1, "between 0 and 1")
-        check("limit_per_class", self.limit_per_class, (self.limit_per_class or 1) >= 1, "at least 1")
+        enough = self.limit_per_class is None or self.limit_per_class >= 1
+        check("limit_per_class", self.limit_per_class, enough, "at least 1")
         check("image_size", self.image_size, 8 <= self.image_size <= 1024, "between 8 and 1024 pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """How far a view may be from its image: each amount is drawn uniformly, for each image and view on its own.
+
+    `rotation` in radians either way, `scale`, `contrast` and `shift` as shares, `brightness` in steps of 255; `mirror`
+    and `grey` are probabilities. What moves in from outside is white.
+    """
+
+    rotation: float = 0.25
+    scale: float = 0.2
+    shift: float = 0.15
+    contrast: float = 0.3
+    brightness: float = 25.0
+    mirror: float = 0.5
+    grey: float = 0.1
+
+    def __post_init__(self) -> None:
+        check("rotation", self.rotation, 0 <= self.rotation <= 3.2, "from 0 to 3.2 radians")
+        check("brightness", self.brightness, 0 <= self.brightness <= 255, "from 0 to 255")
+        for name in ("scale", "shift", "contrast"):
+            value = getattr(self, name)
+            check(name, value, 0 <= value < 1, "from 0 up to, but not, 1")
+        for name in ("mirror", "grey"):
+            value = getattr(self, name)
+            check(name, value, 0 <= value <= 1, "from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +100,24 @@ class FineTune:
     warmup_steps: int = 10
     frozen_stages: int = 0
     views: int = 4
-    averaging: Literal["none", "sma"] = "none"
+    augment: Augment = Augment()
+    averaging: Averaging = "none"
     average_from: int = 0
     eval_every: int = 0
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")
         check("lr", self.lr, 0 < self.lr < 10, "above 0 and below 10")
-        check("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        check("weight_decay", self.weight_decay, 0 <= self.weight_decay <= 10, "from 0 to 10")
         check("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 up to, but not, 1")
         check("batch", self.batch, self.batch >= 1, "at least 1")
         check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
         check("frozen_stages", self.frozen_stages, self.frozen_stages >= 0, "0 or more")
         check("views", self.views, 0 <= self.views <= 64, "from 0 to 64")
         check("eval_every", self.eval_every, self.eval_every >= 0, "0 or more")
-
-
-def check(name: str, value: object, holds: bool, expected: str) -> None:
-    """Raises RecipeError unless `holds`."""
-    if not holds:
-        raise RecipeError(f"{name} = {value}: expected {expected}")
+        check("averaging", repr(self.averaging), self.averaging in get_args(Averaging), "one of 'none', 'sma'")
+        below = self.averaging == "none" or 0 <= self.average_from < self.steps
+        check("average_from", self.average_from, below, f"from 0 to {self.steps - 1}, below steps")
 
 
 def seed_hash(*arguments: object) -> int:
@@ -90,8 +129,13 @@ def draw(name: str, choices: Sequence[T], run: int, trial: int) -> T:
     """Returns the choice that run `run` of trial `trial` makes for the setting `name`, uniformly.
 
     Each setting has a stream of its own, seeded as in DomainBed's hparams_registry.
+
+    Raises:
+        RecipeError: there is nothing to choose from.
     """
     import numpy as np
+
+    check(name, list(choices), len(choices) > 0, "at least one choice")
 
     stream = np.random.RandomState(seed_hash(seed_hash(run, trial), name))
     return choices[int(stream.choice(len(choices)))]

@@ -5,6 +5,7 @@ Nothing is extracted; names and sizes are checked before anything is decoded, si
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_IMAGES = 5_000_000
 MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_TOTAL_BYTES = 64 * 1024**3
 MAX_PIXELS = 64_000_000
 Integers = npt.NDArray[np.int64]
 Read = Callable[[], bytes]
@@ -111,9 +113,19 @@ def items_of(path: Path) -> Iterator[Item]:
 def folder_items(path: Path) -> Iterator[Item]:
     """Yields the images of a folder; links are not followed."""
     for file in path.glob("*/*/*"):
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.is_symlink():
+        linked = any(part.is_symlink() for part in (file, file.parent, file.parent.parent))
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not linked:
             domain, label, name = file.relative_to(path).parts
+            check_name("/".join((domain, label, name)), path)
             yield Item(domain, label, Path(name).stem, partial(read_file, file))
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raises DataError for a name that is not domain/class/name, or holds what no file name should."""
+    parts = name.split("/")
+    plain = all(part not in ("", ".", "..") and "\\" not in part and part.isprintable() for part in parts)
+    if len(parts) != 3 or not plain:
+        raise DataError(f"{path}: image {name[:200]!r}: expected domain/class/name.png")
 
 
 def read_file(file: Path) -> bytes:
@@ -125,19 +137,42 @@ def read_file(file: Path) -> bytes:
 
 def zip_items(path: Path) -> Iterator[Item]:
     """Yields the images of a zip. Raises DataError for names that are paths out of it, or too much of anything."""
-    archive = zipfile.ZipFile(path)
-    entries = archive.infolist()
-    if len(entries) > MAX_IMAGES:
-        raise DataError(f"{path}: {len(entries)} files, expected at most {MAX_IMAGES}")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: not a zip that can be read: {error}") from error
+    entries = [e for e in archive.infolist() if not e.is_dir() and e.filename.lower().endswith(SUFFIXES)]
+    check_amounts(entries, path)
     for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        if entry.is_dir() or not entry.filename.lower().endswith(SUFFIXES):
-            continue
-        if len(parts) != 3 or ".." in parts or entry.file_size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{path}: {entry.filename[:200]!r}: expected domain/class/name.png of at most {MAX_FILE_BYTES} bytes"
-            )
-        yield Item(parts[0], parts[1], PurePosixPath(parts[2]).stem, partial(archive.read, entry))
+        check_name(entry.filename, path)
+        domain, label, name = entry.filename.split("/")
+        yield Item(domain, label, PurePosixPath(name).stem, partial(read_entry, archive, entry, path))
+
+
+def check_amounts(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Raises DataError for too many images, too large ones, or two of one name."""
+    if len(entries) > MAX_IMAGES:
+        raise DataError(f"{path}: {len(entries)} images, expected at most {MAX_IMAGES}")
+    largest = max(entries, key=lambda entry: entry.file_size, default=None)
+    if largest is not None and largest.file_size > MAX_FILE_BYTES:
+        name = largest.filename[:200]
+        raise DataError(f"{path}: {name!r}: {largest.file_size} bytes, expected at most {MAX_FILE_BYTES}")
+    total = sum(entry.file_size for entry in entries)
+    if total > MAX_TOTAL_BYTES:
+        raise DataError(f"{path}: {total} bytes unpacked, expected at most {MAX_TOTAL_BYTES}")
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.filename in seen:
+            raise DataError(f"{path}: {entry.filename[:200]!r}: more than one file has this name")
+        seen.add(entry.filename)
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> bytes:
+    """Returns one file of a zip; never more bytes than its entry announces."""
+    try:
+        return archive.read(entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {entry.filename[:200]!r}: cannot be read: {error}") from error
 
 
 def check_classes(items: Sequence[Item], classes: Sequence[str], domains: Sequence[str], path: Path) -> None:
@@ -184,6 +219,8 @@ def decode(data: bytes, size: int, where: str) -> npt.NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS} in all")
             return fitted(image, size)
+    except images.DecompressionBombError as error:
+        raise DataError(f"{where}: {error}, expected at most {MAX_PIXELS} pixels") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where}: not an image: {error}") from error
 

@@ -12,7 +12,7 @@ from modelgit.errors import DataError
 from modelgit.train.config import DataConfig, seed_hash
 from modelgit.train.datasets import Dataset, Integers
 
-BUCKETS = 10
+PLACES = 10_000
 FINE = 1000
 
 
@@ -84,9 +84,15 @@ def named_split(dataset: Dataset, config: DataConfig) -> Split:
 
 
 def is_test_name(name: str, config: DataConfig) -> bool:
-    """Tells whether a name is kept for testing: names fall into ten buckets, `fold` says which come first."""
-    share = max(1, round(BUCKETS * config.test_fraction))
-    return (seed_hash("identity", name) - config.fold * share) % BUCKETS < share
+    """Tells whether a name is kept for testing.
+
+    Every name has a place on a circle; the test names of fold 0 are its first `test_fraction`, those of the next fold
+    begin where they end.
+    """
+    hashed = seed_hash("identity", name)
+    place = hashed % 10 * (PLACES // 10) + hashed // 10 % (PLACES // 10)
+    share = max(1, round(PLACES * config.test_fraction))
+    return (place - config.fold * share) % PLACES < share
 
 
 def is_validation_name(name: str, config: DataConfig) -> bool:

@@ -19,7 +19,6 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.transport import Moved
 from modelgit.repo.values import Version
 from modelgit.repo.worktree import PREFIX_BYTES
-from modelgit.store.checkpoint import materialise, store_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +146,8 @@ def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) 
     Raises:
         RepositoryError: the folder is in use. MissingObject, CorruptObject, StorageFull.
     """
+    from modelgit.store.checkpoint import materialise  # brings numpy, which most commands can do without
+
     version = repo.version(rev)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RepositoryError(f"{path} exists and is not an empty folder", hint="name another folder")
@@ -177,6 +178,8 @@ def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
     Raises:
         FormatError: what comes is neither.
     """
+    from modelgit.store.checkpoint import store_file
+
     prefix = source.read(PREFIX_BYTES)
     if is_manifest(prefix):
         target.write(prefix)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -12,7 +13,9 @@ from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scorebook import Score, all_scores, known_scores
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import LogEntry, Version
-from modelgit.store.checkpoint import StoredTensors
+
+if TYPE_CHECKING:
+    from modelgit.store.checkpoint import StoredTensors
 
 DEFAULT_PATH = "model.safetensors"
 
@@ -146,13 +149,15 @@ def contents_id(version: Version) -> str:
     return state.hexdigest()
 
 
-def weights_of(repo: Repository, rev: str, path: str | None = None) -> StoredTensors:
+def weights_of(repo: Repository, rev: str, path: str | None = None) -> "StoredTensors":
     """Returns the tensors of a version: of one weight file, or of all together, as a sharded model's.
 
     Raises:
         UsageError: the version has no weights, or none at `path`.
         FormatError: two of its files hold tensors of one name.
     """
+    from modelgit.store.checkpoint import StoredTensors  # brings numpy, which the log can do without
+
     version = repo.version(rev)
     if path is not None and path not in version.manifests:
         raise UsageError(

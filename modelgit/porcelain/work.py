@@ -11,7 +11,6 @@ from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_r
 from modelgit.repo import worktree
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.worktree import Status
-from modelgit.store.checkpoint import materialise
 
 MAX_NAMED = 5
 
@@ -179,6 +178,8 @@ def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
     Raises:
         MissingObject, CorruptObject, StorageFull.
     """
+    from modelgit.store.checkpoint import materialise  # brings numpy, which status can do without
+
     root = repo.worktree
     if root is None:
         return ()
@@ -223,14 +224,9 @@ def land(repo: Repository, made: str, listener: Listener = ignore) -> str | None
     Raises:
         DirtyWorktree, MissingObject, StorageFull: before the branch has moved.
     """
-    branch, head = repo.branch(), repo.head()
+    branch = repo.branch()
     if repo.worktree is not None:
-        worktree.checkout(repo, made, listener=listener)
-    if branch is None:
-        return None
-    try:
-        repo.set_ref(f"refs/heads/{branch}", made, expected=head)
-    finally:
-        if repo.worktree is not None:
-            repo.git.run("symbolic-ref", "-m", f"moving to {made}", "HEAD", f"refs/heads/{branch}")
+        worktree.advance(repo, made, listener=listener)
+    else:
+        repo.set_ref(f"refs/heads/{branch}" if branch else "HEAD", made, expected=repo.head())
     return branch

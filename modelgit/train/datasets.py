@@ -130,9 +130,13 @@ def check_name(name: str, path: Path) -> None:
 
 def read_file(file: Path) -> bytes:
     """Returns the content of a file of sensible size."""
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
-    return file.read_bytes()
+    try:
+        size_bytes = file.stat().st_size
+        if size_bytes > MAX_FILE_BYTES:
+            raise DataError(f"{file}: {size_bytes} bytes, expected at most {MAX_FILE_BYTES}")
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
 
 
 def zip_items(path: Path) -> Iterator[Item]:

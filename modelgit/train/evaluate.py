@@ -1,7 +1,7 @@
 """Accuracy of a network, domain by domain."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,30 @@ class Scores:
     def ood_accuracy(self) -> float | None:
         """The accuracy on the domain never trained on."""
         return self.held_out.value if self.held_out else None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Logits (n, classes) on the validation split of each training domain and on the held-out domain, with labels."""
+
+    validation: Mapping[str, tuple[Tensor, Tensor]]
+    held_out: tuple[Tensor, Tensor] | None
+
+    def scores(self) -> Scores:
+        """Returns the accuracies."""
+        held_out = accuracy(*self.held_out) if self.held_out is not None else None
+        return Scores({domain: accuracy(*pair) for domain, pair in self.validation.items()}, held_out)
+
+
+def average_outputs(members: Sequence[Outputs]) -> Outputs:
+    """Returns the mean of the members' logits: a functional ensemble."""
+
+    def mean(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([logits for logits, _ in pairs]).mean(0), pairs[0][1]
+
+    validation = {domain: mean([m.validation[domain] for m in members]) for domain in members[0].validation}
+    tested = [m.held_out for m in members if m.held_out is not None]
+    return Outputs(validation, mean(tested) if tested else None)
 
 
 def class_scores(network: Network, features: Features, indices: Integers, frozen_stages: int) -> Tensor:

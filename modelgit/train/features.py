@@ -11,20 +11,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelgit.errors import StorageFull, TrainingError
 from modelgit.events import Advanced, Finished, Listener, Started
-from modelgit.train.config import seed_hash
+from modelgit.train.config import Augment, seed_hash
 from modelgit.train.datasets import Dataset, Integers
 from modelgit.train.models import Network
 
 CHUNK = 64
-GENERATION = "1"  # counts changes of the augmentation or of how features are computed
+CPU_CHUNK = 16  # what one core's caches hold: a third faster than 64
+GENERATION = "2"  # counts changes of the augmentation or of how features are computed
+Array = npt.NDArray[np.floating[Any]]  # of single or half precision
+Arrays = tuple[Array, Array]
+Files = tuple[Path, Path]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +82,6 @@ def frozen_digest(network: Network, stages: int) -> str:
     return total.hexdigest()
 
 
-def features(
-    network: Network, dataset: Dataset, clean: Integers, viewed: Integers, views: int, place: "Place"
-) -> Features:
-    """Returns the features behind the first `place.stages` stages, from the cache where they are.
-
-    Raises:
-        DataError: an image cannot be decoded.
-    """
-    parts = [GENERATION, frozen_digest(network, place.stages), dataset.digest, dataset.image_size, views]
-    key = blake3(repr([*parts, clean.tolist(), viewed.tolist()]).encode()).hexdigest()[:32]
-    if place.folder is None:
-        arrays = compute(network, dataset, clean, viewed, views, place)
-    else:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        with locked(place.folder / f"{key}.lock"):
-            files = [place.folder / f"{key}.clean.npy", place.folder / f"{key}.views.npy"]
-            if not all(file.exists() for file in files):
-                for file, array in zip(files, compute(network, dataset, clean, viewed, views, place), strict=True):
-                    save(file, array)
-            arrays = tuple(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files)
-    rows = [{int(index): row for row, index in enumerate(group)} for group in (clean, viewed)]
-    return Features(arrays[0].to(place.device), arrays[1].to(place.device), rows[0], rows[1])
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where features are computed and kept, and behind how many stages."""
@@ -108,50 +92,144 @@ class Place:
     listener: Listener
 
 
-def compute(
-    network: Network, dataset: Dataset, clean: Integers, viewed: Integers, views: int, place: Place
-) -> tuple[Tensor, ...]:
-    """Returns the clean features and the augmented ones (one clean pass where there are no views), on the CPU."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which images are wanted as they are, which augmented, and in how many views (0: as they are, once)."""
+
+    clean: Integers
+    viewed: Integers
+    views: int
+    augment: Augment
+
+    @property
+    def passes(self) -> int:
+        """How many rows there are for every viewed image."""
+        return max(self.views, 1)
+
+
+def features_key(network: Network, dataset: Dataset, wanted: Wanted, stages: int) -> str:
+    """Returns the name that features are kept under: a digest of all that decides them."""
+    frozen = [GENERATION, type(network).__name__, stages, frozen_digest(network, stages)]
+    data = [dataset.digest, dataset.image_size, wanted.clean.tolist(), wanted.viewed.tolist(), wanted.views]
+    return blake3(repr([*frozen, *data, wanted.augment]).encode()).hexdigest()[:32]
+
+
+def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -> Features:
+    """Returns the features behind the first `place.stages` stages, from the cache where they are.
+
+    Raises:
+        DataError: an image cannot be decoded. StorageFull: the cache cannot be written.
+    """
+    if place.folder is None:
+        arrays = compute(network, dataset, wanted, place, None)
+    else:
+        arrays = cached(network, dataset, wanted, place, place.folder)
+    rows = [{int(index): row for row, index in enumerate(group)} for group in (wanted.clean, wanted.viewed)]
+    try:
+        clean, views = (torch.from_numpy(array).to(place.device) for array in arrays)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"features do not fit into the memory of {place.device}", hint="turn down views") from error
+    return Features(clean, views, rows[0], rows[1])
+
+
+def cached(network: Network, dataset: Dataset, wanted: Wanted, place: Place, folder: Path) -> Arrays:
+    """Returns the features kept in `folder`, computed first if they are not there: once, however many processes ask."""
+    key = features_key(network, dataset, wanted, place.stages)
+    files = (folder / f"{key}.clean.npy", folder / f"{key}.views.npy")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / f"{key}.lock"):
+            found = opened(files, wanted)
+            if found is None:
+                compute(network, dataset, wanted, place, files)
+                found = opened(files, wanted)
+    except OSError as error:
+        raise StorageFull(f"cannot keep features in {folder}: {error}", hint="free some space there") from error
+    if found is None:
+        raise StorageFull(f"features kept in {folder} cannot be read back", hint=f"remove {folder}")
+    return found
+
+
+def opened(files: Files, wanted: Wanted) -> Arrays | None:
+    """Returns the arrays in `files`, mapped into memory; None if they are absent or damaged."""
+    try:
+        clean, views = (np.load(file, mmap_mode="c") for file in files)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    whole = len(clean) == len(wanted.clean) and views.shape[:2] == (wanted.passes, len(wanted.viewed))
+    return (clean, views) if whole else None
+
+
+def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, files: Files | None) -> Arrays:
+    """Computes clean and augmented features, each image decoded once; straight into `files` if there are any."""
     task = f"features of {Path(dataset.path).name}"
-    passes = max(views, 1)
-    place.listener(Started(task, len(clean) + passes * len(viewed), "images"))
-    plain = embed(network, dataset, clean, None, place, task)
-    others = [embed(network, dataset, viewed, view if views else None, place, task).half() for view in range(passes)]
+    everything = np.union1d(wanted.clean, wanted.viewed)
+    place.listener(Started(task, len(wanted.clean) + wanted.passes * len(wanted.viewed), "images"))
+    first = dataset.pixels(everything[:1].tolist())
+    shape = embedded(network, torch.from_numpy(first), place).shape[1:]
+    shapes = (len(wanted.clean), *shape), (wanted.passes, len(wanted.viewed), *shape)
+    with filled(files, shapes) as arrays:
+        for start in range(0, len(everything), CHUNK):
+            chunk = everything[start : start + CHUNK]
+            done = put(network, dataset, wanted, place, (chunk, arrays))
+            place.listener(Advanced(task, done))
     place.listener(Finished(task))
-    return plain, torch.stack(others)
+    return arrays
 
 
-def embed(network: Network, dataset: Dataset, indices: Integers, view: int | None, place: Place, task: str) -> Tensor:
-    """Returns one pass over the images, (n, *shape) on the CPU."""
-    rows = []
+def put(network: Network, dataset: Dataset, wanted: Wanted, place: Place, target: tuple[Integers, Arrays]) -> int:
+    """Puts the features of a chunk of images where they belong and returns how many there were."""
+    chunk, (clean, views) = target
+    pixels = torch.from_numpy(dataset.pixels(chunk.tolist()))
+    plain, seen = np.isin(chunk, wanted.clean), np.isin(chunk, wanted.viewed)
+    if plain.any():
+        clean[np.searchsorted(wanted.clean, chunk[plain])] = embedded(network, pixels[plain], place).numpy()
+    if not seen.any():
+        return int(plain.sum())
+    rows = np.searchsorted(wanted.viewed, chunk[seen])
+    for view in range(wanted.passes):
+        x = pixels[seen]
+        if wanted.views:
+            x = augment(x.float(), wanted.augment, [view_seed(dataset, int(i), view) for i in chunk[seen]])
+        views[view, rows] = embedded(network, x, place).half().numpy()
+    return int(plain.sum() + wanted.passes * seen.sum())
+
+
+def view_seed(dataset: Dataset, index: int, view: int) -> int:
+    """Returns the seed of one view of one image: which other images are seen changes nothing."""
+    return seed_hash("augment", dataset.names[index], int(dataset.domain_ids[index]), view)
+
+
+def embedded(network: Network, pixels: Tensor, place: Place) -> Tensor:
+    """Returns the features of images (n, 3, h, w), 0 to 255, on the CPU."""
+    chunk = CPU_CHUNK if place.device.type == "cpu" else CHUNK
     with torch.no_grad():
-        for start in range(0, len(indices), CHUNK):
-            chunk = indices[start : start + CHUNK]
-            pixels = torch.from_numpy(dataset.pixels(chunk.tolist()))
-            if view is not None:
-                pixels = augment(pixels.float(), seed_hash("augment", dataset.digest, view, start))
-            rows.append(run_stages(network, network.prepare(pixels.to(place.device)), 0, place.stages).cpu())
-            place.listener(Advanced(task, len(chunk)))
-    return torch.cat(rows) if rows else torch.empty(0)
+        rows = [
+            run_stages(network, network.prepare(part.to(place.device)), 0, place.stages).cpu()
+            for part in pixels.split(chunk)
+        ]
+    return torch.cat(rows)
 
 
-def augment(x: Tensor, seed: int) -> Tensor:
-    """Returns images (n, 3, h, w), 0 to 255, each moved and recoloured a little."""
-    draws = torch.Generator().manual_seed(seed)
-
-    def between(low: float, high: float) -> Tensor:
-        return torch.rand(len(x), generator=draws) * (high - low) + low
-
-    angle, scale, mirror = between(-0.25, 0.25), between(0.8, 1.2), between(0, 1).round() * 2 - 1
+def augment(x: Tensor, amounts: Augment, seeds: Sequence[int]) -> Tensor:
+    """Returns images (n, 3, h, w), 0 to 255, each moved and recoloured a little, as its seed says."""
+    unit = torch.stack([torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).unbind(1)
+    angle, down, across, contrast, brightness = (
+        (2 * u - 1) * amount
+        for u, amount in zip(
+            unit, (amounts.rotation, amounts.shift, amounts.shift, amounts.contrast, amounts.brightness), strict=False
+        )
+    )
+    scale = 1 + (2 * unit[5] - 1) * amounts.scale
+    mirror = 1 - 2 * (unit[6] < amounts.mirror).float()
     rows = [
-        torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), between(-0.15, 0.15)], 1),
-        torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), between(-0.15, 0.15)], 1),
+        torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), across], 1),
+        torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), down], 1),
     ]
     grid = functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     moved = functional.grid_sample(x - 255, grid, align_corners=False) + 255  # white outside
-    contrast, brightness = between(0.7, 1.3).view(-1, 1, 1, 1), between(-25, 25).view(-1, 1, 1, 1)
-    coloured = (moved - 128) * contrast + 128 + brightness
-    grey = (between(0, 1) < 0.1).view(-1, 1, 1, 1)
+    coloured = (moved - 128) * (1 + contrast).view(-1, 1, 1, 1) + 128 + brightness.view(-1, 1, 1, 1)
+    grey = (unit[7] < amounts.grey).view(-1, 1, 1, 1)
     return torch.where(grey, coloured.mean(1, keepdim=True), coloured).clamp(0, 255)
 
 
@@ -163,9 +241,28 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def save(path: Path, array: Tensor) -> None:
-    """Writes an array through a temporary name."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with scratch.open("wb") as file:
-        np.save(file, array.numpy())
-    scratch.replace(path)
+@contextmanager
+def filled(files: Files | None, shapes: tuple[Shape, Shape]) -> Iterator[Arrays]:
+    """Yields arrays to fill, single then half precision; what is mapped to files gets its name when all is written."""
+    kinds: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float16)]
+    if files is None:
+        yield np.empty(shapes[0], kinds[0]), np.empty(shapes[1], kinds[1])
+        return
+    scratch = [file.with_name(f"{file.name}.{os.getpid()}.tmp") for file in files]
+    try:
+        maps = [reserved(*each) for each in zip(scratch, kinds, shapes, strict=True)]
+        yield maps[0], maps[1]
+        for path, array, file in zip(scratch, maps, files, strict=True):
+            array.flush()
+            path.replace(file)
+    finally:
+        for path in scratch:
+            path.unlink(missing_ok=True)
+
+
+def reserved(path: Path, kind: np.dtype[Any], shape: Shape) -> "np.memmap[Any, Any]":
+    """Returns an array mapped to a new .npy file whose space is taken: a full disk shows here, not at a later write."""
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", kind, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+    return array

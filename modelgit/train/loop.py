@@ -6,6 +6,7 @@ from generators seeded here.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +65,13 @@ def fit(
         if step % REPORT_EVERY == 0 or step == config.steps:
             rate = step / (time.monotonic() - began)
             listener(Advanced(task.name, (step - 1) % REPORT_EVERY + 1, f"loss {losses[-1]:.3f}, {rate:.1f} steps/s"))
-        if step == config.steps and mean is not None:
-            mean.put(parameters)
         if step == config.steps or (config.eval_every and step % config.eval_every == 0):
-            points.append(Point(step, sum(losses) / len(losses), validate()))
+            with mean.in_place(parameters) if mean is not None else nullcontext():
+                points.append(Point(step, sum(losses) / len(losses), validate()))
             losses.clear()
+    if mean is not None:
+        mean.put(parameters)
+    check_finite(network, config.steps)
     listener(Finished(task.name, f"validation {100 * (points[-1].val_accuracy or 0):.1f} %"))
     return points
 
@@ -123,6 +126,12 @@ def update(
     return value
 
 
+def check_finite(network: Network, step: int) -> None:
+    """Raises TrainingError if a tensor of the result is not finite: the last step's loss does not show it."""
+    if found := culprit(network):
+        raise TrainingError(f"step {step}: the loss is finite{found}", hint="turn the learning rate down")
+
+
 def culprit(network: Network) -> str:
     """Returns which tensor is not finite, in words."""
     bad = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
@@ -159,8 +168,23 @@ class RunningMean:
         for mean, parameter in zip(self._mean, parameters, strict=True):
             mean.lerp_(parameter.detach(), 1 / self._count)
 
+    @contextmanager
+    def in_place(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Puts the mean in the network's place for as long as the block runs: the mean is what is validated."""
+        kept = [p.detach().clone() for p in parameters]
+        self.put(parameters)
+        try:
+            yield
+        finally:
+            give(parameters, kept)
+
     def put(self, parameters: list[nn.Parameter]) -> None:
         """Gives the network the mean."""
-        with torch.no_grad():
-            for mean, parameter in zip(self._mean, parameters, strict=True):
-                parameter.copy_(mean)
+        give(parameters, self._mean)
+
+
+def give(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    """Sets parameters to values."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)

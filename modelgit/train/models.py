@@ -7,7 +7,7 @@ averaging weights stays well defined.
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -32,21 +32,27 @@ def convolve(x: Tensor, conv: Same, norm: nn.BatchNorm2d) -> Tensor:
     """Returns norm(conv(x)) with the running statistics, (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
 
     The statistics are fixed, so the norm scales the weights and adds a shift: one linear map, gradients to all of it.
-    Small pictures go through matrix products: the library's gradient of a depthwise convolution on 4 x 4 pixels is ten
-    times slower. Those products want channels outermost in memory, and elementwise steps keep them so.
+    On the CPU small pictures go through matrix products: the library's gradient of a depthwise convolution on 4 x 4
+    pixels is ten times slower. Those products want channels outermost in memory, and elementwise steps keep them so.
     """
     assert norm.running_mean is not None and norm.running_var is not None  # batch norms are made with statistics
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale.view(-1, 1, 1, 1)
-    if x.shape[2] * x.shape[3] <= SMALL and conv.groups == conv.in_channels:
+    small = x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL
+    if small and conv.groups == conv.in_channels:
         return depthwise(x, weight.flatten(1), conv, shift)
-    if x.shape[2] * x.shape[3] <= SMALL and conv.kernel_size == (1, 1):
+    if small and conv.kernel_size == (1, 1):
         return pointwise(x, weight.flatten(1), shift)
     left, right = conv.margin
     if left != right:
         x = functional.pad(x, (left, right, left, right))
     return functional.conv2d(x, weight, shift, conv.stride, left if left == right else 0, 1, conv.groups)
+
+
+def rectify(x: Tensor) -> Tensor:
+    """Returns x cut to 0 … 6; in place where no gradient needs x."""
+    return functional.relu6(x, inplace=not torch.is_grad_enabled())
 
 
 def pointwise(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
@@ -60,7 +66,7 @@ def depthwise(x: Tensor, weight: Tensor, conv: Same, shift: Tensor) -> Tensor:
     """Returns the depthwise convolution of x (n, c, h, w) with weight (c, k * k): one matrix for each channel."""
     n, c, h, w = x.shape
     stride = conv.stride[0]
-    places = neighbours(h, w, conv.kernel_size[0], stride, conv.margin[0]).to(x.device)  # (k * k, pixels in * out)
+    places = neighbours(h, w, conv.kernel_size[0], stride, conv.margin[0])  # (k * k, pixels in * out)
     maps = (weight @ places).view(c, h * w, -1)
     flat = x.transpose(0, 1).reshape(c, n, h * w)
     y = torch.baddbmm(shift.view(c, 1, 1), flat, maps)
@@ -102,8 +108,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""
-        y = functional.relu6(convolve(x, self._expand_conv, self._bn0)) if self._widens else x
-        y = functional.relu6(convolve(y, self._depthwise_conv, self._bn1))
+        y = rectify(convolve(x, self._expand_conv, self._bn0)) if self._widens else x
+        y = rectify(convolve(y, self._depthwise_conv, self._bn1))
         y = convolve(y, self._project_conv, self._bn2)
         return x + y if self._skips else y
 
@@ -155,10 +161,10 @@ class EfficientNetLite0(nn.Module):
         return [(self._stem, [self._conv_stem, self._bn0]), *blocks, (self._top, [self._conv_head, self._bn1])]
 
     def _stem(self, x: Tensor) -> Tensor:
-        return functional.relu6(convolve(x, self._conv_stem, self._bn0))
+        return rectify(convolve(x, self._conv_stem, self._bn0))
 
     def _top(self, x: Tensor) -> Tensor:
-        return functional.relu6(convolve(x, self._conv_head, self._bn1)).mean((2, 3))
+        return rectify(convolve(x, self._conv_head, self._bn1)).mean((2, 3))
 
 
 class Perceptron(nn.Module):
@@ -185,9 +191,42 @@ class Perceptron(nn.Module):
         ]
 
 
+class Convolutional(nn.Module):
+    """A small network of three convolutions with batch normalisation, 64 features: the family's protocol in little."""
+
+    head_name = "head"
+    feature_size = 64
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 64)
+        self.convolutions = nn.ModuleList(Same(a, b, 3, 2) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(norm(width) for width in widths[1:])
+        self.head = nn.Linear(64, classes)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Returns pixels from -1 to 1. Raises DataError unless both sides are multiples of 8."""
+        if pixels.shape[-1] % 8 or pixels.shape[-2] % 8:
+            size = tuple(pixels.shape[-2:])
+            raise DataError(f"images of {size} pixels, expected multiples of 8", hint="set image_size = 64")
+        return pixels.float() / 127.5 - 1
+
+    def stages(self) -> list[tuple[Stage, Sequence[nn.Module]]]:
+        """Returns the three convolutions; the last averages over what is left of the picture."""
+        layers = list(zip(self.convolutions, self.norms, strict=True))
+        return [(partial(self._layer, number), pair) for number, pair in enumerate(layers)]
+
+    def _layer(self, number: int, x: Tensor) -> Tensor:
+        conv, scaled = self.convolutions[number], self.norms[number]
+        assert isinstance(conv, Same) and isinstance(scaled, nn.BatchNorm2d)  # made so above
+        y = rectify(convolve(x, conv, scaled))
+        return y.mean((2, 3)) if number == len(self.norms) - 1 else y
+
+
 # What every architecture offers: `head_name`, `feature_size`, `prepare`, `stages`.
-Network = EfficientNetLite0 | Perceptron
+Network = EfficientNetLite0 | Convolutional | Perceptron
 ARCHITECTURES: dict[str, Callable[[int], Network]] = {
+    "cnn": Convolutional,
     "efficientnet-lite0": EfficientNetLite0,
     "mlp": Perceptron,
 }

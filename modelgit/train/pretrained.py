@@ -22,7 +22,7 @@ def pretrained_file(architecture: str) -> Path:
         RecipeError: nobody ships weights for it. DependencyMissing: the package is not installed.
     """
     if architecture not in PACKAGES:
-        hint = f"there are some for {', '.join(sorted(PACKAGES))}; for others give a file: weights = \"model.safetensors\""
+        hint = f'known for {", ".join(sorted(PACKAGES))}; for others give a file: weights = "model.safetensors"'
         raise RecipeError(f"no pre-trained weights are known for '{architecture}'", hint=hint)
     package, module, inside = PACKAGES[architecture]
     spec = find_spec(module)

@@ -4,7 +4,7 @@ A `Workbench` keeps what many calls share: the device, the data sets, the featur
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from modelgit.errors import DataError, TrainingError
 from modelgit.events import Listener, ignore
-from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.config import Augment, DataConfig, FineTune
 from modelgit.train.datasets import Dataset, Integers, load_dataset
-from modelgit.train.evaluate import Accuracy, Scores, accuracy, class_scores
-from modelgit.train.features import Features, Place, features, run_stages
+from modelgit.train.evaluate import Accuracy, Outputs, Scores, accuracy, average_outputs, class_scores
+from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
 from modelgit.train.loop import Point, Task, fit, freeze
 from modelgit.train.models import Network, build_network, head_tensors
 from modelgit.train.probe import linear_probe
 from modelgit.train.splits import Split, split
 
 NOTHING = np.empty(0, np.int64)
+KEPT = 4  # how many data sets' features a workbench keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Workbench:
         self.listener = listener
         self._cache = cache
         self._datasets: dict[DataConfig, tuple[Dataset, Split]] = {}
-        self._prepared: dict[tuple[object, ...], Features] = {}
+        self._features: dict[str, Features] = {}
 
     def dataset(self, config: DataConfig) -> tuple[Dataset, Split]:
         """Returns the data set and its split, loaded once."""
@@ -70,16 +71,39 @@ class Workbench:
             self._datasets[config] = dataset, split(dataset, config)
         return self._datasets[config]
 
-    def prepare(self, network: Network, data: DataConfig, stages: int, views: int | None) -> Prepared:
-        """Returns the data behind the network's first `stages` stages; `views` None prepares for scoring alone."""
+    def prepare(self, network: Network, data: DataConfig, config: FineTune) -> Prepared:
+        """Returns the data as `config` trains on it: every image in use, and views of the training images."""
         dataset, parts = self.dataset(data)
-        clean = np.unique(np.concatenate([*parts.validation.values(), *parts.train.values(), parts.test]))
-        if views is None:
-            clean = np.unique(np.concatenate([*parts.validation.values(), parts.test]))
-        viewed = np.unique(np.concatenate(list(parts.train.values()))) if views is not None else NOTHING
-        place = Place(stages, self.device, self._cache, self.listener)
-        found = features(network, dataset, clean, viewed, views or 0, place)
-        return Prepared(dataset, parts, found, torch.from_numpy(dataset.labels).to(self.device))
+        train = np.unique(np.concatenate(list(parts.train.values())))
+        clean = np.union1d(train, evaluated(parts))
+        wanted = Wanted(clean, train, config.views, config.augment)
+        found = self._kept(network, dataset, wanted, config.frozen_stages)
+        return Prepared(dataset, parts, found, self._labels(dataset))
+
+    def prepare_scoring(self, network: Network, data: DataConfig, stages: int) -> Prepared:
+        """Returns the images that scores are measured on, behind the network's first `stages` stages."""
+        dataset, parts = self.dataset(data)
+        wanted = Wanted(evaluated(parts), NOTHING, 0, Augment())
+        return Prepared(dataset, parts, self._kept(network, dataset, wanted, stages), self._labels(dataset))
+
+    def _labels(self, dataset: Dataset) -> Tensor:
+        return torch.from_numpy(dataset.labels).to(self.device)
+
+    def _kept(self, network: Network, dataset: Dataset, wanted: Wanted, stages: int) -> Features:
+        """Returns features, the last few from memory."""
+        key = features_key(network, dataset, wanted, stages)
+        if key not in self._features:
+            place = Place(stages, self.device, self._cache, self.listener)
+            found = features(network, dataset, wanted, place)
+            while len(self._features) >= KEPT:
+                self._features.pop(next(iter(self._features)))
+            self._features[key] = found
+        return self._features[key]
+
+
+def evaluated(parts: Split) -> Integers:
+    """Returns the images that scores are measured on."""
+    return np.unique(np.concatenate([*parts.validation.values(), parts.test]))
 
 
 def choose_device(name: str) -> torch.device:
@@ -130,7 +154,7 @@ def probe(
     began = time.monotonic()
     dataset, _ = bench.dataset(data)
     network = loaded(bench, architecture, init, len(dataset.classes))
-    ready = bench.prepare(network, data, config.frozen_stages, config.views)
+    ready = bench.prepare(network, data, config)
     set_head(network, ready, config)
     scores = measure(network, ready, config.frozen_stages)
     head = dict(zip(head_tensors(network), head_of(network), strict=True))
@@ -182,7 +206,7 @@ def fine_tune(
     dataset, _ = bench.dataset(data)
     network = loaded(bench, architecture, init, len(dataset.classes))
     check_head(network, init, dataset, fresh_head)
-    ready = bench.prepare(network, data, config.frozen_stages, config.views)
+    ready = bench.prepare(network, data, config)
     freeze(network, config.frozen_stages)
     if fresh_head:
         set_head(network, ready, config)
@@ -212,11 +236,17 @@ def check_head(network: Network, init: Mapping[str, Tensor], dataset: Dataset, f
 def measure(network: Network, ready: Prepared, frozen_stages: int, *, test: bool = True) -> Scores:
     """Returns the network's scores on the validation splits and, with `test`, on the held-out domain."""
 
-    def on(indices: Integers) -> Accuracy:
-        return accuracy(class_scores(network, ready.features, indices, frozen_stages), ready.labels[indices])
+    return evaluate(network, ready, frozen_stages, test=test).scores()
+
+
+def evaluate(network: Network, ready: Prepared, frozen_stages: int, *, test: bool = True) -> Outputs:
+    """Returns the network's logits on the validation splits and, with `test`, on the held-out domain."""
+
+    def on(indices: Integers) -> tuple[Tensor, Tensor]:
+        return class_scores(network, ready.features, indices, frozen_stages), ready.labels[indices]
 
     held_out = on(ready.split.test) if test and len(ready.split.test) else None
-    return Scores({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
+    return Outputs({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,15 +267,42 @@ def score(
     Raises:
         DataError: the data set's classes are others.
     """
+    return outputs(bench, state, model, data, frozen_stages).scores()
+
+
+def outputs(
+    bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig, frozen_stages: int = 0
+) -> Outputs:
+    """Returns the logits behind `score`, image by image, in the order of the split.
+
+    Raises:
+        DataError: the data set's classes are others.
+    """
     dataset, _ = bench.dataset(data)
     check_classes(model, dataset)
     network = loaded(bench, model.architecture, state, len(dataset.classes))
-    return measure(network, bench.prepare(network, data, frozen_stages, None), frozen_stages)
+    return evaluate(network, bench.prepare_scoring(network, data, frozen_stages), frozen_stages)
 
 
-def score_domains(
-    bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig
-) -> dict[str, Accuracy]:
+def score_ensemble(
+    bench: Workbench,
+    states: Sequence[Mapping[str, Tensor]],
+    model: Model,
+    data: DataConfig,
+    frozen_stages: int = 0,
+) -> Scores:
+    """Returns the scores of the mean of the states' logits: as many passes as there are states.
+
+    Raises:
+        DataError: there are no states, or the data set's classes are others.
+    """
+    if not states:
+        raise DataError("an ensemble of no versions", hint="name at least one")
+    members = [outputs(bench, state, model, data, frozen_stages) for state in states]
+    return average_outputs(members).scores()
+
+
+def score_domains(bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig) -> dict[str, Accuracy]:
     """Returns the accuracy on every image of each domain, without any split.
 
     Raises:
@@ -256,7 +313,7 @@ def score_domains(
     network = loaded(bench, model.architecture, state, len(dataset.classes))
     everything = np.arange(len(dataset.labels))
     place = Place(0, bench.device, None, bench.listener)
-    found = features(network, dataset, everything, NOTHING, 0, place)
+    found = features(network, dataset, Wanted(everything, NOTHING, 0, Augment()), place)
     labels = torch.from_numpy(dataset.labels).to(bench.device)
     members = {domain: np.flatnonzero(dataset.domain_ids == i) for i, domain in enumerate(dataset.domains)}
     return {d: accuracy(class_scores(network, found, rows, 0), labels[rows]) for d, rows in members.items()}

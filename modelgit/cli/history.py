@@ -83,10 +83,14 @@ def register_versions(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import work
 
-        return work.add(session.repo(), paths, session.listener)
+        return work.add(session.repo(), paths, Path.cwd(), session.listener)
 
     @command(app, "commit", panel=EVERY_DAY)
-    def commit(session: Session, message: Message = None) -> "Committed":
+    def commit(
+        session: Session,
+        message: Message = None,
+        _all: Annotated[bool, typer.Option("-a", "--all", help="As always: git's habit is welcome.")] = False,
+    ) -> "Committed":
         """Commit the changes of the work tree.
 
         That is what was added, changed files, and new weight files. Tensors that changed are stored as lossless
@@ -113,13 +117,20 @@ def register_moves(app: typer.Typer) -> None:
     """Enters `checkout`, `switch`."""
 
     @command(app, "checkout", panel=EVERY_DAY)
-    def checkout(session: Session, rev: Rev = "HEAD", force: Force = False) -> "CheckedOut":
+    def checkout(
+        session: Session,
+        rev: Rev = "HEAD",
+        create: Annotated[str | None, typer.Option("-b", metavar="BRANCH", help="Make a branch at REV.")] = None,
+        force: Force = False,
+    ) -> "CheckedOut":
         """Make the work tree a version.
 
         Without REV, write weight files where plain git has left manifests.
         """
         from modelgit.porcelain import work
 
+        if create is not None:
+            return work.create_branch(session.repo(), create, None if rev == "HEAD" else rev, session.listener)
         return work.checkout(session.repo(), rev, force=force, listener=session.listener)
 
     @command(app, "switch", panel=EVERY_DAY)

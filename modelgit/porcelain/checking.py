@@ -117,6 +117,14 @@ def differing(recorded: Mapping[str, Manifest], again: Mapping[str, Manifest]) -
     return found
 
 
+def every_commit(repo: Repository) -> list[str]:
+    """Returns every commit that a branch, tag, remote branch, stash, pipeline step or HEAD leads to."""
+    tips = {commit for ref, commit in repo.refs().items() if not ref.startswith("refs/notes/")}
+    head = repo.head()
+    tips |= {head} if head else set()
+    return [entry.commit for entry in repo.log(sorted(tips))] if tips else []
+
+
 def fsck(repo: Repository, *, full: bool = False, listener: Listener = ignore) -> Checked:
     """Looks whether every object that any version needs is there and sound; with `full` every byte is recomputed.
 
@@ -126,7 +134,7 @@ def fsck(repo: Repository, *, full: bool = False, listener: Listener = ignore) -
     report = repo.store.fsck(full=full, listener=listener)
     problems = list(report.problems)
     needed: dict[str, str] = {}
-    commits = [entry.commit for entry in repo.log([], everything=True)]
+    commits = every_commit(repo)
     for commit in commits:
         try:
             for path, manifest in repo.version(commit).manifests.items():

@@ -1,5 +1,6 @@
 """The work tree, as its user sees it: what has changed, taking it in, going to another version."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,20 @@ def status(repo: Repository) -> Status:
     return worktree.status(repo)
 
 
-def add(repo: Repository, paths: Sequence[str], listener: Listener = ignore) -> Added:
-    """Takes files into the store and the index, for the next commit."""
-    worktree.add(repo, list(paths), listener=listener)
-    return Added(tuple(paths))
+def add(repo: Repository, paths: Sequence[str], folder: Path, listener: Listener = ignore) -> Added:
+    """Takes files, and all below folders, into the store and the index; paths are relative to `folder`.
+
+    Raises:
+        UsageError: a path that does not exist, or lies outside the work tree. FormatError: a malformed weight file.
+    """
+    if repo.worktree is None:
+        raise RepositoryError("a bare repository has no work tree", hint="clone it: modelgit clone")
+    inside = [os.path.relpath(folder.resolve() / path, repo.worktree.resolve()) for path in paths]
+    outside = [path for path, place in zip(paths, inside, strict=True) if Path(place).parts[:1] == (os.pardir,)]
+    if outside:
+        raise UsageError(f"{outside[0]} lies outside the work tree", hint=f"the work tree is {repo.worktree}")
+    worktree.add(repo, inside, listener=listener)
+    return Added(tuple(inside))
 
 
 def commit(repo: Repository, message: str, listener: Listener = ignore) -> Committed:
@@ -157,9 +168,10 @@ def create_branch(repo: Repository, branch: str, start: str | None, listener: Li
     """Makes a branch at `start` (HEAD) and goes to it; local changes stay.
 
     Raises:
-        RepositoryError: there is such a branch already, or its name may not be one.
+        RepositoryError: there is such a branch already. UsageError: its name may not be one.
     """
-    repo.git.run("check-ref-format", "--branch", branch)
+    if branch.startswith("-") or repo.git.attempt("check-ref-format", f"refs/heads/{branch}")[0]:
+        raise UsageError(f"'{branch}' may not be a branch's name", hint="letters, digits, -, _ and / may")
     if branch in repo.branches():
         raise RepositoryError(f"there is a branch '{branch}' already", hint=f"go to it: modelgit switch {branch}")
     head = repo.head()

@@ -49,6 +49,8 @@ RESULTS: dict[str, object] = {
     "checkout": CheckedOut(A, "main"),
     "checkout-new": CheckedOut(A, "reviews", created=True),
     "checkout-detached": CheckedOut(A, None),
+    "status-empty": Status("main", None, (), ()),
+    "status-detached": Status(None, A, (), ()),
     "status-clean": Status("main", A, (), ()),
     "status": Status(
         "main",

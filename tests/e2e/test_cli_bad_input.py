@@ -93,6 +93,8 @@ def test_an_empty_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     assert command("init", ".")[0] == 0
     check(command("log"), 11, "no commits yet", "modelgit import FILE")
     check(command("commit", "-m", "x"), 10, "nothing to commit", "modelgit status")
+    assert command("fsck", "--full")[:2] == (0, "ok 0 versions, 0 objects (every byte recomputed)\n")
+    assert command("status")[:2] == (0, "On main, no commits yet\nNothing has changed\n")
     check(command("push"), 2, "no remote named", "modelgit remote add origin PATH")
 
 
@@ -183,6 +185,12 @@ def test_arguments_that_make_no_sense(models: Path, command: Command) -> None:
     check(command("clone", "no/such/folder", "y"), 15, "no such folder", "check the path")
     check(command("export", "main", "."), 10, "not an empty folder", "another folder")
     check(command("-C", "no/such", "log"), 2, "No such file", "--help")
+    check(command("switch", "-c", "bad..name"), 2, "may not be a branch's name", "letters")
+    check(command("switch", "-c", "--", "--force"), 2, "may not be a branch's name", "letters")
+    check(command("switch", "-c", "tune"), 10, "there is a branch 'tune' already", "modelgit switch tune")
+    check(command("switch", "HEAD"), 11, "'HEAD' is no branch", "modelgit checkout HEAD")
+    check(command("add", "no-such-file"), 2, "no such file", "")
+    check(command("add", "../outside"), 2, "lies outside the work tree", str(models))
     check(command("switch", "main", "tune"), 2, "a start is for a new branch", "-c")
     assert state(models) == before
 
@@ -195,6 +203,10 @@ def test_a_missing_object(models: Path, command: Command, tmp_path: Path) -> Non
     check(command("export", "tune", str(tmp_path / "out")), 13, "", "")
     check(command("fsck"), 1, "missing object", "modelgit fetch")
     assert state(models) == before
+    for branch in ("main", "tune", "wide"):  # what only a pipeline's ref keeps is needed too
+        Repository.open(models).git.run("update-ref", f"refs/modelgit/steps/{branch}", branch)
+        Repository.open(models).git.run("update-ref", "-d", f"refs/heads/{branch}")
+    check(command("fsck"), 1, "missing object", "modelgit fetch")
 
 
 def test_a_damaged_object(models: Path, command: Command) -> None:

@@ -107,6 +107,23 @@ def check_sharing(tmp_path: Path, models: Path) -> None:
     assert (plain / "model.safetensors").read_bytes() == (models / "model.safetensors").read_bytes()
 
 
+def test_habits_from_git_and_paths_from_where_one_stands(tmp_path: Path) -> None:
+    modelgit(tmp_path, "init", ".")
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    write_model(folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    assert json.loads(modelgit(folder, "add", "config.json", "--json"))["paths"] == ["bert/config.json"]
+    modelgit(folder, "commit", "-am", "one")
+    assert run(tmp_path, "git", "ls-files").stdout.split() == [
+        ".gitattributes",
+        "bert/config.json",
+        "bert/model.safetensors",
+    ]
+    modelgit(tmp_path, "-C", "bert", "checkout", "-b", "other")
+    assert modelgit(tmp_path, "branch", "--show-current") == "other\n"
+
+
 @pytest.mark.slow
 def test_git_verbs_that_write_files_leave_weights(tmp_path: Path) -> None:
     modelgit(tmp_path, "init", ".")

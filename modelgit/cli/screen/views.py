@@ -97,8 +97,12 @@ def checked_out(result: "CheckedOut") -> Iterator[Block]:
 @view("Status", lambda result: [change.path for change in result.changes])
 def status(result: "Status") -> Iterator[Block]:
     """What differs from HEAD."""
-    at = identity(result.head) if result.head else Span("no commits yet")
-    yield line("On ", strong(result.branch), " at ", at) if result.branch else line("At ", at, ", which is no branch's")
+    if result.head is None:
+        yield line("On ", strong(result.branch or "HEAD"), ", no commits yet")
+    elif result.branch is None:
+        yield line("At ", identity(result.head), ", which is no branch's")
+    else:
+        yield line("On ", strong(result.branch), " at ", identity(result.head))
     if not result.changes and not result.untracked:
         yield line("Nothing has changed")
     for change in result.changes:

@@ -1,0 +1,217 @@
+"""The main job at a tiny size, through the command: made once, gone on with after a kill, never done twice."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from modelgit.train.models import build_network
+
+PIPELINE = """
+[pipeline]
+name = "tiny"
+repository = "models"
+report = "report"
+[model]
+architecture = "mlp"
+weights = "base.safetensors"
+[variables]
+seed = [0, 1]
+run = [0, 1]
+[data.target]
+path = "target.zip"
+held_out = "night"
+group = "name"
+image_size = 16
+[data.other]
+path = "other.zip"
+image_size = 16
+[train]
+steps = 20
+lr = 0.01
+views = 1
+frozen_stages = 1
+[draws]
+lr = [0.003, 0.02]
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "aux/other"
+kind = "train"
+start = "base"
+data = "other"
+[[step]]
+name = "probe"
+kind = "probe"
+start = "base"
+data = "target"
+[[step]]
+name = "plain/{seed}/{run}"
+kind = "train"
+start = "probe"
+data = "target"
+run = "{run}"
+[[step]]
+name = "recycled/{seed}/other"
+kind = "train"
+start = "aux/other"
+head = "probe"
+data = "target"
+run = 1
+[[step]]
+name = "main"
+kind = "merge"
+heads = ["plain/*/0", "recycled/*/*"]
+evaluate = "target"
+[[report]]
+strategy = "erm"
+title = "ERM"
+of = ["plain/*/*"]
+[[report]]
+strategy = "recycling"
+title = "Recycling"
+of = ["main"]
+"""
+
+
+def picture(label: int, shade: int, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, (16, 16, 3)).astype(np.uint8) + np.uint8(shade)
+    pixels[4 * label : 4 * label + 4] = 250
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_data(path: Path, domains: dict[str, int], classes: tuple[str, ...]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for domain, shade in domains.items():
+            for label, name in enumerate(classes):
+                for i in range(20):
+                    archive.writestr(f"{domain}/{name}/thing-{name}-{i}.png", picture(label, shade, 100 * label + i))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(PIPELINE)
+    write_data(tmp_path / "target.zip", {"day": 150, "dusk": 90, "night": 20}, ("bar", "cup", "hat"))
+    write_data(tmp_path / "other.zip", {"only": 120}, ("ant", "bee", "cow", "dog"))
+    save_file(build_network("mlp", 5).state_dict(), tmp_path / "base.safetensors")
+    return tmp_path
+
+
+def modelgit(place: Path, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "modelgit", *arguments]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_json(place: Path, *more: str) -> dict[str, list[str]]:
+    table: dict[str, list[str]] = json.loads(modelgit(place, "run", "tiny.toml", "--workers", "2", "--json", *more))
+    return table
+
+
+def test_a_pipeline_becomes_a_history_and_runs_once(place: Path) -> None:
+    first = run_json(place)
+    assert len(first["made"]) == 10
+    assert first["found"] == []
+    repo = place / "models"
+    log = subprocess.run(
+        ["git", "log", "--format=%P", "-1", "main"], cwd=repo, capture_output=True, text=True, check=True
+    )
+    assert len(log.stdout.split()) == 4
+    assert (repo / "model.safetensors").stat().st_size > 100_000
+    assert (
+        subprocess.run(["git", "status", "--short"], cwd=repo, capture_output=True, text=True, check=True).stdout == ""
+    )
+    report = json.loads((place / "report.json").read_text())
+    assert [row["strategy"] for row in report["rows"]] == ["erm", "recycling"]
+    assert all(0 <= row["ood_accuracy"] <= 1 and row["commits"] for row in report["rows"])
+    assert report["stored_bytes"] < report["weight_bytes"]
+    assert (place / "report.svg").read_text().startswith("<svg")
+    second = run_json(place)
+    assert second["made"] == []
+    assert len(second["found"]) == 10
+    assert json.loads((place / "report.json").read_text())["rows"] == report["rows"]
+    graph = modelgit(place, "-C", "models", "log", "--graph", "--all")
+    assert all(name in graph for name in ("aux/other", "probe", "plain/1/1", "recycled/0/other", "main"))
+    modelgit(place, "-C", "models", "verify", "--rerun", "main")
+    modelgit(place, "-C", "models", "fsck", "--full")
+    modelgit(place, "clone", "models", "copy")
+    assert (place / "copy/model.safetensors").read_bytes() == (repo / "model.safetensors").read_bytes()
+
+
+def test_scores_can_be_measured_again(place: Path) -> None:
+    run_json(place)
+    version = next(v for v in json.loads((place / "report.json").read_text())["versions"] if v["branch"] == "main")
+    again = json.loads(modelgit(place, "-C", "models", "evaluate", "main", "--on", "../tiny.toml#target", "--json"))
+    assert again["values"]["ood_accuracy"] == pytest.approx(version["ood_accuracy"])
+    assert again["values"]["val_accuracy"] == pytest.approx(version["val_accuracy"])
+    plain = json.loads(modelgit(place, "-C", "models", "evaluate", "main", "--on", "../target.zip", "--json"))
+    assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
+
+
+def steps_kept(place: Path) -> int:
+    folder = place / "models/.git/refs/modelgit/steps"
+    return len(list(folder.glob("[0-9a-f]*"))) if folder.exists() else 0
+
+
+def kill_after(place: Path, steps: int) -> None:
+    """Starts a run and kills it, workers and all, as soon as `steps` steps are kept."""
+    command = [sys.executable, "-m", "modelgit", "run", "tiny.toml", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while steps_kept(place) < steps and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_again_and_again_it_goes_on_where_it_was(place: Path) -> None:
+    kept = []
+    for steps in (1, 3, 6):
+        kill_after(place, steps)
+        kept.append(steps_kept(place))
+    assert kept == sorted(kept)
+    last = run_json(place)
+    assert len(last["found"]) >= kept[-1] >= 6
+    assert len(last["made"]) + len(last["found"]) == 10
+    modelgit(place, "-C", "models", "fsck", "--full")
+    assert run_json(place)["made"] == []
+
+
+def test_a_changed_setting_makes_only_what_depends_on_it(place: Path) -> None:
+    run_json(place)
+    changed = run_json(place, "--set", "draws.lr=[0.05]")
+    assert sorted(changed["made"]) == ["main", "plain/0/1", "plain/1/1", "recycled/0/other", "recycled/1/other"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "message"),
+    [
+        ('architecture = "mlp"', 'architecture = "mlq"', 16, "unknown architecture 'mlq'"),
+        ('path = "other.zip"', 'path = "gone.zip"', 17, "no such data set"),
+        ('held_out = "night"', 'held_out = "noon"', 17, "no domain is called 'noon'"),
+        ("steps = 20", "stepz = 20", 16, "unknown key 'stepz'"),
+        ('kind = "merge"\nheads', 'kind = "merge"\nmethod = "blend"\nheads', 2, "blend"),
+        ('weights = "base.safetensors"', 'weights = "none.safetensors"', 16, "no weights"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(place: Path, old: str, new: str, code: int, message: str) -> None:
+    path = place / "tiny.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    error = json.loads(modelgit(place, "run", "tiny.toml", "--json", code=code))["error"]
+    assert message in error["message"]
+    assert not (place / "models").exists()

@@ -6,6 +6,7 @@ what the blob says: written blindly, a changed file would look clean and its cha
 
 import os
 import re
+import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,29 +142,36 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
         RepositoryError: another git command holds it, or has written it since it was read.
     """
     entries = [entry_for(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
-    lock = lock_of(index)
+    scratch = index.place.with_name(f"index.{secrets.token_hex(8)}.tmp")
     try:
-        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except FileExistsError as error:
-        raise locked(index) from error
+        write_entries(scratch, entries)
+        swap(index, scratch)
     except OSError as error:
         raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def swap(index: Index, scratch: Path) -> None:
+    """Puts a complete index into place; git's lock is held for an instant only, so a kill hardly leaves one behind."""
+    lock = lock_of(index)
+    try:
+        lock.hardlink_to(scratch)
+    except FileExistsError as error:
+        raise locked(index) from error
     try:
         if written_ns(index.place) != index.written_ns:
             raise RepositoryError("another git command has written git's index meanwhile", hint="run the command again")
-        write_entries(handle, entries)
         lock.replace(index.place)
-    except OSError as error:
-        raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
     finally:
         lock.unlink(missing_ok=True)
 
 
-def write_entries(handle: int, entries: "list[IndexEntry]") -> None:
-    """Writes an index to an open file and closes it. It has no extensions: git's cached trees would be stale."""
+def write_entries(place: Path, entries: "list[IndexEntry]") -> None:
+    """Writes an index, durably. It has no extensions: git's cached trees would be stale."""
     from git.index.fun import write_cache
 
-    with os.fdopen(handle, "wb") as file:
+    with place.open("xb") as file:
         write_cache(entries, file)
         file.flush()
         os.fsync(file.fileno())

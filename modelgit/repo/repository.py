@@ -233,7 +233,8 @@ class Repository:
     ) -> Iterator[LogEntry]:
         """Yields the commits reached from `revs` (or from all branches and tags), children before parents."""
         some = [f"--max-count={limit}"] if limit is not None else []
-        starts = ["--branches", "--tags", "--remotes", "HEAD"] if everything else ["--end-of-options", *revs]
+        head = ["HEAD"] if everything and self.head() else []
+        starts = ["--branches", "--tags", "--remotes", *head] if everything else ["--end-of-options", *revs]
         looks = ["--topo-order", "--no-show-signature", "--decorate=short", f"--format={LOG_FORMAT}"]
         text = self.git.run_bytes("log", *looks, *some, *starts, "--").decode("utf-8", "replace")
         for row in text.split(LOG_END)[:-1]:
@@ -278,10 +279,9 @@ class Repository:
     def write_tree(self, files: Mapping[str, Manifest | Blob | bytes]) -> str:
         """Returns the id of the tree of `files`; weights are always marked as such by `.gitattributes`."""
         everything = files if ATTRIBUTES_PATH in files else {**files, ATTRIBUTES_PATH: ATTRIBUTES.encode()}
-        rows = [
-            tree_row(check_path(path, "commit"), self.write_blob(content))
-            for path, content in sorted(everything.items())
-        ]
+        for path in everything:
+            check_path(path, "commit")
+        rows = [tree_row(path, self.write_blob(content)) for path, content in sorted(everything.items())]
         scratch = self.git_dir / f"modelgit-index-{os.getpid()}-{next(self._names)}"
         environment = {"GIT_INDEX_FILE": str(scratch), "GIT_DIR": str(self.git_dir)}
         try:

@@ -7,7 +7,7 @@ of our own inside a remote: git's fetch and push, which are made for strangers, 
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -227,7 +227,7 @@ def move_refs(repo: Repository, there: Remote) -> dict[str, str]:
 
 def merge_notes(repo: Repository, there: Remote) -> None:
     """Brings a remote's notes of ours together with those here: all lines of both."""
-    here = repo.refs(NOTES)
+    here = notes_of(repo)
     for ref, theirs in there.refs.items():
         mine = here.get(ref)
         if not ref.startswith(NOTES) or theirs == mine:
@@ -239,6 +239,11 @@ def merge_notes(repo: Repository, there: Remote) -> None:
         command = [*repo.git.identity(), "notes", f"--ref={ref}", "merge", "--quiet", "--strategy=cat_sort_uniq"]
         repo.git.run(*command, INCOMING)
         repo.delete_ref(INCOMING, expected=theirs)
+
+
+def notes_of(repo: Repository) -> dict[str, str]:
+    """Returns the refs of our own notes."""
+    return {r: c for r, c in repo.refs("refs/notes/").items() if r.startswith(NOTES) and r != INCOMING}
 
 
 def complete(repo: Repository, commits: Iterable[str], store: "ObjectStore") -> list[str]:
@@ -328,8 +333,11 @@ def send_refs(repo: Repository, there: Remote, refspecs: Sequence[str]) -> None:
     Raises:
         RemoteError: git refused, for instance because somebody pushed in the meantime.
     """
+    here = notes_of(repo)
+    news = {ref: sha for ref, sha in there.refs.items() if ref.startswith(NOTES) and here.get(ref) != sha}
+    bring_history(repo, replace(there, refs=news))
     merge_notes(repo, there)
-    notes = [f"{ref}:{ref}" for ref in repo.refs(NOTES) if ref != INCOMING]
+    notes = [f"{ref}:{ref}" for ref in notes_of(repo)]
     command = [*PUSH, "--end-of-options", str(there.git_dir)]
     code, _, complaint = repo.git.attempt(*command, *refspecs, *notes)
     if code:

@@ -6,7 +6,7 @@ checkout is gone on with by running it again.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -156,6 +156,7 @@ def put(repo: Repository, target: Version, *, force: bool = False, listener: Lis
     head = repo.head()
     old = repo.version(head) if head else None
     move = plan(look, old.tree() if old else EMPTY, target.tree(), force=force)
+    move = replace(move, write=tuple(sorted({*move.write, *manifests_left(look, target, move)})))
     refuse_obstacles(look.root, move.write, move.delete)
     refuse_missing(repo, [target.manifests[path] for path in move.write if path in target.manifests])
     for path in move.delete:
@@ -164,6 +165,15 @@ def put(repo: Repository, target: Version, *, force: bool = False, listener: Lis
     written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
     stats = {path: found for path, found in look.stats.items() if path not in move.keep}
     write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**stats, **written}.items()})
+
+
+def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
+    """Returns the weight files in whose place plain git has left their manifests: right, but too small."""
+    return [
+        path
+        for path, manifest in target.manifests.items()
+        if path not in move.keep and path in look.stats and look.stats[path].st_size != manifest.size_bytes
+    ]
 
 
 def refuse_merge(look: Look) -> None:

@@ -191,7 +191,9 @@ def clipart(sources: Path) -> Iterator[Picture]:
             image = small_enough(file)
             if image is not None and taken < PER_FOLDER:
                 taken += 1
-                yield Picture("openclipart", label, f"{slug_of(file.stem)}-{order(str(file.relative_to(root)))[:6]}", image)
+                yield Picture(
+                    "openclipart", label, f"{slug_of(file.stem)}-{order(str(file.relative_to(root)))[:6]}", image
+                )
 
 
 def small_enough(file: Path) -> Image.Image | None:

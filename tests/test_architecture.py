@@ -116,7 +116,9 @@ def test_file_and_folder_budget() -> None:
     long = {path.name: n for path in modules() if (n := len(path.read_text().splitlines())) > FILE_LINES}
     assert long == {}
     folders = {path.parent for path in modules()}
-    full = {f.name: n for f in folders if (n := len([p for p in f.glob("*.py") if p.name != "__init__.py"])) > FOLDER_FILES}
+    full = {
+        f.name: n for f in folders if (n := len([p for p in f.glob("*.py") if p.name != "__init__.py"])) > FOLDER_FILES
+    }
     assert full == {}
 
 

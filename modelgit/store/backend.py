@@ -16,7 +16,7 @@ from typing import Protocol
 from modelgit.errors import StorageFull, StoreError
 from modelgit.store.identity import Buffer
 
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NEWBORN_S = 60.0
 PARTS_AT_ONCE = 512  # buffers a gathering write may take
 
@@ -76,7 +76,7 @@ def translated(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in REFUSED:
-            hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the permissions"
+            hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the permissions"
             raise StorageFull(f"cannot write to {path}: {reason}", hint=hint) from error
         raise StoreError(f"{path}: {reason}") from error
 

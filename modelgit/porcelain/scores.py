@@ -1,4 +1,4 @@
-"""Scoring versions on data sets. Scores are kept as git notes: they leave the commit's id alone, and git log shows them."""
+"""Scoring versions on data sets. Scores are kept as git notes: they leave the commit's id alone."""
 
 import json
 from collections.abc import Mapping

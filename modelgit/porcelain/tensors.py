@@ -51,7 +51,7 @@ def dtype_name(name: str, tensor: Tensor) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Returns the tensor's bytes in row-major order, without a copy where it already lies so on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return memoryview(flat.numpy().data)
 
 
 def torch_version() -> str:

@@ -171,7 +171,7 @@ class Repository:
         Raises:
             RevisionError: no such commit. FormatError: a manifest or a path in it is malformed.
         """
-        commit = self.resolve(rev)
+        commit = rev if rev in self._versions else self.resolve(rev)
         if commit not in self._versions:
             self._versions[commit] = self._read_version(commit)
         return self._versions[commit]

@@ -150,8 +150,8 @@ def advance(repo: Repository, commit: str, *, listener: Listener = ignore) -> No
 
 def put(repo: Repository, target: Version, *, force: bool = False, listener: Listener = ignore) -> None:
     """Makes files and index those of a version; HEAD stays."""
+    refuse_merge(repo)
     look = Look(repo)
-    refuse_merge(look)
     refuse_lock(look.index)
     head = repo.head()
     old = repo.version(head) if head else None
@@ -176,13 +176,13 @@ def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
     ]
 
 
-def refuse_merge(look: Look) -> None:
+def refuse_merge(repo: Repository) -> None:
     """Refuses a step in the middle of plain git's merge: it would lose the other parent.
 
     Raises:
         RepositoryError: saying how to end it.
     """
-    if (look.index.place.parent / "MERGE_HEAD").exists():
+    if (repo.private_dir / "MERGE_HEAD").exists():
         raise RepositoryError("a git merge is under way here", hint="finish it: git commit; or: git merge --abort")
 
 
@@ -366,7 +366,7 @@ def commit_worktree(
         FormatError: a weight file is malformed; nothing is committed then. RepositoryError: the branch has moved.
     """
     head = repo.head()
-    refuse_merge(Look(repo))
+    refuse_merge(repo)
     tree = add(repo, paths, listener=listener)
     before = repo.version(head).tree() if head else EMPTY
     if {**before, **tree} == dict(before) and set(tree) == set(before):
@@ -375,20 +375,20 @@ def commit_worktree(
     ref = f"refs/heads/{branch}" if branch else "HEAD"
     draft = CommitDraft((head,) if head else (), {**tree, **files}, message, trailers, ref, head)
     commit = repo.commit(draft)
-    settle(repo, commit)
+    settle(repo, repo.version(commit), tree)
     return commit
 
 
-def settle(repo: Repository, commit: str) -> None:
-    """Writes the files a commit added beyond the work tree (its record, attributes), and the index to match."""
+def settle(repo: Repository, target: Version, tree: Mapping[str, Blob]) -> None:
+    """Writes the files a commit added beyond the index (its record, attributes), and the index to match."""
+    extra = [path for path, blob in target.tree().items() if tree.get(path) != blob]
+    if not extra:
+        return
     look = Look(repo)
-    target = repo.version(commit)
     stamps = look.held()
-    extra = [path for path, blob in target.tree().items() if look.tracked.get(path) != blob]
     for path in extra:
         stamps[path] = stamp_of(write_path(repo, target, path))
-    if extra:
-        write_index(look.index, target.tree(), stamps)
+    write_index(look.index, target.tree(), stamps)
 
 
 __all__ = [

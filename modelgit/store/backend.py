@@ -76,7 +76,8 @@ def translated(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in REFUSED:
-            hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the permissions"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            hint = "free some space" if full else "check the permissions"
             raise StorageFull(f"cannot write to {path}: {reason}", hint=hint) from error
         raise StoreError(f"{path}: {reason}") from error
 

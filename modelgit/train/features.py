@@ -205,8 +205,8 @@ def embedded(network: Network, pixels: Tensor, place: Place) -> Tensor:
     chunk = CPU_CHUNK if place.device.type == "cpu" else CHUNK
     with torch.no_grad():
         rows = [
-            run_stages(network, network.prepare(part.to(place.device)), 0, place.stages).cpu()
-            for part in pixels.split(chunk)
+            run_stages(network, network.prepare(pixels[start : start + chunk].to(place.device)), 0, place.stages).cpu()
+            for start in range(0, len(pixels), chunk)
         ]
     return torch.cat(rows)
 

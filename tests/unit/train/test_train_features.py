@@ -1,0 +1,152 @@
+"""What frozen stages make of images: computed once, the same from disk and from memory, never half written."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modelgit.errors import StorageFull
+from modelgit.events import Event, Finished, Started
+from modelgit.train.config import Augment, DataConfig
+from modelgit.train.datasets import Dataset, load_dataset
+from modelgit.train.features import Features, Place, Wanted, augment, features, run_stages
+from modelgit.train.models import Network, build_network
+
+MakeZip = Callable[..., Path]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(1)
+    return build_network("cnn", 2).eval()
+
+
+@pytest.fixture
+def dataset(make_zip: MakeZip) -> Dataset:
+    return load_dataset(DataConfig(str(make_zip(count=4)), image_size=32))
+
+
+def wanted(views: int = 3, amounts: Augment | None = None) -> Wanted:
+    return Wanted(np.arange(0, 24, 2), np.arange(0, 24, 4), views, amounts or Augment())
+
+
+def kept(network: Network, dataset: Dataset, folder: Path | None, events: list[Event] | None = None) -> Features:
+    listener = events.append if events is not None else lambda event: None
+    return features(network, dataset, wanted(), Place(2, CPU, folder, listener))
+
+
+def test_clean_features_are_what_the_frozen_stages_make(network: Network, dataset: Dataset) -> None:
+    found = kept(network, dataset, None)
+    with torch.no_grad():
+        expected = run_stages(network, network.prepare(torch.from_numpy(dataset.pixels([4, 22]))), 0, 2)
+    assert found.clean.shape == (12, 32, 8, 8) and found.views.shape == (3, 6, 32, 8, 8)
+    assert found.views.dtype == torch.float16
+    assert torch.equal(found.of(np.array([4, 22])), expected)
+
+
+def test_disk_and_memory_give_the_same_and_the_second_time_nothing_is_computed(
+    network: Network, dataset: Dataset, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    memory, first = kept(network, dataset, None), kept(network, dataset, tmp_path / "cache", events)
+    assert events[0] == Started("features of bars.zip", 12 + 3 * 6, "images")
+    assert events[-1] == Finished("features of bars.zip")
+    events.clear()
+    second = kept(network, dataset, tmp_path / "cache", events)
+    assert events == []
+    for found in (first, second):
+        assert torch.equal(found.clean, memory.clean) and torch.equal(found.views, memory.views)
+
+
+def test_nothing_but_the_result_stays(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    kept(network, dataset, tmp_path)
+    assert sorted(path.name.split(".", 1)[1] for path in tmp_path.iterdir() if path.suffix != ".zip") == [
+        "clean.npy",
+        "lock",
+        "views.npy",
+    ]
+
+
+def test_a_damaged_cache_is_computed_again(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    before = kept(network, dataset, tmp_path / "cache").views.clone()
+    for content in (b"", b"\x93NUMPY nonsense"):
+        next((tmp_path / "cache").glob("*.views.npy")).write_bytes(content)
+        assert torch.equal(kept(network, dataset, tmp_path / "cache").views, before)
+
+
+def test_other_weights_or_amounts_are_kept_apart(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    place = Place(2, CPU, tmp_path / "cache", lambda event: None)
+    first = features(network, dataset, wanted(), place)
+    other = features(network, dataset, wanted(amounts=Augment(rotation=0.0)), place)
+    with torch.no_grad():
+        next(network.parameters()).add_(0.1)
+    changed = features(network, dataset, wanted(), place)
+    assert torch.equal(first.clean, other.clean) and not torch.equal(first.views, other.views)
+    assert not torch.equal(first.clean, changed.clean)
+
+
+def test_a_view_of_an_image_does_not_depend_on_the_others(network: Network, dataset: Dataset) -> None:
+    place = Place(2, CPU, None, lambda event: None)
+    many = features(network, dataset, wanted(), place)
+    few = features(network, dataset, Wanted(np.array([8]), np.array([8]), 3, Augment()), place)
+    view = torch.tensor([2])
+    assert torch.allclose(few.augmented([8], view), many.augmented([8], view), atol=1e-3)
+
+
+def test_no_views_means_the_images_as_they_are(network: Network, dataset: Dataset) -> None:
+    found = features(network, dataset, wanted(views=0), Place(2, CPU, None, lambda event: None))
+    assert found.views.shape[0] == 1
+    assert torch.equal(found.augmented([8], torch.tensor([0])), found.of(np.array([8])).half().float())
+
+
+def test_amounts_of_zero_change_nothing() -> None:
+    still = Augment(rotation=0, scale=0, shift=0, contrast=0, brightness=0, mirror=0, grey=0)
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
+    assert torch.allclose(augment(x, still, [1, 2]), x, atol=1e-3)
+    assert torch.allclose(augment(x, Augment(0, 0, 0, 0, 0, mirror=1, grey=0), [1, 2]), x.flip(3), atol=1e-3)
+    grey = augment(x, Augment(0, 0, 0, 0, 0, mirror=0, grey=1), [1, 2])
+    assert torch.allclose(grey, x.mean(1, keepdim=True).expand_as(x), atol=1e-3)
+
+
+def test_pictures_stay_within_their_range() -> None:
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
+    y = augment(x, Augment(), list(range(8)))
+    assert float(y.min()) >= 0 and float(y.max()) <= 255
+    assert len({round(float(image.mean()), 3) for image in y}) == 8
+
+
+def test_a_folder_that_cannot_be_written_is_said(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageFull, match="cannot keep features in"):
+        kept(network, dataset, tmp_path / "file" / "cache")
+
+
+COMPUTE = """
+import sys, torch
+from pathlib import Path
+import numpy as np
+from modelgit.train.config import Augment, DataConfig
+from modelgit.train.datasets import load_dataset
+from modelgit.train.features import Place, Wanted, features
+from modelgit.train.models import build_network
+torch.manual_seed(1)
+torch.set_num_threads(1)
+said = []
+data = load_dataset(DataConfig(sys.argv[1], image_size=32))
+place = Place(1, torch.device("cpu"), Path(sys.argv[2]), said.append)
+features(build_network("cnn", 2).eval(), data, Wanted(np.arange(24), np.arange(24), 2, Augment()), place)
+print(len(said) > 0)
+"""
+
+
+def test_two_processes_compute_once(make_zip: MakeZip, tmp_path: Path) -> None:
+    path = make_zip(count=4)
+    command = [sys.executable, "-c", COMPUTE, str(path), str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=60)[0].strip() for process in both)
+    assert said == ["False", "True"]

@@ -1,0 +1,122 @@
+"""Training: what is frozen stays, the same seed gives the same bits, and what goes wrong is said."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from modelgit.errors import TrainingError
+from modelgit.events import Advanced, Event, Finished, Started
+from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.loop import RunningMean
+from modelgit.train.models import build_network
+from modelgit.train.task import TrainResult, Workbench, fine_tune
+
+MakeZip = Callable[..., Path]
+CONFIG = FineTune(steps=12, lr=3e-3, batch=8, warmup_steps=3, frozen_stages=1, views=2)
+
+
+@pytest.fixture
+def data(make_zip: MakeZip) -> DataConfig:
+    return DataConfig(str(make_zip(count=25)), held_out="rose", group="name", image_size=32)
+
+
+@pytest.fixture
+def init() -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return build_network("cnn", 2).state_dict()
+
+
+def trained(
+    init: dict[str, Tensor], data: DataConfig, config: FineTune = CONFIG, bench: Workbench | None = None
+) -> TrainResult:
+    return fine_tune(bench or Workbench("cpu"), init, "cnn", data, config, fresh_head=True)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(init: dict[str, Tensor], data: DataConfig) -> None:
+    config = replace(CONFIG, dropout=0.3)
+    first, second, third = (trained(init, data, replace(config, seed=seed)).state for seed in (5, 5, 6))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_frozen_stages_and_running_statistics_stay_bit_for_bit(init: dict[str, Tensor], data: DataConfig) -> None:
+    state = trained(init, data).state
+    kept = {name for name in state if torch.equal(state[name], init[name])}
+    frozen = {name for name in state if name.startswith(("convolutions.0.", "norms.0."))}
+    statistics = {name for name in state if "running_" in name or "num_batches" in name}
+    assert kept == frozen | statistics
+    assert {"norms.1.weight", "norms.2.bias", "convolutions.2.weight", "head.weight"} <= set(state) - kept
+
+
+def test_the_result_is_a_whole_state_on_the_cpu(init: dict[str, Tensor], data: DataConfig) -> None:
+    result = trained(init, data)
+    assert {n: t.shape for n, t in result.state.items()} == {n: t.shape for n, t in init.items()}
+    assert all(t.is_contiguous() and t.device.type == "cpu" for t in result.state.values())
+    assert (result.classes, result.device) == (("lying", "standing"), "cpu")
+
+
+def test_training_learns(init: dict[str, Tensor], data: DataConfig) -> None:
+    result = trained(init, data, replace(CONFIG, steps=60, eval_every=20))
+    assert [point.step for point in result.history] == [20, 40, 60]
+    assert result.history[-1].loss < 0.5 * result.history[0].loss
+    assert result.history[-1].val_accuracy == result.scores.val_accuracy
+    assert result.scores.val_accuracy >= 0.9
+
+
+def test_sma_is_the_mean_of_the_iterates(init: dict[str, Tensor], data: DataConfig) -> None:
+    steps = [trained(init, data, replace(CONFIG, steps=n)).state["head.weight"] for n in (2, 3, 4, 5)]
+    averaged = trained(init, data, replace(CONFIG, steps=5, averaging="sma", average_from=2))
+    assert torch.allclose(averaged.state["head.weight"], torch.stack(steps).mean(0), atol=1e-3)
+    assert averaged.history[-1].val_accuracy == averaged.scores.val_accuracy
+
+
+def test_before_its_start_the_mean_follows_the_weights() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    mean = RunningMean([weight], start=2)
+    for step, value in enumerate([10.0, 20.0, 1.0, 3.0], 1):
+        weight.data.fill_(value)
+        mean.add([weight], step)
+    with mean.in_place([weight]):
+        assert weight.tolist() == [8.0, 8.0]  # 20, 1 and 3: from step 2 on
+    assert weight.tolist() == [3.0, 3.0]
+
+
+def test_steps_are_told_with_loss_and_rate(init: dict[str, Tensor], data: DataConfig) -> None:
+    events: list[Event] = []
+    trained(init, data, bench=Workbench("cpu", listener=events.append))
+    task = "training on bars"
+    mine = [event for event in events if getattr(event, "task", "") == task]
+    assert mine[0] == Started(task, 12, "steps")
+    assert sum(event.n for event in mine if isinstance(event, Advanced)) == 12
+    assert all("loss" in e.note and "steps/s" in e.note for e in mine if isinstance(e, Advanced))
+    assert isinstance(mine[-1], Finished) and mine[-1].note.startswith("validation")
+
+
+def test_a_loss_that_is_not_finite_names_step_and_tensor(init: dict[str, Tensor], data: DataConfig) -> None:
+    broken = {**init, "convolutions.2.weight": torch.full_like(init["convolutions.2.weight"], torch.nan)}
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan, and tensor 'convolutions\.2\.weight'") as caught:
+        fine_tune(Workbench("cpu"), broken, "cnn", data, CONFIG, fresh_head=False)
+    assert caught.value.hint == "turn the learning rate down"
+
+
+def test_a_last_step_that_breaks_the_weights_is_noticed(init: dict[str, Tensor], data: DataConfig) -> None:
+    huge = {**init, "head.weight": torch.full_like(init["head.weight"], 3e38)}
+    config = FineTune(steps=1, lr=9.0, weight_decay=10.0, warmup_steps=0, frozen_stages=1, views=0, batch=2)
+    with pytest.raises(TrainingError, match="step 1: the loss is"):
+        fine_tune(Workbench("cpu"), huge, "cnn", data, config, fresh_head=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_refused_at_once() -> None:
+    with pytest.raises(TrainingError, match="no GPU that PyTorch can use") as caught:
+        Workbench("cuda")
+    assert caught.value.hint == "--device cpu"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(TrainingError, match="unknown device 'abacus'"):
+        Workbench("abacus")

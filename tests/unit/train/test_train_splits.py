@@ -1,0 +1,77 @@
+"""Splits: DomainBed's to the letter without groups; with them no name stands on two sides."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelgit.errors import DataError
+from modelgit.train.config import DataConfig
+from modelgit.train.datasets import Dataset, load_dataset
+from modelgit.train.splits import Split, is_test_name, shuffled_keys, split
+
+MakeZip = Callable[..., Path]
+
+
+def names(dataset: Dataset, indices: "list[int]") -> set[str]:
+    return {dataset.names[i] for i in indices}
+
+
+def parts(path: Path, **settings: object) -> tuple[Dataset, Split]:
+    config = DataConfig(str(path), held_out="rose", image_size=32, **settings)  # type: ignore[arg-type]  # by name
+    dataset = load_dataset(config)
+    return dataset, split(dataset, config)
+
+
+def test_keys_are_shuffled_as_in_domainbed() -> None:
+    assert shuffled_keys(10, 0, 0) == [2, 3, 8, 1, 4, 5, 0, 9, 6, 7]
+
+
+def test_without_groups_the_first_fifth_validates_and_the_whole_domain_tests(make_zip: MakeZip) -> None:
+    dataset, found = parts(make_zip(count=5))
+    assert found.validation["ink"].tolist() == [2, 3]
+    assert found.train["ink"].tolist() == [8, 1, 4, 5, 0, 9, 6, 7]
+    assert sorted([*found.validation["leaf"], *found.train["leaf"]]) == list(range(10, 20))
+    assert found.test.tolist() == list(range(20, 30))
+    assert set(found.train) == {"ink", "leaf"} and len(dataset.names) == 30
+
+
+def test_with_groups_no_name_stands_on_two_sides(make_zip: MakeZip) -> None:
+    dataset, found = parts(make_zip(count=40), group="name")
+    train = names(dataset, [i for group in found.train.values() for i in group])
+    validation = names(dataset, [i for group in found.validation.values() for i in group])
+    test = names(dataset, found.test.tolist())
+    assert not train & validation and not train & test and not validation & test
+    assert len(train | validation | test) == 80
+    assert 0.25 < len(test) / 80 < 0.55
+    assert names(dataset, found.train["ink"].tolist()) == names(dataset, found.train["leaf"].tolist())
+
+
+def test_another_trial_draws_another_validation_and_keeps_the_test(make_zip: MakeZip) -> None:
+    path = make_zip(count=40)
+    (_, first), (_, second) = (parts(path, group="name", trial=trial) for trial in (0, 1))
+    assert first.test.tolist() == second.test.tolist()
+    assert first.validation["ink"].tolist() != second.validation["ink"].tolist()
+
+
+def test_folds_turn_the_test_names() -> None:
+    things = [f"thing-{n}" for n in range(500)]
+    folds = [
+        {n for n in things if is_test_name(n, DataConfig("x", test_fraction=0.25, fold=f, group="name"))}
+        for f in range(5)
+    ]
+    assert set.union(*folds[:4]) == set(things)
+    assert sum(len(fold) for fold in folds[:4]) == 500
+    assert folds[4] == folds[0]
+
+
+def test_the_share_of_test_names_is_what_was_asked() -> None:
+    things = [f"thing-{n}" for n in range(4000)]
+    for fraction in (0.05, 0.25, 0.44):
+        tested = sum(is_test_name(n, DataConfig("x", test_fraction=fraction, group="name")) for n in things)
+        assert abs(tested / 4000 - fraction) < 0.025
+
+
+def test_too_few_images_are_named(make_zip: MakeZip) -> None:
+    with pytest.raises(DataError, match="too few images in domain 'ink' for a validation split"):
+        parts(make_zip(count=2))

@@ -53,12 +53,12 @@ UNKNOWN = Stamp()  # git will look at the file itself
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The index as it was read: blobs and stamps by path; `written_ns` is when it was written, 0 if never."""
+    """The index as it was read: blobs and stamps by path, and the stat of its own file, None if there is none."""
 
     place: Path
     blobs: Mapping[str, Blob]
     stamps: Mapping[str, Stamp]
-    written_ns: int
+    state: os.stat_result | None
 
     def unchanged(self, path: str, stat: os.stat_result) -> bool:
         """Tells whether a file still is what its entry says, by its stat alone.
@@ -66,7 +66,9 @@ class Index:
         Never for a file written in the same instant as the index or later (git calls it racy): its stat proves nothing.
         """
         known = self.stamps.get(path)
-        return known is not None and known.same_file(stamp_of(stat)) and stat.st_mtime_ns < self.written_ns
+        if known is None or self.state is None:
+            return False
+        return known.same_file(stamp_of(stat)) and stat.st_mtime_ns < self.state.st_mtime_ns
 
 
 def stamp_of(stat: os.stat_result) -> Stamp:
@@ -89,7 +91,7 @@ def read_index(repo: Repository) -> Index:
         RepositoryError: a git merge is under way, or the checkout is sparse. FormatError: a path that may not be.
     """
     place = repo.private_dir / "index"
-    written = written_ns(place)
+    state = state_of(place)
     blobs: dict[str, Blob] = {}
     stamps: dict[str, Stamp] = {}
     for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
@@ -103,15 +105,23 @@ def read_index(repo: Repository) -> Index:
         numbers = [int(row[i]) for i in range(5, 14)]
         blobs[path] = Blob(row[2].decode(), row[1].decode())
         stamps[path] = Stamp((numbers[0], numbers[1]), (numbers[2], numbers[3]), *numbers[4:])
-    return Index(place, blobs, stamps, written)
+    return Index(place, blobs, stamps, state)
 
 
-def written_ns(place: Path) -> int:
-    """Returns when the index was last written, 0 if never."""
+def state_of(place: Path) -> os.stat_result | None:
+    """Returns the stat of the index itself, None if there is none yet."""
     try:
-        return place.stat().st_mtime_ns
+        return place.stat()
     except FileNotFoundError:
-        return 0
+        return None
+
+
+def rewritten(index: Index) -> bool:
+    """Tells whether the index was written since it was read."""
+    now = state_of(index.place)
+    if now is None or index.state is None:
+        return now is not index.state
+    return not stamp_of(now).same_file(stamp_of(index.state))
 
 
 def refuse_lock(index: Index) -> None:
@@ -160,7 +170,7 @@ def swap(index: Index, scratch: Path) -> None:
     except FileExistsError as error:
         raise locked(index) from error
     try:
-        if written_ns(index.place) != index.written_ns:
+        if rewritten(index):
             raise RepositoryError("another git command has written git's index meanwhile", hint="run the command again")
         lock.replace(index.place)
     finally:

@@ -14,6 +14,7 @@ from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.publish import publish
 from modelgit.pipeline.run import Coordinator
 from modelgit.pipeline.steps import Steps, weights_file
+from modelgit.porcelain.scores import drop_features
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
 from modelgit.repo.repository import Repository
 from modelgit.train.datasets import load_dataset
@@ -63,6 +64,7 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     workers = options.workers or (GPU_WORKERS if device.type == "cuda" else os.cpu_count() or 1)
     with Pool(worker_command(repo, str(device)), workers) as pool:
         outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
+    drop_features(repo)
     stem = options.report or (Path(pipeline.info.report) if pipeline.info.report else None)
     reports = publish(pipeline, repo, outcome, stem) if stem else ()
     main = outcome.commits.get("main")

@@ -1,6 +1,7 @@
 """Scoring versions on data sets. Scores are kept as git notes: they leave the commit's id alone."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ def parse_data_name(text: str) -> DataName:
 def workbench(repo: Repository, device: str = "auto", threads: int = 1, listener: Listener = ignore) -> Workbench:
     """Returns a workbench that keeps the features of frozen stages in the repository's store folder."""
     return Workbench(device, repo.git_dir / "modelgit" / CACHE_FOLDER, threads, listener)
+
+
+def drop_features(repo: Repository) -> None:
+    """Removes the features kept for further runs; they are computed again when they are wanted."""
+    shutil.rmtree(repo.git_dir / "modelgit" / CACHE_FOLDER, ignore_errors=True)
 
 
 def known_model(repo: Repository, rev: str) -> Model:

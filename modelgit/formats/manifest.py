@@ -151,12 +151,7 @@ def expect(pattern: re.Pattern[str], line: str, where: str, form: str) -> re.Mat
 def parse_entry(line: str, where: str) -> TensorEntry:
     """Returns the tensor that a line describes."""
     match = expect(TENSOR_LINE, line, where, '"NAME" DTYPE [SHAPE] OID')
-    try:
-        name = json.loads(match[1])
-    except ValueError as error:
-        raise FormatError(f"{where}: name {match[1][:120]} is no JSON string") from error
-    if json.dumps(name, ensure_ascii=False) != match[1]:
-        raise FormatError(f"{where}: name {match[1][:120]} is not in canonical form")
+    name = parse_name(match[1], where)
     check_name(name, f"{where}: {name[:120]!r}")
     if match[2] not in DTYPES:
         raise FormatError(f"{where}: unknown dtype {match[2]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
@@ -164,6 +159,20 @@ def parse_entry(line: str, where: str) -> TensorEntry:
     if len(shape) > 64:
         raise FormatError(f"{where}: {len(shape)} dimensions, expected at most 64")
     return TensorEntry(name, match[2], shape, match[4])
+
+
+def parse_name(text: str, where: str) -> str:
+    """Returns the name that a JSON string holds, written in the one way that is canonical."""
+    inner = text[1:-1]
+    if inner.isascii() and inner.isprintable() and "\\" not in inner:
+        return inner
+    try:
+        name = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"{where}: name {text[:120]} is no JSON string") from error
+    if not isinstance(name, str) or json.dumps(name, ensure_ascii=False) != text:
+        raise FormatError(f"{where}: name {text[:120]} is not in canonical form")
+    return name
 
 
 def compare(old: Manifest, new: Manifest) -> ManifestDiff:

@@ -60,6 +60,13 @@ class Look:
             self.proven[path] = found
         return blob
 
+    def manifest(self, path: str, blob: Blob) -> Manifest | None:
+        """Returns the manifest of a file that would be `blob`, from git if it is staged; None for others."""
+        if path not in self.manifests and path.endswith(WEIGHTS_SUFFIX) and self.tracked.get(path) == blob:
+            data = self.repo.read_blob(blob)
+            return parse(data.decode("utf-8", "replace"), path) if is_manifest(data) else None
+        return self.manifests.get(path)
+
     def left_alone(self, path: str, found: os.stat_result) -> bool:
         """Tells whether a file still has the stat it had before it was read."""
         now = stat_of(self.root, path)

@@ -189,6 +189,16 @@ class Repository:
         blobs = {path: weights[path] for path in manifests}
         return Version(entry, manifests, blobs, {path: blob for path, blob, _ in rows if path not in manifests})
 
+    def tree(self, commit: str) -> dict[str, Blob]:
+        """Returns the blob of every file of a commit, weight files' manifests unread.
+
+        Raises:
+            FormatError: a path that may not be, a link or a nested repository.
+        """
+        if commit in self._versions:
+            return self._versions[commit].tree()
+        return {path: blob for path, blob, _ in self._tree(commit)}
+
     def _tree(self, commit: str) -> Iterator[tuple[str, Blob, int]]:
         """Yields path, blob and size of every file; links and nested repositories are refused."""
         for row in self.git.run_bytes("ls-tree", "-r", "-z", "-l", "--full-tree", commit).split(b"\0"):

@@ -67,18 +67,17 @@ def status(repo: Repository) -> Status:
     """
     look = Look(repo)
     commit = repo.head()
-    version = repo.version(commit) if commit else None
-    before = version.tree() if version else EMPTY
+    before = repo.tree(commit) if commit else EMPTY
     fresh = look.new_files()
     weights = {path for path in fresh if look.holds_weights(path)}
     paths = sorted({*before, *look.tracked, *weights})
-    changes = [change for path in paths if (change := change_of(look, path, before.get(path), version)) is not None]
+    changes = [change for path in paths if (change := change_of(look, path, before.get(path), commit)) is not None]
     remember(look)
     return Status(repo.branch(), commit, tuple(changes), tuple(path for path in fresh if path not in weights))
 
 
-def change_of(look: Look, path: str, before: Blob | None, version: Version | None) -> Change | None:
-    """Returns how one path differs from HEAD, None if it does not."""
+def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:
+    """Returns how one path differs from the commit `head`, None if it does not."""
     try:
         now = look.blob(path)
     except FormatError as error:
@@ -87,9 +86,10 @@ def change_of(look: Look, path: str, before: Blob | None, version: Version | Non
         return None
     if now is None:
         return Change(path, "deleted")
-    if before is None or version is None:
+    if before is None or head is None:
         return Change(path, "new")
-    old, new = version.manifests.get(path), look.manifests.get(path)
+    new = look.manifest(path, now)
+    old = look.repo.version(head).manifests.get(path) if new else None
     return Change(path, "modified", compare(old, new) if old and new else None)
 
 
@@ -368,7 +368,7 @@ def commit_worktree(
     head = repo.head()
     refuse_merge(repo)
     tree = add(repo, paths, listener=listener)
-    before = repo.version(head).tree() if head else EMPTY
+    before = repo.tree(head) if head else EMPTY
     if {**before, **tree} == dict(before) and set(tree) == set(before):
         return None
     branch = repo.branch()

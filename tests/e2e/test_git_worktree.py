@@ -203,6 +203,9 @@ def test_status_tells_what_changed_tensor_by_tensor(tmp_path: Path) -> None:
     tensors = changes[MODEL].tensors
     assert tensors is not None
     assert ([old.name for old, _ in tensors.changed], tensors.same) == (["a"], 1)
+    add(repo, [MODEL])
+    staged = {change.path: change.tensors for change in status(repo).changes}
+    assert staged[MODEL] == tensors
     assert "not a safetensors file" in (changes["third.safetensors"].problem or "")
     with pytest.raises(FormatError, match=r"third\.safetensors: not a safetensors file"):
         commit(repo)

@@ -123,6 +123,11 @@ def delete_path(root: Path, path: str) -> None:
             return
 
 
+def recent(found: os.stat_result) -> bool:
+    """Tells whether a file was written so lately that git may hold its time for its index's own."""
+    return found.st_mtime_ns > time.time_ns() - PAST_NS
+
+
 def backdate(place: Path) -> os.stat_result:
     """Gives a file a time a little in the past, and returns its stat.
 

@@ -19,6 +19,7 @@ from modelgit.repo.files import (
     delete_path,
     make_parents,
     mode_of,
+    recent,
     refuse_obstacles,
     stat_of,
     write_ordinary,
@@ -27,7 +28,6 @@ from modelgit.repo.gitdir import check_path
 from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
 from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.statcache import key_of
 from modelgit.repo.values import Blob, CommitDraft, Version
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ def remember(look: Look) -> None:
     Best effort: another git command may be writing the index.
     """
     look.cache.save()
-    if not look.proven:
+    proven = {path: stamp_of(found) for path, found in look.proven.items() if not recent(found)}
+    if not proven:
         return
-    stamps = {**look.index.stamps, **{path: stamp_of(found) for path, found in look.proven.items()}}
+    stamps = {**look.index.stamps, **proven}
     try:
         write_index(look.index, look.tracked, stamps)
     except RepositoryError:
@@ -163,8 +164,14 @@ def put(repo: Repository, target: Version, *, force: bool = False, listener: Lis
         delete_path(look.root, path)
     previous = old.manifests if old else {}
     written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
-    stats = {path: found for path, found in look.stats.items() if path not in move.keep}
-    write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**stats, **written}.items()})
+    kept = {path: dated(look, path, found) for path, found in look.stats.items() if path not in move.keep}
+    write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**kept, **written}.items()})
+
+
+def dated(look: Look, path: str, found: os.stat_result) -> os.stat_result:
+    """Returns the stat of a file that is as git will have it; a weight file written just now is backdated first."""
+    lately = path.endswith(WEIGHTS_SUFFIX) and recent(found) and look.left_alone(path, found)
+    return backdate(look.root / path) if lately else found
 
 
 def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
@@ -343,10 +350,7 @@ def take_in(
 
 def proven_stamp(look: Look, path: str, found: os.stat_result) -> dict[str, Stamp]:
     """Returns the stamp of a file that was just taken in, nothing if it was written to meanwhile."""
-    now = stat_of(look.root, path)
-    if now is None or key_of(now) != key_of(found):
-        return {}
-    return {path: stamp_of(backdate(look.root / path) if path.endswith(WEIGHTS_SUFFIX) else now)}
+    return {path: stamp_of(dated(look, path, found))} if look.left_alone(path, found) else {}
 
 
 def commit_worktree(

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from modelgit.train.config import DataConfig
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced
 from modelgit.pipeline.messages import Done, Failed, ScoreRequest
 from modelgit.pipeline.pool import Pool
+from modelgit.train.config import DataConfig
 
 WORKER = """
 import os, sys, pathlib

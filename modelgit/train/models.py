@@ -67,7 +67,7 @@ def depthwise(x: Tensor, weight: Tensor, conv: Same, shift: Tensor) -> Tensor:
     n, c, h, w = x.shape
     stride = conv.stride[0]
     places = neighbours(h, w, conv.kernel_size[0], stride, conv.margin[0])  # (k * k, pixels in * out)
-    maps = (weight @ places).view(c, h * w, -1)
+    maps = (weight @ places.to(weight.dtype)).view(c, h * w, -1)
     flat = x.transpose(0, 1).reshape(c, n, h * w)
     y = torch.baddbmm(shift.view(c, 1, 1), flat, maps)
     return y.view(c, n, h // stride, w // stride).transpose(0, 1)

@@ -99,9 +99,9 @@ def remember(look: Look) -> None:
     Best effort: another git command may be writing the index.
     """
     look.cache.save()
-    proven = {path: stamp_of(found) for path, found in look.proven.items() if not recent(found)}
-    if not proven:
+    if not look.proven:
         return
+    proven = {path: stamp_of(dated(look, path, found)) for path, found in look.proven.items()}
     stamps = {**look.index.stamps, **proven}
     try:
         write_index(look.index, look.tracked, stamps)

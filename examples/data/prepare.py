@@ -3,7 +3,7 @@
     python prepare.py --fetch FOLDER    # npm and apt-get fetch the packages first
     python prepare.py FOLDER            # the packages lie there already, unpacked
 
-Needs Pillow and resvg-py 0.5.0. The same packages give the same bytes. Licences: README.md.
+Needs Pillow and resvg-py; with the versions that README.md names, the same packages give the same bytes.
 """
 
 import argparse
@@ -235,9 +235,8 @@ def png_of(image: Image.Image) -> bytes:
     forms = [image.convert("RGB")]
     if red == green == blue:
         forms.append(image.convert("L"))
-    colours = image.convert("RGB").getcolors(256)
-    if colours is not None:
-        forms.append(exact_palette(image.convert("RGB"), sorted(colour for _, colour in colours)))
+    if image.convert("RGB").getcolors(256) is not None:
+        forms.append(exact_palette(image.convert("RGB")))
     files = []
     for form in forms:
         out = io.BytesIO()
@@ -246,13 +245,14 @@ def png_of(image: Image.Image) -> bytes:
     return min(files, key=len)
 
 
-def exact_palette(image: Image.Image, colours: list[tuple[int, int, int]]) -> Image.Image:
-    """Returns the image with a palette of exactly its colours."""
-    place = {colour: index for index, colour in enumerate(colours)}
+def exact_palette(image: Image.Image) -> Image.Image:
+    """Returns an RGB image of at most 256 colours with a palette of exactly those."""
     data = image.tobytes()
-    indices = bytes(place[data[i], data[i + 1], data[i + 2]] for i in range(0, len(data), 3))
-    form = Image.frombytes("P", image.size, indices)
-    form.putpalette([value for colour in colours for value in colour])
+    pixels = [data[i : i + 3] for i in range(0, len(data), 3)]
+    colours = sorted(set(pixels))
+    place = {colour: index for index, colour in enumerate(colours)}
+    form = Image.frombytes("P", image.size, bytes(place[pixel] for pixel in pixels))
+    form.putpalette(b"".join(colours))
     return form
 
 

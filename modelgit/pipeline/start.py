@@ -97,4 +97,4 @@ def open_or_make(place: Path) -> Repository:
 def worker_command(repo: Repository, device: str) -> Sequence[str]:
     """Returns the command line of a worker."""
     place = str((repo.worktree or repo.git_dir).resolve())
-    return [sys.executable, "-m", "modelgit", "-C", place, "plumbing-worker", "--device", device]
+    return [sys.executable, "-P", "-m", "modelgit", "-C", place, "plumbing-worker", "--device", device]

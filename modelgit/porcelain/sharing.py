@@ -173,7 +173,9 @@ def exported_names(repo: Repository, version: Version) -> list[str]:
 
 
 def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
-    """Git's clean filter: takes a weight file, stores its tensors, gives its manifest; a manifest passes through.
+    """Git's clean filter: takes a weight file, stores its tensors, gives its manifest.
+
+    A manifest passes through, and so does an empty file, which is an ordinary one.
 
     Raises:
         FormatError: what comes is neither.
@@ -181,7 +183,7 @@ def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
     from modelgit.store.checkpoint import store_file
 
     prefix = source.read(PREFIX_BYTES)
-    if is_manifest(prefix):
+    if not prefix or is_manifest(prefix):
         target.write(prefix)
         shutil.copyfileobj(source, target)
         return

@@ -186,6 +186,7 @@ def clipart(sources: Path) -> Iterator[Picture]:
     root = sources / "openclipart-png/usr/share/openclipart/png"
     for label in FOLDERS:
         files = sorted((root / label).rglob("*.png"), key=lambda file: order(file.relative_to(root).as_posix()))
+        files = [file for file in files if "smil" not in file.relative_to(root).as_posix()]  # too like emoji
         taken = 0
         for file in files:
             image = small_enough(file)

@@ -119,11 +119,18 @@ def update(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise TrainingError(
             f"step {step}: out of memory on {x.device}", hint="turn down batch or views, or freeze more stages"
         ) from error
     return value
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tells whether an error of PyTorch means that memory ran out: a class on CUDA, words on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def check_finite(network: Network, step: int) -> None:

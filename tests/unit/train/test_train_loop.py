@@ -1,18 +1,18 @@
 """Training: what is frozen stays, the same seed gives the same bits, and what goes wrong is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.train.config import DataConfig, FineTune
-from modelgit.train.loop import RunningMean
-from modelgit.train.models import build_network
+from modelgit.train.loop import RunningMean, update
+from modelgit.train.models import Perceptron, Stage, build_network
 from modelgit.train.task import TrainResult, Workbench, fine_tune
 
 MakeZip = Callable[..., Path]
@@ -108,6 +108,22 @@ def test_a_last_step_that_breaks_the_weights_is_noticed(init: dict[str, Tensor],
     config = FineTune(steps=1, lr=9.0, weight_decay=10.0, warmup_steps=0, frozen_stages=1, views=0, batch=2)
     with pytest.raises(TrainingError, match="step 1: the loss is"):
         fine_tune(Workbench("cpu"), huge, "cnn", data, config, fresh_head=False)
+
+
+class Hungry(Perceptron):
+    """A network whose second stage asks for more memory than any machine has."""
+
+    def stages(self) -> list[tuple[Stage, Sequence[nn.Module]]]:
+        first, (_, modules) = super().stages()
+        return [first, (lambda x: x.repeat(1 << 40, 1), modules)]
+
+
+def test_out_of_memory_says_what_to_turn_down() -> None:
+    network = Hungry(2)
+    optimiser = torch.optim.AdamW(network.parameters())
+    with pytest.raises(TrainingError, match="step 7: out of memory on cpu") as caught:
+        update(network, optimiser, torch.zeros(2, 768), torch.zeros(2, dtype=torch.long), FineTune(9, 1e-3), 7)
+    assert caught.value.hint == "turn down batch or views, or freeze more stages"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -25,11 +25,11 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[demo]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[test]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -68,7 +68,6 @@ class ReportRow:
     strategy: str
     title: str
     of: tuple[str, ...]
-    ensemble: bool = False
 
 
 @dataclass(frozen=True, slots=True)

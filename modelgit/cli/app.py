@@ -29,7 +29,7 @@ INTERRUPTED, INTERNAL, BROKEN_PIPE = 130, 70, 141
 # What to do next where the floor that met the error had nothing more exact to say.
 HINTS: Mapping[type[ModelgitError], str] = {
     FormatError: "is the file complete, and a safetensors file? compare it with the original",
-    CorruptObject: "modelgit fsck --full finds all damage; modelgit fetch brings sound objects from a remote",
+    CorruptObject: "modelgit fsck --full names damaged packs; remove those, then modelgit fetch brings sound ones",
     MissingObject: "modelgit fetch brings objects from a remote; modelgit fsck lists what is missing",
     DifferencesFound: "the weights of this commit are not what its message says; ask who made it",
     StoreError: "modelgit fsck looks at every object",

@@ -52,15 +52,14 @@ def register(app: typer.Typer) -> None:
         A folder or zip (domain/class/name.png) gives the accuracy on each domain; a pipeline's data set gives those
         on its validation splits and its held-out domain. The version's record says which network it is.
         """
-        import os
-
         from modelgit.errors import UsageError
         from modelgit.porcelain.scores import evaluation, workbench
+        from modelgit.store.objects import available_threads
 
         if not on:
             raise UsageError("evaluate needs data", hint="modelgit evaluate REV --on data.zip")
         repository = session.repo()
-        bench = workbench(repository, device, os.cpu_count() or 1, session.listener)
+        bench = workbench(repository, device, available_threads(), session.listener)
         return evaluation(bench, repository, rev, on)
 
     @app.command("plumbing-worker", hidden=True)

@@ -151,10 +151,10 @@ def register_plumbing(app: typer.Typer) -> None:
     app.add_typer(plumbing, name="plumbing")
 
     @plumbing.command("clean", hidden=True)
-    def clean() -> None:
+    def clean(name: Annotated[str, typer.Argument()] = "") -> None:
         """Read a weight file on stdin, store it, write its manifest to stdout."""
         import sys
 
         from modelgit.porcelain import sharing
 
-        sharing.clean(Path.cwd(), sys.stdin.buffer, sys.stdout.buffer)
+        sharing.clean(Path.cwd(), name, sys.stdin.buffer, sys.stdout.buffer)

@@ -64,7 +64,6 @@ class Coordinator:
             self._dispatch()
             if self._pool.busy:
                 self._hear()
-        self._steps.check_out()
         books = self._books
         found = tuple(job.name for job in self._pipeline.jobs if job.name not in books.made)
         note = f"{len(books.made)} steps made, {len(found)} found done"

@@ -1,6 +1,5 @@
 """Running a pipeline file: checked whole, then carried out by a pool of workers."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from modelgit.pipeline.steps import Steps, weights_file
 from modelgit.porcelain.scores import drop_features
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
 from modelgit.repo.repository import Repository
+from modelgit.store.objects import available_threads
 from modelgit.train.datasets import load_dataset
 from modelgit.train.models import ARCHITECTURES
 from modelgit.train.splits import split
@@ -61,7 +61,7 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     place = options.repository or Path(pipeline.info.repository)
     device = choose_device(options.device)
     repo = open_or_make(place)
-    workers = options.workers or (GPU_WORKERS if device.type == "cuda" else os.cpu_count() or 1)
+    workers = options.workers or (GPU_WORKERS if device.type == "cuda" else available_threads())
     with Pool(worker_command(repo, str(device)), workers) as pool:
         outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
     drop_features(repo)
@@ -89,9 +89,7 @@ def check(pipeline: Pipeline) -> None:
 
 def open_or_make(place: Path) -> Repository:
     """Returns the repository at `place` itself (not one around it), made if there is none."""
-    if (place / ".git").exists():
-        return Repository.open(place)
-    return Repository.init(place)
+    return Repository.init(place)  # an existing one is set up for weights
 
 
 def worker_command(repo: Repository, device: str) -> Sequence[str]:

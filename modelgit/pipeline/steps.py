@@ -40,7 +40,6 @@ class Steps:
         self._listener = listener
         self._recorded = repo.refs(STEP_REFS)
         self._digests: dict[DataConfig, str] = {}
-        self._moved: set[str] = set()
         self._contents: dict[str, str] = {}
 
     def recorded(self, key: str) -> str | None:
@@ -110,42 +109,46 @@ class Steps:
     # -------------------------------------------------------------------------------------------- branches
 
     def move_branch(self, name: str, commit: str) -> None:
-        """Makes the branch `name` point at `commit`.
+        """Makes the branch `name` point at `commit`; the one checked out moves with its files, which come first.
 
         Raises:
-            RecipeError: it holds commits that no step made.
+            DirtyWorktree: files of the work tree were changed meanwhile; they are left alone.
         """
-        ref = f"refs/heads/{name}"
         old = self._repo.branches().get(name)
         if old == commit:
             return
-        known = set(self._repo.refs(STEP_REFS).values())
-        if old is not None and old not in known and not self._repo.is_ancestor(old, commit):
-            raise RecipeError(
-                f"branch '{name}' holds commits that this pipeline did not make",
-                hint=f"rename it: git branch -m {name} NEW, or use another repository: --repo DIR",
-            )
-        self._repo.set_ref(ref, commit, expected=old)
-        self._moved.add(name)
-
-    def check_out(self) -> None:
-        """Brings the work tree to the branch checked out, if a step has moved it."""
-        branch = self._repo.branch()
-        if self._repo.worktree is None or branch not in self._repo.branches():
-            return
-        if branch in self._moved or not worktree.Look(self._repo).tracked:
-            worktree.checkout(self._repo, branch, force=True, listener=self._listener)
+        if self._repo.worktree is not None and self._repo.branch() == name:
+            worktree.advance(self._repo, commit, listener=self._listener)
+        else:
+            self._repo.set_ref(f"refs/heads/{name}", commit, expected=old)
 
     def refuse_changes(self, names: tuple[str, ...]) -> None:
-        """Raises DirtyWorktree if a step would move the branch checked out under changes of the work tree."""
-        branch = self._repo.branch()
-        if self._repo.worktree is None or branch not in names or not worktree.Look(self._repo).tracked:
+        """Refuses to begin where a step could not move its branch at the end.
+
+        Raises:
+            RecipeError: a branch holds commits that no step made. DirtyWorktree: the work tree has changes.
+        """
+        known = set(self._recorded.values())
+        branches = self._repo.branches()
+        for name in names:
+            if name in branches and branches[name] not in known:
+                raise RecipeError(
+                    f"branch '{name}' holds commits that this pipeline did not make",
+                    hint=f"rename it: git branch -m {name} NEW, or use another repository: --repo DIR",
+                )
+        if self._repo.worktree is None or self._repo.branch() not in names:
             return
         changed = [change.path for change in worktree.status(self._repo).changes]
-        if changed:
-            raise DirtyWorktree(
-                f"the work tree has changes: {', '.join(changed[:5])}", hint="commit them: modelgit commit"
+        if changed and not any(self._is_checked_out(commit) for commit in known):
+            hint = (
+                "commit them (modelgit commit) on a branch of their own, or throw them away: modelgit checkout --force"
             )
+            raise DirtyWorktree(f"the work tree has changes: {', '.join(changed[:5])}", hint=hint)
+
+    def _is_checked_out(self, commit: str) -> bool:
+        """Tells whether the files are those of a step's commit: a run was killed before the branch followed them."""
+        look = worktree.Look(self._repo)
+        return all(look.blob(path) == blob for path, blob in self._repo.tree(commit).items())
 
     # -------------------------------------------------------------------------------------------- scores
 

@@ -12,7 +12,7 @@ from typing import IO
 
 from modelgit.errors import ModelgitError
 from modelgit.events import Event
-from modelgit.pipeline.messages import Done, Failed, Reply, Request, TrainRequest, decode, encode
+from modelgit.pipeline.messages import Done, Failed, Reply, Request, decode, encode
 
 Execute = Callable[[Request, Callable[[Event], None]], Done]
 
@@ -45,8 +45,3 @@ def answer(request: Request, execute: Execute, say: Callable[[Reply], None]) -> 
         return execute(request, say)
     except ModelgitError as error:
         return Failed(request.step, type(error).__name__, error.message, error.hint)
-
-
-def describe(request: Request) -> str:
-    """Returns what the request does, in a few words."""
-    return f"{request.kind} {request.step}" if isinstance(request, TrainRequest) else f"score {request.step}"

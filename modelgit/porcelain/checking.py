@@ -145,6 +145,6 @@ def fsck(repo: Repository, *, full: bool = False, listener: Listener = ignore) -
     problems += [f"missing object {oid}, needed by {needed[oid]}" for oid in missing]
     if problems:
         more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
-        hint = "get what is missing from a repository that has it: modelgit fetch"
+        hint = "remove damaged packs, then get what is missing from a repository that has it: modelgit fetch"
         raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
     return Checked(len(commits), report.objects, full)

@@ -15,6 +15,7 @@ from modelgit.formats.source import FRAME_BYTES
 from modelgit.porcelain.work import switch
 from modelgit.repo import transport
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH
+from modelgit.repo.files import write_ordinary
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import Moved
 from modelgit.repo.values import Version
@@ -151,16 +152,23 @@ def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) 
     version = repo.version(rev)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RepositoryError(f"{path} exists and is not an empty folder", hint="name another folder")
-    path.mkdir(parents=True, exist_ok=True)
     names = exported_names(repo, version)
     for name in names:
         place = path / name
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         if name in version.manifests:
             materialise(repo.store, version.manifests[name], place, listener)
         else:
-            place.write_bytes(repo.read_blob(version.files[name]))
+            write_ordinary(place, repo.read_blob(version.files[name]), version.files[name].mode)
     return Exported(version.commit, str(path), tuple(names), sum((path / name).stat().st_size for name in names))
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it. Raises RepositoryError where none can be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RepositoryError(f"cannot make the folder {path}: {error.strerror}", hint="name another folder") from error
 
 
 def exported_names(repo: Repository, version: Version) -> list[str]:
@@ -172,10 +180,11 @@ def exported_names(repo: Repository, version: Version) -> list[str]:
     return names
 
 
-def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
+def clean(path: Path, name: str, source: BinaryIO, target: BinaryIO) -> None:
     """Git's clean filter: takes a weight file, stores its tensors, gives its manifest.
 
-    A manifest passes through, and so does an empty file, which is an ordinary one.
+    `name` is the file's path in the tree: what HEAD has there is what a changed tensor is stored against. A manifest
+    passes through, and so does an empty file, which is an ordinary one.
 
     Raises:
         FormatError: what comes is neither.
@@ -192,7 +201,9 @@ def clean(path: Path, source: BinaryIO, target: BinaryIO) -> None:
         scratch.write(prefix)
         shutil.copyfileobj(source, scratch, FRAME_BYTES)
         scratch.flush()
+        head = repo.head() if name else None
+        parent = repo.version(head).manifests.get(name) if head else None
         with repo.store.begin() as pack:
-            manifest = store_file(pack, Path(scratch.name))
+            manifest = store_file(pack, Path(scratch.name), parent)
             pack.commit()
     target.write(write(manifest).encode())

@@ -23,7 +23,7 @@ FORMAT_VERSION = "1"
 
 def settings() -> dict[str, str]:
     """Returns the local git settings of a modelgit repository."""
-    command = f"{shlex.quote(sys.executable)} -P -m modelgit plumbing clean"
+    command = f"{shlex.quote(sys.executable)} -P -m modelgit plumbing clean %f"
     return {
         "modelgit.version": FORMAT_VERSION,
         "core.fsync": "all",

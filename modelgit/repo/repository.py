@@ -116,8 +116,8 @@ class Repository:
 
     def branch(self) -> str | None:
         """Returns the branch checked out, None when HEAD is detached."""
-        code, output, _ = self.git.attempt("symbolic-ref", "--quiet", "--short", "HEAD")
-        return output.decode().strip() if code == 0 else None
+        code, output, _ = self.git.attempt("symbolic-ref", "--quiet", "HEAD")
+        return output.decode().strip().removeprefix("refs/heads/") if code == 0 else None
 
     def branches(self) -> dict[str, str]:
         """Returns the commit of each local branch by its name."""

@@ -129,7 +129,7 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
     Raises:
         DirtyWorktree: local changes lie in the way. MissingObject: objects are not here yet. Nothing has changed then.
     """
-    target = repo.version(rev)
+    target = repo.version(repo.branches().get(rev, rev))  # a tag of the same name does not stand in the way
     put(repo, target, force=force, listener=listener)
     point_head(repo, rev, target.commit)
     return target.commit

@@ -215,3 +215,51 @@ def test_mistakes_are_found_before_anything_runs(place: Path, old: str, new: str
     error = json.loads(modelgit(place, "run", "tiny.toml", "--json", code=code))["error"]
     assert message in error["message"]
     assert not (place / "models").exists()
+
+
+def git(place: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=place / "models", capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_rerun_killed_with_files_ahead_of_the_branch_goes_on(place: Path) -> None:
+    run_json(place)
+    old = git(place, "rev-parse", "main")
+    run_json(place, "--set", "train.steps=25")
+    new = git(place, "rev-parse", "main")
+    assert new != old
+    git(place, "update-ref", "refs/heads/main", old)  # as if killed after the files, before the branch
+    assert run_json(place, "--set", "train.steps=25")["made"] == []
+    assert git(place, "rev-parse", "main") == new
+    assert git(place, "status", "--short") == ""
+
+
+def test_changes_made_while_it_runs_are_never_overwritten(place: Path) -> None:
+    run_json(place)
+    weights = place / "models/model.safetensors"
+    command = [sys.executable, "-m", "modelgit", "run", "tiny.toml", "--workers", "2", "--set", "train.steps=25"]
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    before = steps_kept(place)
+    while steps_kept(place) == before and process.poll() is None:
+        time.sleep(0.01)
+    changed = save_file_bytes(place)
+    weights.write_bytes(changed)
+    _, complaint = process.communicate(timeout=200)
+    assert process.returncode == 10, complaint
+    assert "local changes would be overwritten: model.safetensors" in complaint
+    assert weights.read_bytes() == changed
+
+
+def save_file_bytes(place: Path) -> bytes:
+    save_file(build_network("mlp", 3).state_dict(), place / "other.safetensors")
+    return (place / "other.safetensors").read_bytes()
+
+
+def test_a_branch_with_commits_of_others_is_refused_before_anything_runs(place: Path) -> None:
+    run_json(place)
+    (place / "models/model.safetensors").write_bytes(save_file_bytes(place))
+    modelgit(place, "-C", "models", "commit", "-m", "By hand")
+    before = steps_kept(place)
+    text = modelgit(place, "run", "tiny.toml", "--json", "--set", "train.steps=25", code=16)
+    assert "branch 'main' holds commits that this pipeline did not make" in json.loads(text)["error"]["message"]
+    assert steps_kept(place) == before

@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+# An index with PyTorch's CPU builds, used where there is no GPU. Without it pip takes the build its registry has.
+TORCH_INDEX ?=
 
 .PHONY: demo test setup setup-test lint clean
 
@@ -23,6 +25,8 @@ setup-test: $(VENV)/.test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@if [ -n "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
 
 $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[demo]'

@@ -1,6 +1,10 @@
 """Gates at work: a real network, real pictures, and a branch that moves only if the score is good enough."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +108,42 @@ def test_scoring_a_version(repo: modelgit.Repository, pictures: Path, capfd: pyt
     rows = capfd.readouterr().out.splitlines()
     assert rows[1].split() == ["metric", "value", "images"]
     assert rows[2].split() == ["accuracy", "8.3", "%"]
+
+
+def workflow_steps() -> list[str]:
+    """Returns the commands of the example workflow, without the one that installs the package."""
+    lines = (Path(__file__).parents[2] / "examples/merge-in-ci.yml").read_text().splitlines()
+    commands: list[str] = []
+    for number, line in enumerate(lines):
+        _, mark, command = line.partition("run: ")
+        if mark:
+            commands.append(lines[number + 1].strip() if command == "|" else command)
+    assert commands[0].startswith("pip install")
+    return commands[1:]
+
+
+@pytest.mark.parametrize(("branch", "code"), [("good", 0), ("bad", 1)])
+def test_the_example_workflow_merges_or_refuses(
+    repo: modelgit.Repository, pictures: Path, tmp_path: Path, branch: str, code: int
+) -> None:
+    shutil.make_archive(str(repo.path / "certificates/target"), "zip", pictures)
+    shared = tmp_path / "shared.git"
+    for command in (
+        ["add", "certificates/target.zip"],
+        ["commit", "-m", "what a model must pass"],
+        ["init", "--bare", str(shared)],
+        ["remote", "add", "origin", str(shared)],
+        ["push", "origin", "main", "good", "bad"],
+    ):
+        subprocess.run([sys.executable, "-m", "modelgit", *command], cwd=repo.path, check=True)
+    script = "set -e\n" + "\ncd models\n".join(["\n".join(workflow_steps()[:1]), "\n".join(workflow_steps()[1:])])
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": tools, "REMOTE": str(shared), "BRANCH": branch}
+    place = tmp_path / "runner"
+    place.mkdir()
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    tip = modelgit.Repository(shared).branches()["main"]
+    assert (tip == repo.head()) == (code == 1)

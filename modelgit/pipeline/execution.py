@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from modelgit.events import Event, Noted
-from modelgit.pipeline.keys import STEP_REFS
+from modelgit.pipeline.keys import keep
 from modelgit.pipeline.messages import Done, Request, ScoreRequest, TrainRequest
 from modelgit.pipeline.worker import serve
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
@@ -75,15 +75,13 @@ def commit_result(repo: Repository, request: TrainRequest, result: TrainResult) 
         pack.commit()
     record = Record(request.kind, request.architecture, result.classes, result.head, details(request, result))
     kept = {path: blob for path, blob in repo.version(request.start).files.items() if path != RECORD_PATH}
-    return repo.commit(
-        CommitDraft(
-            parents=parents(repo, request),
-            files={**kept, DEFAULT_PATH: manifest, RECORD_PATH: write_record(record)},
-            message=message(request, result),
-            trailers=(("Step", request.step), ("Step-Key", request.key), ("Data-Digest", result.data_digest)),
-            ref=STEP_REFS + request.key,
-        )
+    draft = CommitDraft(
+        parents=parents(repo, request),
+        files={**kept, DEFAULT_PATH: manifest, RECORD_PATH: write_record(record)},
+        message=message(request, result),
+        trailers=(("Step", request.step), ("Step-Key", request.key), ("Data-Digest", result.data_digest)),
     )
+    return keep(repo, request.key, repo.commit(draft))
 
 
 def parents(repo: Repository, request: TrainRequest) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 from blake3 import blake3
 
+from modelgit.errors import RepositoryError
 from modelgit.recipe.pipeline import Job
+from modelgit.repo.repository import Repository
 
 # Counts changes of code that change what the same settings compute: old results are then made anew, and kept.
 GENERATION = 1
@@ -30,6 +32,19 @@ def step_key(job: Job, inputs: Sequence[str], data_digest: str | None) -> str:
     }
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return blake3(text.encode()).hexdigest()
+
+
+def keep(repo: Repository, key: str, commit: str) -> str:
+    """Gives a result the ref of its step, and returns the commit that has it: another run's, if that came first."""
+    ref = STEP_REFS + key
+    try:
+        repo.set_ref(ref, commit, expected=None)
+    except RepositoryError:
+        first = repo.refs(ref).get(ref)
+        if first is None:
+            raise
+        return first
+    return commit
 
 
 def data_settings(job: Job) -> dict[str, object] | None:

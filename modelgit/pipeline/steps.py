@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from modelgit.errors import DirtyWorktree, RecipeError
 from modelgit.events import Listener
-from modelgit.pipeline.keys import STEP_REFS
+from modelgit.pipeline.keys import STEP_REFS, keep
 from modelgit.pipeline.outcome import StepScore
 from modelgit.porcelain.importing import Import, single_file
 from modelgit.porcelain.merging import Choices, carry_out, common_base, draft_of, prepare
@@ -74,7 +74,7 @@ class Steps:
         """
         draft = self._import(job) if job.kind == "import" else self._merge(job, commits)
         trailers = (*draft.trailers, ("Step", job.name), ("Step-Key", key))
-        commit = self._repo.commit(dataclasses.replace(draft, trailers=trailers, ref=STEP_REFS + key))
+        commit = keep(self._repo, key, self._repo.commit(dataclasses.replace(draft, trailers=trailers)))
         self.remember(key, commit)
         return commit
 

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelgit.errors import FormatError
+from modelgit.errors import FormatError, RepositoryError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import TensorEntry
 from modelgit.porcelain import merging, versions, work
@@ -98,6 +98,7 @@ class Repository:
 
         Raises:
             FormatError: a tensor that safetensors cannot hold. DirtyWorktree: local changes lie in the way.
+            RepositoryError: the branch would lose commits.
         """
         repo = self._repo
         target = branch or repo.branch()
@@ -106,6 +107,10 @@ class Repository:
             work.require_clean(repo)
         tip = repo.head() if current else repo.branches().get(target or "")
         chosen = tuple(repo.resolve(rev) for rev in parents) if parents is not None else ((tip,) if tip else ())
+        if tip and not any(repo.is_ancestor(tip, parent) for parent in chosen):
+            hint = "name a new branch, or the branch's tip among the parents"
+            lost = f"branch '{target}' would lose {tip[:10]}: none of the parents descends from it"
+            raise RepositoryError(lost, hint=hint)
         draft = self._draft(state, chosen, metadata or {"format": "pt"}, record)
         made = repo.commit(replace(draft, message=message))
         if current:

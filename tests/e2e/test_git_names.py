@@ -1,11 +1,16 @@
-"""A tag may be called like a branch: commits and checkouts mean the branch."""
+"""Names and what they point at: a tag called like a branch, a branch that would lose commits, a step kept twice."""
 
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from safetensors.numpy import save_file
 
+import modelgit
+from modelgit.errors import RepositoryError
+from modelgit.pipeline.keys import keep
 from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import checkout, commit_worktree
 
@@ -42,3 +47,22 @@ def test_plain_git_add_stores_a_delta_against_head(tmp_path: Path) -> None:
     save_file({"w": weights}, tmp_path / "model.safetensors")
     subprocess.run(["git", "add", "model.safetensors"], cwd=tmp_path, check=True)
     assert Repository.open(tmp_path).store.size_on_disk() - before < 0.1 * weights.nbytes
+
+
+def test_a_branch_never_loses_commits_to_a_commit_with_other_parents(tmp_path: Path) -> None:
+    repo = modelgit.Repository.init(tmp_path)
+    first = repo.commit({"w": torch.zeros(2)}, message="first")
+    second = repo.commit({"w": torch.ones(2)}, message="second")
+    with pytest.raises(RepositoryError, match=f"branch 'main' would lose {second[:10]}"):
+        repo.commit({"w": torch.ones(2)}, message="third", parents=[first])
+    assert repo.branches() == {"main": second}
+    assert repo.commit({"w": torch.ones(2)}, message="third", parents=[first], branch="other") != second
+
+
+def test_a_step_that_another_run_has_kept_is_taken_over(tmp_path: Path) -> None:
+    repo = modelgit.Repository.init(tmp_path)
+    first = repo.commit({"w": torch.zeros(2)}, message="first")
+    second = repo.commit({"w": torch.ones(2)}, message="second")
+    plain = Repository.open(tmp_path)
+    assert keep(plain, "a" * 64, first) == first
+    assert keep(plain, "a" * 64, second) == first

@@ -31,7 +31,11 @@ NPM = (
     "@iconify-json/fluent-emoji-high-contrast@1.2.6",
     "@iconify-json/mdi@1.2.3",
 )
-DEBIAN = ("unicode-data", "openclipart-png", "dataset-fashion-mnist")
+DEBIAN = {
+    "unicode-data": "15.0.0-1",
+    "openclipart-png": "1:0.18+dfsg-19",
+    "dataset-fashion-mnist": "0.0~git20200523.55506a9-1",
+}
 VENDORS = {
     "noto": "iconify-json-noto-1.2.9",
     "twemoji": "iconify-json-twemoji-1.2.5",
@@ -189,8 +193,10 @@ def clipart(sources: Path) -> Iterator[Picture]:
         files = [file for file in files if "smil" not in file.relative_to(root).as_posix()]  # too like emoji
         taken = 0
         for file in files:
+            if taken == PER_FOLDER:
+                break
             image = small_enough(file)
-            if image is not None and taken < PER_FOLDER:
+            if image is not None:
                 taken += 1
                 yield Picture(
                     "openclipart", label, f"{slug_of(file.stem)}-{order(str(file.relative_to(root)))[:6]}", image
@@ -286,8 +292,8 @@ def fetch(sources: Path) -> None:
         (sources / name).mkdir(exist_ok=True)
         unpack = ["tar", "xzf", f"{name}.tgz", "-C", name, "--strip-components=1"]
         subprocess.run(unpack, cwd=sources, check=True)
-    for package in DEBIAN:
-        subprocess.run(["apt-get", "download", package], cwd=sources, check=True)
+    for package, version in DEBIAN.items():
+        subprocess.run(["apt-get", "download", f"{package}={version}"], cwd=sources, check=True)
         file = next(sources.glob(f"{package}_*.deb"))
         subprocess.run(["dpkg", "-x", file.name, package], cwd=sources, check=True)
 

@@ -28,11 +28,11 @@ $(BIN)/python:
 	@if [ -n "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
 		$(BIN)/python -m pip install --quiet -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
 
-$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[demo]'
 	touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/*.c) | $(BIN)/python
+$(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[test]'
 	touch $@ $(VENV)/.demo
 

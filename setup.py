@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "modelgit.store._kernel",
-            sources=["modelgit/store/kernel.c"],
+            "modelgit.store.codec._kernel",
+            sources=["modelgit/store/codec/kernel.c"],
             extra_compile_args=["-O3", "-std=c11"],
             optional=True,
         )

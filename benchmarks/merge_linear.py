@@ -24,8 +24,10 @@ from modelgit.formats.safetensors import build_header
 from modelgit.merge.engine import execute
 from modelgit.merge.methods import make
 from modelgit.merge.plan import Head, Policy, plan
-from modelgit.store.arithmetic import finish, widen
-from modelgit.store.checkpoint import StoredTensors, materialise, store_file
+from modelgit.store.codec.arithmetic import finish, widen
+from modelgit.store.files.intake import store_file
+from modelgit.store.files.materialise import materialise
+from modelgit.store.files.tensors import StoredTensors
 from modelgit.store.objects import ObjectStore
 
 T = TypeVar("T")

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import build_header
-from modelgit.store import codec
-from modelgit.store.checkpoint import materialise, store_file
+from modelgit.store.codec import frames as codec
+from modelgit.store.codec.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
+from modelgit.store.files.intake import store_file
+from modelgit.store.files.materialise import materialise
 from modelgit.store.identity import FRAME_BYTES
 from modelgit.store.objects import ObjectStore
-from modelgit.store.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.linear_form import tree_sum
 from modelgit.merge.reading import widened
-from modelgit.store.arithmetic import ARITHMETIC_WIDTHS
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 Kind = Literal["same", "changed", "added", "removed", "shape", "dtype"]
 

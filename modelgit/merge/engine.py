@@ -21,7 +21,7 @@ from modelgit.merge.linear_form import LinearForm
 from modelgit.merge.methods import Fitted, Inputs, Linear, make
 from modelgit.merge.plan import Plan, Step, conflict_error
 from modelgit.merge.reading import LARGEST, frame_peak, peak, products, whole
-from modelgit.store.arithmetic import finish, linear
+from modelgit.store.codec.arithmetic import finish, linear
 from modelgit.store.objects import ObjectStore
 from modelgit.store.writing import PackWriter, Pending
 

@@ -14,7 +14,7 @@ from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
-from modelgit.store.arithmetic import ARITHMETIC_WIDTHS
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 HINTS: Mapping[str, str] = {
     "missing": "Go on without such tensors (--on-missing drop) or with the models that have them (--on-missing keep).",

@@ -16,7 +16,8 @@ from modelgit.porcelain.tensors import Tensor, load_state, load_tensor, numpy_ve
 from modelgit.porcelain.versions import DEFAULT_PATH, weights_of
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
-from modelgit.store.checkpoint import store_tensors, stored_header
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import stored_header
 from modelgit.train.evaluate import Scores
 from modelgit.train.task import TrainResult, Workbench, fine_tune, probe, score
 from modelgit.version import VERSION

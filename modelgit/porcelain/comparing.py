@@ -10,7 +10,7 @@ from modelgit.formats.manifest import Manifest
 from modelgit.merge.compare import Comparison, compare
 from modelgit.porcelain.versions import DEFAULT_PATH
 from modelgit.repo.repository import Repository
-from modelgit.store.checkpoint import StoredTensors
+from modelgit.store.files.tensors import StoredTensors
 
 NO_TENSORS = Manifest("", 0, 0, ())
 

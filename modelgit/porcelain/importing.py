@@ -18,7 +18,7 @@ from modelgit.porcelain.work import Committed, committed, land, require_clean
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft
-from modelgit.store.checkpoint import store_file, store_tensors
+from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
 
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024

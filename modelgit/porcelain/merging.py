@@ -21,7 +21,7 @@ from modelgit.porcelain.versions import contents_id
 from modelgit.porcelain.work import land, require_clean
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
-from modelgit.store.checkpoint import StoredTensors, stored_header
+from modelgit.store.files.tensors import StoredTensors, stored_header
 from modelgit.store.writing import PackWriter
 from modelgit.version import VERSION
 

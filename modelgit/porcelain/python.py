@@ -15,7 +15,8 @@ from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import DEFAULT_PATH, HistoryEntry
 from modelgit.repo import repository
 from modelgit.repo.values import Blob, CommitDraft
-from modelgit.store.checkpoint import StoredTensors, store_tensors
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import StoredTensors
 
 if TYPE_CHECKING:
     import numpy as np

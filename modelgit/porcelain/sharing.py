@@ -147,7 +147,7 @@ def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) 
     Raises:
         RepositoryError: the folder is in use. MissingObject, CorruptObject, StorageFull.
     """
-    from modelgit.store.checkpoint import materialise  # brings numpy, which most commands can do without
+    from modelgit.store.files.materialise import materialise  # brings numpy, which most commands can do without
 
     version = repo.version(rev)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -189,7 +189,7 @@ def clean(path: Path, name: str, source: BinaryIO, target: BinaryIO) -> None:
     Raises:
         FormatError: what comes is neither.
     """
-    from modelgit.store.checkpoint import store_file
+    from modelgit.store.files.intake import store_file
 
     prefix = source.read(PREFIX_BYTES)
     if not prefix or is_manifest(prefix):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES
-from modelgit.store.checkpoint import StoredTensors
+from modelgit.store.files.tensors import StoredTensors
 
 FROM_TORCH = {dtype.torch: name for name, dtype in DTYPES.items() if dtype.torch is not None}
 

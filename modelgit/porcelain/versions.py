@@ -15,7 +15,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import LogEntry, Version
 
 if TYPE_CHECKING:
-    from modelgit.store.checkpoint import StoredTensors
+    from modelgit.store.files.tensors import StoredTensors
 
 DEFAULT_PATH = "model.safetensors"
 
@@ -156,7 +156,7 @@ def weights_of(repo: Repository, rev: str, path: str | None = None) -> "StoredTe
         UsageError: the version has no weights, or none at `path`.
         FormatError: two of its files hold tensors of one name.
     """
-    from modelgit.store.checkpoint import StoredTensors  # brings numpy, which the log can do without
+    from modelgit.store.files.tensors import StoredTensors  # brings numpy, which the log can do without
 
     version = repo.version(rev)
     if path is not None and path not in version.manifests:

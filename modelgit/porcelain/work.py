@@ -190,7 +190,7 @@ def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
     Raises:
         MissingObject, CorruptObject, StorageFull.
     """
-    from modelgit.store.checkpoint import materialise  # brings numpy, which status can do without
+    from modelgit.store.files.materialise import materialise  # brings numpy, which status can do without
 
     root = repo.worktree
     if root is None:

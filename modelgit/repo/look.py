@@ -136,7 +136,7 @@ def manifest_at(path: Path) -> Manifest:
 
 def hashed(path: Path) -> Manifest:
     """Returns the manifest of a weight file, storing nothing; reads it once."""
-    from modelgit.store.checkpoint import FileTensors
+    from modelgit.store.files.tensors import FileTensors
     from modelgit.store.identity import whole
 
     header = read_header(path)

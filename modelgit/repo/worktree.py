@@ -247,7 +247,7 @@ def write_path(
     repo: Repository, target: Version, path: str, previous: Manifest | None = None, listener: Listener = ignore
 ) -> os.stat_result:
     """Writes one file of a version, whole or not at all, and returns its stat; what `previous` shares is copied."""
-    from modelgit.store.checkpoint import materialise
+    from modelgit.store.files.materialise import materialise
 
     root = root_of(repo)
     make_parents(root, path)
@@ -336,7 +336,7 @@ def take_in(
     look: Look, path: str, found: os.stat_result, target: "tuple[PackWriter, Manifest | None]", listener: Listener
 ) -> Blob:
     """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
-    from modelgit.store.checkpoint import store_file
+    from modelgit.store.files.intake import store_file
 
     pack, parent = target
     place = look.root / path

@@ -11,7 +11,7 @@ from xxhash import xxh3_64
 
 from modelgit.store.backend import Backend, Stage
 from modelgit.store.catalog import Catalog, Place
-from modelgit.store.codec import Parts, total_bytes
+from modelgit.store.codec.frames import Parts, total_bytes
 from modelgit.store.identity import Buffer
 from modelgit.store.pack import MAGIC, Directory, Entry, write_directory, write_footer, write_index
 

@@ -17,12 +17,12 @@ from modelgit.errors import MissingObject, StoreError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.store.backend import Backend, DirBackend, translated
 from modelgit.store.catalog import Catalog, Place
-from modelgit.store.codec import TOOLS
+from modelgit.store.codec.frames import TOOLS
+from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft
 from modelgit.store.identity import FRAME_BYTES, HASH_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
 from modelgit.store.pack import ENTRY, FOOTER, MAGIC, Entry, Index
 from modelgit.store.reading import Link, Reader
-from modelgit.store.transforms import Bytes
 from modelgit.store.writing import PackWriter
 
 COPY_BYTES = FRAME_BYTES

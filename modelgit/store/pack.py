@@ -15,7 +15,7 @@ from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 from modelgit.errors import CorruptObject
-from modelgit.store.arithmetic import ARITHMETIC_WIDTHS
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 from modelgit.store.identity import FRAME_BYTES, HASH_BYTES, KINDS, Kind, frame_count
 
 Codec = Literal["raw", "zstd", "full", "delta", "linear"]

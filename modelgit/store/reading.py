@@ -14,12 +14,12 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from modelgit.errors import CorruptObject, MissingObject
-from modelgit.store import arithmetic
 from modelgit.store.catalog import FSCK_HINT, Place
-from modelgit.store.codec import TOOLS, decode_delta, decode_full, inflate
+from modelgit.store.codec import arithmetic
+from modelgit.store.codec.frames import TOOLS, decode_delta, decode_full, inflate
+from modelgit.store.codec.transforms import Bytes
 from modelgit.store.identity import HASH_BYTES, leaf, root, whole
 from modelgit.store.pack import Directory, parse_directory, require
-from modelgit.store.transforms import Bytes
 
 MAX_NESTED = 8  # linear combinations of linear combinations
 RECORDS_KEPT = 4096

@@ -14,15 +14,16 @@ import numpy as np
 
 from modelgit.errors import MissingObject, StoreError, UsageError
 from modelgit.formats.dtypes import dtype_named
-from modelgit.store import codec, identity
-from modelgit.store.arithmetic import element_width
+from modelgit.store import identity
 from modelgit.store.backend import Backend
 from modelgit.store.catalog import Catalog, Place
+from modelgit.store.codec import frames as codec
+from modelgit.store.codec.arithmetic import element_width
+from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft, Pipeline, checksum
 from modelgit.store.identity import FRAME_BYTES, Buffer, Kind, Oid, frame_count, frame_size, parse_oid
 from modelgit.store.pack import MAX_MEMBERS, MAX_TERMS, Codec, Directory
 from modelgit.store.reading import Link, Reader, link_cost, nested, parent_of
-from modelgit.store.transforms import Bytes
 
 SMALL_BYTES = 64 * 1024
 DEPTH_CAP = 4  # differences on differences, at commit

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from modelgit.errors import CorruptObject
-from modelgit.store import codec
-from modelgit.store.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
+from modelgit.store.codec import frames as codec
+from modelgit.store.codec.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
 
 COMPILED = load_compiled()
 IMPLEMENTATIONS: list[Transforms] = [NumpyTransforms(), *([COMPILED] if COMPILED else [])]

@@ -15,8 +15,9 @@ from modelgit.merge.linear_form import Array
 from modelgit.merge.methods import METHODS, Inputs, Method, make, settings_of
 from modelgit.merge.plan import Head, Policy, plan
 from modelgit.merge.registry import Value
-from modelgit.store.arithmetic import ARITHMETIC_WIDTHS, finish, widen
-from modelgit.store.checkpoint import StoredTensors, store_tensors
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, widen
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import StoredTensors
 from modelgit.store.objects import ObjectStore
 
 VARIANTS: list[tuple[str, dict[str, Value]]] = [

@@ -11,7 +11,8 @@ from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageEr
 from modelgit.formats.manifest import Manifest, write
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, CommitDraft
-from modelgit.store.checkpoint import StoredTensors, store_tensors
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import StoredTensors
 
 MAIN = "refs/heads/main"
 

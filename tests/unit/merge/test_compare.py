@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pytest
 
 from modelgit.merge.compare import Comparison, compare
-from modelgit.store.checkpoint import StoredTensors, store_tensors
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import StoredTensors
 from modelgit.store.objects import ObjectStore
 
 NAMES = {"float32": "F32", "float16": "F16", "int64": "I64"}

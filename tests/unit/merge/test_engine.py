@@ -18,7 +18,9 @@ from modelgit.merge.linear_form import Array
 from modelgit.merge.methods import make
 from modelgit.merge.plan import HINTS, Head, Policy, plan
 from modelgit.merge.reading import whole
-from modelgit.store.checkpoint import FileTensors, StoredTensors, materialise, store_file, store_tensors
+from modelgit.store.files.intake import store_file, store_tensors
+from modelgit.store.files.materialise import materialise
+from modelgit.store.files.tensors import FileTensors, StoredTensors
 from modelgit.store.objects import ObjectStore
 
 NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "bool": "BOOL"}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from modelgit.errors import UsageError
-from modelgit.store.arithmetic import finish, linear
+from modelgit.store.codec.arithmetic import finish, linear
 
 FORMATS = {"F32": (24, -149, 127), "F16": (11, -24, 15), "BF16": (8, -133, 127)}  # precision, least exponent, greatest
 BITS = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}

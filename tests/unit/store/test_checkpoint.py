@@ -14,7 +14,9 @@ import pytest
 from modelgit.errors import CorruptObject, FormatError, MissingObject, StorageFull
 from modelgit.events import Advanced, Event, Started
 from modelgit.formats.manifest import Manifest, TensorEntry, parse, write
-from modelgit.store.checkpoint import FileTensors, StoredTensors, materialise, store_file, store_tensors
+from modelgit.store.files.intake import store_file, store_tensors
+from modelgit.store.files.materialise import materialise
+from modelgit.store.files.tensors import FileTensors, StoredTensors
 from modelgit.store.objects import ObjectStore
 
 WIDTHS = {"BF16": 2, "F32": 4, "F16": 2, "I64": 8, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "C64": 8, "F64": 8}

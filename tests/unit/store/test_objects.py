@@ -9,11 +9,11 @@ import pytest
 from blake3 import blake3
 
 from modelgit.errors import CorruptObject, FormatError, MissingObject, StorageFull, StoreError, UsageError
-from modelgit.store.arithmetic import linear
 from modelgit.store.backend import FileStage, MemoryBackend
+from modelgit.store.codec.arithmetic import linear
+from modelgit.store.codec.transforms import NumpyTransforms, transforms
 from modelgit.store.identity import FRAME_BYTES, Buffer
 from modelgit.store.objects import ObjectStore
-from modelgit.store.transforms import NumpyTransforms, transforms
 
 MIB = 1 << 20
 
@@ -362,7 +362,7 @@ def test_a_store_written_without_the_kernel_is_read_with_it_and_back(
     base, child = bf16(300_000), bf16(300_000, steps=1)
     packs: list[list[bytes]] = []
     for chosen in (transforms, NumpyTransforms):
-        monkeypatch.setattr("modelgit.store.codec.transforms", chosen)
+        monkeypatch.setattr("modelgit.store.codec.frames.transforms", chosen)
         store = ObjectStore(tmp_path / str(len(packs)), threads=1)
         oid = put(store, child, put(store, base))
         packs.append(sorted(path.read_bytes() for path in (tmp_path / str(len(packs)) / "packs").iterdir()))

@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 
 from modelgit.errors import CorruptObject
-from modelgit.store.transforms import Bytes, Transforms, aligned, transforms
+from modelgit.store.codec.transforms import Bytes, Transforms, aligned, transforms
 
 STORED, CODED, CONSTANT, BITS = range(4)  # kinds of plane
 WINDOW_LOG = 17

@@ -1,0 +1,1 @@
+"""The codec: frames of weights as fewer bytes and back, and the sums that recipes are made of."""

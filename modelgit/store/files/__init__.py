@@ -1,0 +1,1 @@
+"""Whole weight files: into objects and a manifest, and back, byte for byte."""

@@ -1,0 +1,143 @@
+"""Weight files into objects and a manifest, a few frames at a time."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelgit.errors import FormatError
+from modelgit.events import Advanced, Finished, Listener, Started, ignore
+from modelgit.formats.dtypes import size_bytes
+from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.formats.safetensors import Header, build_header, read_header
+from modelgit.store.backend import read_all, translated
+from modelgit.store.codec.transforms import Bytes
+from modelgit.store.identity import FRAME_BYTES, Oid
+from modelgit.store.writing import Fill, PackWriter, Pending
+
+WAITING = 256  # tensors entered whose ids were not asked for yet
+Stat = tuple[int, int, int, int]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a file for reading. Raises StoreError when it cannot be."""
+    with translated(path):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def stamp(handle: int) -> Stat:
+    """Return what changes when an open file does."""
+    found = os.fstat(handle)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def file_fill(handle: int, path: Path, start: int) -> Fill:
+    """Return a fill that reads frames of a tensor which begins at `start` of an open file."""
+
+    def fill(number: int, into: Bytes) -> Bytes:
+        with translated(path):
+            got = read_all(handle, start + number * FRAME_BYTES, into.data)
+        if got != len(into):
+            raise FormatError(f"{path}: became shorter while it was read", hint="wait until its writer has finished")
+        return into
+
+    return fill
+
+
+def parents_of(parent: Manifest | None) -> Mapping[str, TensorEntry]:
+    """Return the tensors that differences may be stored to, by name."""
+    return {entry.name: entry for entry in parent.tensors} if parent is not None else {}
+
+
+def delta_parent(parents: Mapping[str, TensorEntry], name: str, dtype: str, shape: Sequence[int]) -> Oid | None:
+    """Return the id of the tensor of that name, if its type and size are the same."""
+    found = parents.get(name)
+    if found is None or found.dtype != dtype or size_bytes(dtype, found.shape) != size_bytes(dtype, shape):
+        return None
+    return found.oid
+
+
+class Collected:
+    """The tensors of a manifest in the making, some of whose ids are not known yet."""
+
+    def __init__(self, parent: Manifest | None, listener: Listener, total: int) -> None:
+        self._parents, self._listener = parents_of(parent), listener
+        self._waiting: deque[tuple[str, str, tuple[int, ...], Pending]] = deque()
+        self._entries: list[TensorEntry] = []
+        listener(Started("store weights", total, "bytes"))
+
+    def parent(self, name: str, dtype: str, shape: Sequence[int]) -> Oid | None:
+        """Return the id to store a difference to."""
+        return delta_parent(self._parents, name, dtype, shape)
+
+    def add(self, name: str, dtype: str, shape: Sequence[int], pending: Pending) -> None:
+        """Note a tensor; the listener hears of it now."""
+        self._waiting.append((name, dtype, tuple(shape), pending))
+        self._listener(Advanced("store weights", size_bytes(dtype, shape), name))
+        if len(self._waiting) > WAITING:
+            self._settle()
+
+    def manifest(self, pack: PackWriter, header: Header) -> Manifest:
+        """Return the manifest of all that was added, the header stored beside."""
+        self._settle()
+        oid = pack.add_blob(header.raw)
+        entries = tuple(sorted(self._entries, key=lambda entry: entry.name.encode()))
+        self._listener(Finished("store weights", f"{len(entries)} tensors"))
+        return Manifest(oid, len(header.raw), header.size_bytes, entries)
+
+    def _settle(self) -> None:
+        while self._waiting:
+            name, dtype, shape, pending = self._waiting.popleft()
+            self._entries.append(TensorEntry(name, dtype, shape, pending.oid()))
+
+
+def store_file(pack: PackWriter, path: Path, parent: Manifest | None = None, listener: Listener = ignore) -> Manifest:
+    """Store a safetensors file's tensors, as differences to the parent's of the same names; return its manifest.
+
+    Raises:
+        FormatError: not a safetensors file, or changed while it was read. StorageFull.
+    """
+    header = read_header(path)
+    collected = Collected(parent, listener, header.size_bytes - header.data_start)
+    with opened(path) as handle:
+        before = stamp(handle)
+        for span in header.tensors:
+            fill = file_fill(handle, path, header.data_start + span.start)
+            base = collected.parent(span.name, span.dtype, span.shape)
+            pending = pack.enter(fill, span.end - span.start, span.dtype, base)
+            collected.add(span.name, span.dtype, span.shape, pending)
+        manifest = collected.manifest(pack, header)
+        if stamp(handle) != before or before[1] != header.size_bytes:
+            raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
+    return manifest
+
+
+def store_tensors(
+    pack: PackWriter,
+    tensors: Iterable[tuple[str, str, Sequence[int], memoryview]],
+    metadata: Mapping[str, str],
+    parent: Manifest | None = None,
+) -> Manifest:
+    """Store tensors (name, dtype, shape, raw little-endian bytes) as the file that `build_header` describes.
+
+    Each is copied as it comes, so the caller may use its buffer again for the next.
+
+    Raises:
+        FormatError: bytes that do not fit dtype and shape. StorageFull.
+    """
+    collected, described = Collected(parent, ignore, 0), list[tuple[str, str, Sequence[int]]]()
+    for name, dtype, shape, data in tensors:
+        view, expected = memoryview(data).cast("B"), size_bytes(dtype, shape)
+        if len(view) != expected:
+            raise FormatError(f"tensor {name!r}: expected {expected} bytes for {dtype} {list(shape)}, got {len(view)}")
+        frames = (view[start : start + FRAME_BYTES] for start in range(0, expected, FRAME_BYTES))
+        pending = pack.enter_frames(frames, expected, dtype, collected.parent(name, dtype, shape))
+        collected.add(name, dtype, shape, pending)
+        described.append((name, dtype, shape))
+    return collected.manifest(pack, build_header(described, metadata))

@@ -1,0 +1,175 @@
+"""Manifests into weight files, byte for byte, a few frames at a time; what an older file shares is copied."""
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from modelgit.errors import CorruptObject
+from modelgit.events import Advanced, Finished, Listener, Started, ignore
+from modelgit.formats.manifest import Manifest
+from modelgit.formats.safetensors import Header
+from modelgit.store.backend import read_all, sync_folder, translated
+from modelgit.store.codec.frames import TOOLS
+from modelgit.store.codec.transforms import Bytes
+from modelgit.store.files.intake import opened
+from modelgit.store.files.tensors import open_tensor, stored_header
+from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size, leaf
+from modelgit.store.objects import ObjectStore, write_at
+from modelgit.store.reading import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A frame of a tensor's object, and where it belongs in the file."""
+
+    link: Link
+    number: int
+    at: int
+    size: int
+    old: int | None  # where an older file is likely to have it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file that is being written, and an older one to copy from."""
+
+    handle: int
+    old: int | None
+    places: Mapping[Oid, int]  # where in the older file an object starts
+
+
+def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[Oid, int]:
+    """Return where in the file of `previous` each of its tensors starts; nothing if that cannot be told."""
+    if previous is None or previous.header not in store:
+        return {}
+    try:
+        old = stored_header(store, previous)
+    except CorruptObject:
+        return {}
+    oids = {entry.name: entry.oid for entry in previous.tensors}
+    return {oids[span.name]: old.data_start + span.start for span in old.tensors}
+
+
+def slots(store: ObjectStore, manifest: Manifest, header: Header, places: Mapping[Oid, int]) -> Iterator[Slot]:
+    """Yield every frame of every tensor, in the file's order."""
+    entries = {entry.name: entry for entry in manifest.tensors}
+    for span in header.tensors:
+        entry = entries[span.name]
+        link, old = open_tensor(store, entry), places.get(entry.oid)
+        for number in range(frame_count(link.size)):
+            start = number * FRAME_BYTES
+            at, size = header.data_start + span.start + start, frame_size(link.size, number)
+            yield Slot(link, number, at, size, None if old is None else old + start)
+
+
+def batches(ordered: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Yield runs of slots that lie side by side and fill one frame together, each beginning at a multiple of 8."""
+    batch, size = list[Slot](), 0
+    for slot in ordered:
+        if batch and (size + slot.size > FRAME_BYTES or size % 8):
+            yield batch
+            batch, size = [], 0
+        batch.append(slot)
+        size += slot.size
+    if batch:
+        yield batch
+
+
+def put_batch(store: ObjectStore, target: Target, batch: list[Slot]) -> None:
+    """Write slots that lie side by side, with one call."""
+    whole = TOOLS.buffer("out", sum(slot.size for slot in batch))
+    start = 0
+    for slot in batch:
+        into = whole[start : start + slot.size]
+        if not copied(target, slot, into):
+            store.fill(slot.link, slot.number, into)
+        start += slot.size
+    write_at(target.handle, whole.data, batch[0].at)
+
+
+def copied(target: Target, slot: Slot, into: Bytes) -> bool:
+    """Fill `into` from the older file, if the bytes there are right."""
+    expected = slot.link.leaf(slot.number)
+    if target.old is None or slot.old is None or not expected:
+        return False
+    return read_all(target.old, slot.old, into.data) == len(into) and leaf(into.data) == expected
+
+
+def materialise(
+    store: ObjectStore,
+    manifest: Manifest,
+    path: Path,
+    listener: Listener = ignore,
+    previous: Manifest | None = None,
+) -> None:
+    """Write the file that a manifest describes, byte for byte; `path` is replaced at once, when all is on disk.
+
+    `previous` describes what `path` should hold now: frames found there unchanged are copied.
+
+    Raises:
+        MissingObject: an object is not here. CorruptObject: one is damaged, or manifest and header disagree.
+        StorageFull: the disk refuses; `path` is as it was.
+    """
+    header = stored_header(store, manifest)
+    listener(Started(f"write {path.name}", manifest.size_bytes, "bytes"))
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+    try:
+        with translated(path):
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            write_file(store, manifest, header, (handle, path), listener, previous)
+        finally:
+            os.close(handle)
+        with translated(path):
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    listener(Finished(f"write {path.name}"))
+
+
+def reserve(handle: int, path: Path, size: int) -> None:
+    """Give an open file its size, on disk where the file system can. Raises StorageFull."""
+    with translated(path):
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            os.ftruncate(handle, size)
+
+
+def write_file(
+    store: ObjectStore,
+    manifest: Manifest,
+    header: Header,
+    target: tuple[int, Path],
+    listener: Listener,
+    previous: Manifest | None,
+) -> None:
+    """Fill an open file with header and tensors, and make it durable. Raises as `materialise` does."""
+    handle, path = target
+    reserve(handle, path, manifest.size_bytes)
+    write_at(handle, memoryview(header.raw), 0)
+    places = same_places(store, previous)
+    with opened(path) if places and path.is_file() else nullcontext() as old:
+        into = Target(handle, old, places)
+        store.each(announced(store, into, slots(store, manifest, header, places), (path, listener)))
+    with translated(path):
+        os.fsync(handle)
+
+
+def announced(
+    store: ObjectStore, target: Target, ordered: Iterable[Slot], told: tuple[Path, Listener]
+) -> Iterator[Callable[[], None]]:
+    """Yield the work of writing the slots; the listener hears of each piece as it is begun."""
+    path, listener = told
+    for batch in batches(ordered):
+        yield partial(put_batch, store, target, batch)
+        listener(Advanced(f"write {path.name}", sum(slot.size for slot in batch)))

@@ -1,0 +1,116 @@
+"""The tensors of a version or of a weight file, one at a time (`TensorSource`s)."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from modelgit.errors import CorruptObject, FormatError
+from modelgit.formats.dtypes import size_bytes
+from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.formats.safetensors import Header, TensorSpan, parse_header, read_header
+from modelgit.store.files.intake import file_fill, opened
+from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf, root
+from modelgit.store.objects import ObjectStore, piece
+from modelgit.store.reading import Link
+
+
+def stored_header(store: ObjectStore, manifest: Manifest) -> Header:
+    """Return a manifest's header, checked against it. Raises CorruptObject unless they agree, MissingObject."""
+    raw = store.read(manifest.header)
+    try:
+        header = parse_header(raw, manifest.size_bytes, f"header {manifest.header}")
+    except FormatError as error:
+        raise CorruptObject(f"manifest and header disagree: {error.message}") from error
+    described = sorted((span.name.encode(), span.dtype, span.shape) for span in header.tensors)
+    if len(raw) != manifest.header_bytes or described != [
+        (e.name.encode(), e.dtype, e.shape) for e in manifest.tensors
+    ]:
+        raise CorruptObject(f"header {manifest.header} does not describe the tensors of its manifest")
+    return header
+
+
+def open_tensor(store: ObjectStore, entry: TensorEntry) -> Link:
+    """Return a tensor's object. Raises MissingObject, and CorruptObject when it is not as long as its shape says."""
+    link, expected = store.open(entry.oid), size_bytes(entry.dtype, entry.shape)
+    if link.size != expected or link.record.directory.kind != "tensor":
+        raise CorruptObject(f"tensor {entry.name!r}: expected {expected} bytes, object {entry.oid} has {link.size}")
+    return link
+
+
+class StoredTensors:
+    """The tensors of a manifest, read from the store (a `TensorSource`)."""
+
+    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
+        self._store, self._manifest = store, manifest
+
+    def names(self) -> Sequence[str]:
+        """Return the tensors' names, sorted."""
+        return [entry.name for entry in self._manifest.tensors]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's dtype, shape and id. Raises FormatError for an unknown name."""
+        return self._manifest.entry(name)
+
+    def frames(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's raw bytes in 4 MiB frames, each valid until the next.
+
+        Raises:
+            MissingObject: the object is not here. CorruptObject: it is damaged, or not as long as its shape says.
+        """
+        open_tensor(self._store, self.entry(name))
+        return self._store.frames(self.entry(name).oid)
+
+    def read(self, name: str) -> bytearray:
+        """Return a tensor's raw little-endian bytes. Raises as `frames` does."""
+        link = open_tensor(self._store, self.entry(name))
+        data = bytearray(link.size)
+        array = np.frombuffer(data, np.uint8)
+        self._store.decode_frames(link, partial(piece, array), lambda _number, _frame: None)
+        return data
+
+
+class FileTensors:
+    """The tensors of a safetensors file (a `TensorSource`); ids are computed when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header = read_header(path)
+        self._spans: dict[str, TensorSpan] = {span.name: span for span in self.header.tensors}
+        self._entries: dict[str, TensorEntry] = {}
+
+    def names(self) -> Sequence[str]:
+        """Return the tensors' names, sorted."""
+        return self._sorted
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._spans, key=str.encode)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's dtype, shape and id. Raises FormatError for an unknown name."""
+        if name not in self._entries:
+            span, leaves = self._span(name), b"".join(leaf(frame) for frame in self.frames(name))
+            oid = root("tensor", span.end - span.start, leaves).hex()
+            self._entries[name] = TensorEntry(name, span.dtype, span.shape, oid)
+        return self._entries[name]
+
+    def frames(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's raw bytes in 4 MiB frames, each valid until the next. Raises FormatError."""
+        span = self._span(name)
+        size = span.end - span.start
+        buffer = np.empty(min(size, FRAME_BYTES), np.uint8)
+        with opened(self.path) as handle:
+            fill = file_fill(handle, self.path, self.header.data_start + span.start)
+            for number in range(frame_count(size)):
+                yield fill(number, buffer[: frame_size(size, number)]).data
+
+    def read(self, name: str) -> bytearray:
+        """Return a tensor's raw little-endian bytes. Raises FormatError."""
+        return bytearray(b"".join(bytes(frame) for frame in self.frames(name)))
+
+    def _span(self, name: str) -> TensorSpan:
+        if name not in self._spans:
+            raise FormatError(f"{self.path}: no tensor {name!r}", hint=f"it has {', '.join(self._sorted[:10])}")
+        return self._spans[name]

@@ -7,6 +7,7 @@ that are paths or hold control characters) is refused.
 """
 
 import json
+import re
 import struct
 import unicodedata
 from collections import Counter
@@ -21,7 +22,10 @@ from modelgit.formats.dtypes import DTYPES, RANK, size_bytes
 MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 4096
 MAX_TENSORS = 1_000_000
+MAX_NESTING = 100
+MAX_VALUES = 16 * MAX_TENSORS  # commas and brackets each: what a parser sets aside memory for
 PREFIX_BYTES = 8
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 FIELDS = {"dtype", "shape", "data_offsets"}
 Table = dict[str, object]
 
@@ -89,13 +93,13 @@ def header_length(prefix: bytes, file_size: int, source: str) -> int:
     return length
 
 
-def parse_header(raw: bytes, file_size: int, source: str) -> Header:
-    """Returns the header whose first 8 + N bytes are `raw`, checked against the size of its file.
+def parse_header(raw: bytes, file_size: int | None, source: str) -> Header:
+    """Returns the header whose first 8 + N bytes are `raw`, checked against the size of its file, if that is known.
 
     Raises:
         FormatError: naming `source`, the field, what was expected and what was there.
     """
-    length = header_length(raw[:PREFIX_BYTES], file_size, source)
+    length = header_length(raw[:PREFIX_BYTES], len(raw) if file_size is None else file_size, source)
     if len(raw) != PREFIX_BYTES + length:
         raise FormatError(f"{source}: header of {length} bytes, got {len(raw) - PREFIX_BYTES}")
     table = parse_json(raw[PREFIX_BYTES:], source)
@@ -103,24 +107,56 @@ def parse_header(raw: bytes, file_size: int, source: str) -> Header:
     if len(table) > MAX_TENSORS:
         raise FormatError(f"{source}: {len(table)} tensors, expected at most {MAX_TENSORS}")
     spans = sorted((parse_span(name, value, source) for name, value in table.items()), key=lambda s: (s.start, s.end))
-    check_contiguous(spans, file_size - len(raw), source)
+    described = spans[-1].end if spans else 0
+    check_contiguous(spans, described if file_size is None else file_size - len(raw), source)
     return Header(raw, tuple(spans), metadata)
 
 
 def parse_json(text: bytes, source: str) -> Table:
     """Returns the JSON object in `text`; no duplicate keys, no floats, nothing but spaces around it."""
+    brackets = text.count(b"{") + text.count(b"[")
+    if max(brackets, text.count(b",")) > MAX_VALUES:
+        raise FormatError(f"{source}: header: more than {MAX_VALUES} values, expected at most {MAX_TENSORS} tensors")
     try:
         table = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=lambda pairs: unique(pairs, source),
             parse_float=refuse_number,
             parse_constant=refuse_number,
+            parse_int=integer if b"-0" in text else None,
         )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source}: header is not valid JSON: {error}") from error
     if not isinstance(table, dict) or not text.startswith(b"{"):
         raise FormatError(f"{source}: header: expected a JSON object that begins with '{{'")
+    if brackets > 3 * len(table) + 1:  # more than an object and two lists a tensor
+        check_nesting(table, source)
+    if b"\\u" in text:
+        check_text(table, source)
     return table
+
+
+def check_nesting(table: Table, source: str) -> None:
+    """Refuses unknown fields that are nested deeper than the reference reader can follow."""
+    level: list[object] = [table]
+    for _ in range(MAX_NESTING):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
+    if level:
+        raise FormatError(f"{source}: header: nested deeper than {MAX_NESTING} levels")
+
+
+def check_text(table: Table, source: str) -> None:
+    """Refuses strings with half of a surrogate pair, which only an escape can bring in."""
+    try:
+        json.dumps(table, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{source}: header: a string is not valid Unicode: {error.reason}") from error
+
+
+def integer(text: str) -> int:
+    """Returns an integer, refusing -0, which is a float elsewhere."""
+    return refuse_number(text) if text == "-0" else int(text)
 
 
 def refuse_number(text: str) -> Never:
@@ -157,7 +193,7 @@ def parse_span(name: str, value: object, source: str) -> TensorSpan:
         integers(value["data_offsets"], f"{where}: data_offsets"),
     )
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: unknown dtype {dtype!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
+        raise FormatError(f"{where}: unknown dtype {str(dtype)[:40]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: data_offsets: expected [start, end], got {list(offsets)[:8]}")
     try:
@@ -193,7 +229,7 @@ def check_name(name: str, where: str) -> None:
     if not plain and any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in name):
         raise FormatError(f"{where}: name holds control characters")
     parts = name.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "":
+    if ".." in parts or parts[0] == "" or DRIVE.match(name):
         raise FormatError(f"{where}: name looks like a path out of its folder")
     if not plain and unicodedata.normalize("NFC", name) != name:
         raise FormatError(f"{where}: name is not in Unicode's composed form (NFC)")

@@ -14,7 +14,8 @@ from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES
 
 T = TypeVar("T")
-MAX_OPCODES = 20_000_000
+MAX_OPCODES = 5_000_000
+MAX_DIMENSIONS = 64
 HINT = "Convert the file where you trust it: torch.load, then safetensors.torch.save_file; and import the result."
 STORAGES: Mapping[str, str | None] = {  # torch's storage class -> dtype of its elements; None: bytes
     "DoubleStorage": "F64",
@@ -79,11 +80,12 @@ class StridedTensor:
 
 @dataclass(slots=True)
 class Machine:
-    """The data a pickle has built so far: a stack, its marks, and the memo."""
+    """The data a pickle has built so far: a stack, its marks, and the memo; `copied` counts items that calls copied."""
 
     stack: list[object] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, object] = field(default_factory=dict)
+    copied: int = 0
 
     def since_mark(self) -> list[object]:
         """Take and return everything above the last mark."""
@@ -125,10 +127,18 @@ def _expect(value: object, kind: type[T], where: str) -> T:
 
 
 def _integers(value: object, where: str) -> tuple[int, ...]:
-    numbers = tuple(_expect(item, int, where) for item in _expect(value, tuple, where))
+    items = _expect(value, tuple, where)
+    if len(items) > MAX_DIMENSIONS:
+        raise FormatError(f"{where}: expected at most {MAX_DIMENSIONS} dimensions, got {len(items)}.")
+    numbers = tuple(_expect(item, int, where) for item in items)
     if any(not 0 <= number < 2**63 for number in numbers):
-        raise FormatError(f"{where}: expected integers from 0 to 2**63 - 1, got {list(numbers)}.")
+        raise FormatError(f"{where}: expected integers from 0 to 2**63 - 1, got {_short(numbers)}.")
     return numbers
+
+
+def _short(numbers: tuple[int, ...]) -> str:
+    """Return the numbers as text, those that are very long by their size."""
+    return ", ".join(str(n) if n.bit_length() < 100 else f"a number of {n.bit_length()} bits" for n in numbers)
 
 
 def _tensor(storage: object, offset: object, shape: object, strides: object, dtype: str | None) -> StridedTensor:
@@ -145,7 +155,7 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, dty
 
 def _plain(metadata: tuple[object, ...]) -> None:
     if any(metadata):  # lazily conjugated or negated: the bytes are not the values
-        raise FormatError(f"tensor metadata {metadata} is not supported.")
+        raise FormatError("a tensor with metadata (conjugated or negated lazily) is not supported.")
 
 
 def _rebuild_v2(arguments: tuple[object, ...]) -> StridedTensor:
@@ -223,6 +233,9 @@ def _reduce(machine: Machine, _: object) -> None:
     name = str(_expect(machine.stack.pop(), Name, "what is called"))
     if name not in CALLS:
         raise FormatError(f"its pickle calls {name}, which is more than data.")
+    machine.copied += sum(len(argument) for argument in arguments if isinstance(argument, list))
+    if machine.copied > MAX_OPCODES:
+        raise FormatError(f"its pickle copies more than {MAX_OPCODES} items.")
     machine.stack.append(CALLS[name](arguments))
 
 
@@ -235,7 +248,7 @@ def _persistent(machine: Machine, _: object) -> None:
     kind, storage, key, _location, elements, *view = _expect(machine.stack.pop(), tuple, "persistent id")
     name = _expect(storage, Name, "storage type")
     if kind != "storage" or name.name not in STORAGES or any(item is not None for item in view):
-        raise FormatError(f"persistent id of kind {kind!r} with {name} is not a plain storage.")
+        raise FormatError(f"a persistent id with {name} is not a plain storage.")
     (count,) = _integers((elements,), "elements of a storage")
     machine.stack.append(Storage(_expect(key, str, "key of a storage"), STORAGES[name.name], count))
 
@@ -243,6 +256,8 @@ def _persistent(machine: Machine, _: object) -> None:
 def _put(target: dict[object, object], key: object, value: object) -> None:
     if not isinstance(key, str | int | float | None):
         raise FormatError(f"a dict key is a {type(key).__name__}, expected text or a number.")
+    if isinstance(key, int) and key.bit_length() > 64:
+        raise FormatError(f"a dict key is a number of {key.bit_length()} bits, expected at most 64.")
     target[key] = value
 
 

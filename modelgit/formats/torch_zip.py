@@ -11,7 +11,7 @@ import mmap
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -23,7 +23,8 @@ from modelgit.formats.torch_pickle import HINT, Storage, StridedTensor, read_pic
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_PICKLE_BYTES = 512 * 1024 * 1024
+MAX_PICKLE_BYTES = 64 * 1024 * 1024
+MAX_SHARING = 16  # times a file's size that its tensors may take together, since they may share storages
 NESTED = ("state_dict", "model_state_dict", "model")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 ITEM_FORMATS: Mapping[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -44,7 +45,8 @@ class TorchFile:
             self._tensors = _state_dict(root, str(path))
             self._storages = {t.storage.key: _storage(storages, t.storage, str(path)) for t in self._tensors.values()}
             for name, tensor in self._tensors.items():
-                _check(tensor, self._storages[tensor.storage.key], f"{path}: tensor {name!r}")
+                _check(tensor, self._storages[tensor.storage.key], f"{path}: tensor {name[:200]!r}")
+            _check_sharing(self._tensors.values(), len(self._map), str(path))
         except BaseException:
             self.close()
             raise
@@ -160,14 +162,14 @@ def _legacy(data: mmap.mmap, source: str) -> tuple[object, Spans]:
     data.seek(0)
     magic, protocol, system = (read_pickle(data, source) for _ in range(3))
     if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL) or not isinstance(system, dict):
-        raise FormatError(f"{source}: expected legacy protocol {LEGACY_PROTOCOL}, got {protocol!r}.", hint=HINT)
+        raise FormatError(f"{source}: expected legacy protocol {LEGACY_PROTOCOL}, got another.", hint=HINT)
     if system.get("little_endian") is not True or sys.byteorder != "little":
         raise FormatError(f"{source}: written big-endian, expected little-endian.", hint=HINT)
     root, keys = read_pickle(data, source), read_pickle(data, source)
-    if not isinstance(keys, list):
-        raise FormatError(f"{source}: expected a list of storage keys, got {type(keys).__name__}.")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise FormatError(f"{source}: expected a list of storage keys, each a text.", hint=HINT)
     wanted = {t.storage.key: t.storage for t in _tensors_in(root)}
-    return root, _raw_storages(memoryview(data), data.tell(), [str(key) for key in keys], wanted)
+    return root, _raw_storages(memoryview(data), data.tell(), keys, wanted)
 
 
 def _raw_storages(view: memoryview, start: int, keys: list[str], wanted: Mapping[str, Storage]) -> Spans:
@@ -214,7 +216,7 @@ def _state_dict(root: object, source: str) -> dict[str, StridedTensor]:
 
 def _only_tensors(state: Mapping[object, object], source: str) -> dict[str, StridedTensor]:
     tensors = {name: t for name, t in state.items() if isinstance(name, str) and isinstance(t, StridedTensor)}
-    others = [str(name) for name in state if name not in tensors]
+    others = [str(name)[:200] for name in state if name not in tensors]
     if others:
         raise FormatError(f"{source}: entries that are not tensors: {', '.join(others[:5])}.", hint=HINT)
     return tensors
@@ -222,7 +224,7 @@ def _only_tensors(state: Mapping[object, object], source: str) -> dict[str, Stri
 
 def _outline(root: object) -> str:
     if isinstance(root, dict):
-        return f"a dict with keys {', '.join(repr(key) for key in list(root)[:5])}"
+        return f"a dict with keys {', '.join(repr(key)[:200] for key in list(root)[:5])}"
     return f"a {type(root).__name__}"
 
 
@@ -250,6 +252,16 @@ def _check(tensor: StridedTensor, storage: memoryview, where: str) -> None:
     if (last + 1) * width > storage.nbytes or total > storage.nbytes or repeated:
         shape = list(tensor.shape)
         raise FormatError(f"{where}: shape {shape} reaches beyond its storage of {storage.nbytes} bytes.", hint=HINT)
+
+
+def _check_sharing(tensors: Iterable[StridedTensor], file_bytes: int, source: str) -> None:
+    """Raise if a small file claims a great many tensors by letting them share their storages."""
+    total = sum(size_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
+    if total > MAX_SHARING * file_bytes:
+        raise FormatError(
+            f"{source}: {total} bytes of tensors in a file of {file_bytes}, expected at most {MAX_SHARING} times that.",
+            hint=HINT,
+        )
 
 
 def _row_major(tensor: StridedTensor, storage: memoryview) -> memoryview:

@@ -217,11 +217,23 @@ class Reader:
         directory = parse_directory(bytes(data), where)
         require(below is None or directory.depth < below, where, "a parent as deep as its child")
         require(directory.stored + entry.directory == entry.length, where, "frames do not fill the record")
-        links: dict[bytes, Link] = {}
-        for parent in directory.parents:
-            if parent not in links:
-                links[parent] = self.link(parent, directory.depth)
+        links = self._parents(directory, where)
         return make_record(place.pack, entry.offset, directory, tuple(links[oid] for oid in directory.parents), where)
+
+    def _parents(self, directory: Directory, where: str) -> dict[bytes, Link]:
+        """Return the parents' records; stops where they cost more than is recorded, so nobody is kept reading."""
+        links: dict[bytes, Link] = {}
+        bundles, cost = set[tuple[str, int]](), 1
+        for parent in directory.parents:
+            if parent in links:
+                continue
+            link = links[parent] = self.link(parent, directory.depth)
+            place = (link.record.pack, link.record.offset)
+            cost += 0 if place in bundles else link.record.directory.cost
+            require(cost <= directory.cost, where, f"cost {directory.cost} recorded, expected more")
+            if link.record.directory.bundle:
+                bundles.add(place)
+        return links
 
     def _where(self, record: Record) -> str:
         return f"record at {record.offset} of {record.pack or 'the pack being written'}"

@@ -64,6 +64,15 @@ class Backend(Protocol):
     def stage(self) -> Stage:
         """Begin a piece whose name is known only at its end. Raises StorageFull."""
 
+    def move(self, name: str, target: str) -> None:
+        """Give a piece another name, durably; its age begins anew. Raises StoreError when there is no such piece."""
+
+    def changed_at(self, name: str) -> float:
+        """Return when a piece was published or moved, in seconds since 1970. Raises as `size` does."""
+
+    def busy(self) -> bool:
+        """Tell whether somebody, in whatever process, is writing a stage."""
+
     def state(self) -> object:
         """Return a value that differs once pieces were added; None when that cannot be told cheaply."""
 
@@ -200,7 +209,7 @@ class DirBackend:
     def read_into(self, name: str, start: int, into: memoryview) -> None:
         path = self._path(name)
         with translated(path):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._open(name)
             try:
                 if read_all(handle, start, into) != len(into):
                     raise StoreError(f"{path}: wanted {len(into)} bytes from {start}, the file ends before")
@@ -208,9 +217,22 @@ class DirBackend:
                 os.close(handle)
 
     def size(self, name: str) -> int:
-        path = self._path(name)
-        with translated(path):
-            return path.stat().st_size
+        return self._found(name).st_size
+
+    def changed_at(self, name: str) -> float:
+        return self._found(name).st_mtime
+
+    def move(self, name: str, target: str) -> None:
+        source, destination = self._path(name), self._folder(target.partition("/")[0]) / self._path(target).name
+        with translated(source):
+            os.utime(source)  # first: a move that is cut short leaves a piece that only looks young
+            source.replace(destination)
+            sync_folder(destination.parent)
+            sync_folder(source.parent)
+
+    def busy(self) -> bool:
+        remove_abandoned(self.root / "packs")
+        return next((self.root / "packs").glob("tmp-*"), None) is not None
 
     def list(self, prefix: str) -> list[str]:
         folder = prefix.partition("/")[0]
@@ -242,11 +264,33 @@ class DirBackend:
         return FileStage(folder)
 
     def state(self) -> object:
+        return self._stamp("packs"), self._stamp("condemned")
+
+    def _stamp(self, folder: str) -> tuple[int, int]:
         try:
-            found = (self.root / "packs").stat()
+            found = (self.root / folder).stat()
         except OSError:
-            return 0
+            return 0, 0
         return found.st_ino, found.st_mtime_ns
+
+    def _open(self, name: str) -> int:
+        """Open a piece; a pack that was condemned since somebody looked is found there."""
+        try:
+            return os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not name.startswith("packs/"):
+                raise
+            return os.open(self._path(f"condemned/{name[6:]}"), os.O_RDONLY | os.O_CLOEXEC)
+
+    def _found(self, name: str) -> os.stat_result:
+        path = self._path(name)
+        with translated(path):
+            try:
+                return path.stat()
+            except FileNotFoundError:
+                if not name.startswith("packs/"):
+                    raise
+                return self._path(f"condemned/{name[6:]}").stat()
 
     def _path(self, name: str) -> Path:
         check_name(name)
@@ -290,6 +334,7 @@ class MemoryBackend:
 
     def __init__(self) -> None:
         self._pieces: dict[str, bytes] = {}
+        self._times: dict[str, float] = {}
 
     def read(self, name: str, start: int, length: int) -> bytes:
         data = self._piece(name)[start : start + length]
@@ -311,11 +356,25 @@ class MemoryBackend:
         if name in self._pieces:
             return False
         self._pieces[name] = b"".join(data)
+        self._times[name] = time.time()
         return True
 
     def delete(self, name: str) -> None:
         check_name(name)
         self._pieces.pop(name, None)
+
+    def move(self, name: str, target: str) -> None:
+        check_name(target)
+        self._pieces[target] = self._piece(name)
+        self._times[target] = time.time()
+        del self._pieces[name]
+
+    def changed_at(self, name: str) -> float:
+        self._piece(name)
+        return self._times[name]
+
+    def busy(self) -> bool:
+        return False  # one process, and gc is not run while it writes
 
     def stage(self) -> MemoryStage:
         return MemoryStage(self)

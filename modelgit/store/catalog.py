@@ -1,6 +1,7 @@
 """Which object lies in which pack: the indexes of all packs, merged in memory as they are found.
 
 Indexes are read on first use. When an object is not found, packs that other processes wrote since are looked for.
+Packs that `gc` has condemned come last: readers still find objects there, writers do not count on them.
 """
 
 import threading
@@ -16,7 +17,7 @@ from modelgit.store.backend import Backend
 from modelgit.store.pack import FOOTER, MAGIC, Entry, Index, parse_footer, parse_index, require
 
 SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
-
+LIVE, CONDEMNED = "packs/", "condemned/"
 
 FSCK_HINT = "run `modelgit fsck`"
 
@@ -47,6 +48,19 @@ class Place:
     entry: Entry
 
 
+def place_in(merged: Merged, oid: bytes) -> Place | None:
+    """Return the place of an object in merged packs."""
+    prefix = int.from_bytes(oid[:8], "big")
+    at = bisect_left(merged.prefixes, prefix)
+    while at < len(merged.prefixes) and merged.prefixes[at] == prefix:
+        name, index = merged.packs[merged.rows[at] >> 32]
+        row = merged.rows[at] & 0xFFFFFFFF
+        if index.id(row) == oid:
+            return Place(name, index.entry(row))
+        at += 1
+    return None
+
+
 def read_index(backend: Backend, name: str) -> Index:
     """Return a pack's index, checked. Raises CorruptObject."""
     size = backend.size(name)
@@ -64,7 +78,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._packs: dict[str, Index] = {}
         self._broken: dict[str, str] = {}
-        self._merged = merge({})
+        self._merged = self._condemned = merge({})
         self._state: object = None
         self._looked_at = -SETTLED_S
 
@@ -73,23 +87,19 @@ class Catalog:
         place = self.known(oid)
         if place is None and self.refresh():
             place = self.known(oid)
+        place = place or self.condemned(oid)
         if place is None and self._broken:
             name, reason = next(iter(self._broken.items()))
             raise CorruptObject(f"an object may be in {name}, whose index cannot be read: {reason}", hint=FSCK_HINT)
         return place
 
     def known(self, oid: bytes) -> Place | None:
-        """Return the place of an object in the packs read so far."""
-        prefix = int.from_bytes(oid[:8], "big")
-        merged = self._merged  # replaced whole by other threads, never changed
-        at = bisect_left(merged.prefixes, prefix)
-        while at < len(merged.prefixes) and merged.prefixes[at] == prefix:
-            name, index = merged.packs[merged.rows[at] >> 32]
-            row = merged.rows[at] & 0xFFFFFFFF
-            if index.id(row) == oid:
-                return Place(name, index.entry(row))
-            at += 1
-        return None
+        """Return the place of an object in the packs read so far, condemned ones aside."""
+        return place_in(self._merged, oid)  # replaced whole by other threads, never changed
+
+    def condemned(self, oid: bytes) -> Place | None:
+        """Return the place of an object in the condemned packs read so far."""
+        return place_in(self._condemned, oid)
 
     def refresh(self) -> bool:
         """Read the indexes of packs that were added or removed; return whether there were any."""
@@ -103,7 +113,7 @@ class Catalog:
             return self._read_changes()
 
     def _read_changes(self) -> bool:
-        names = self._backend.list("packs/")
+        names = self._backend.list(LIVE) + self._backend.list(CONDEMNED)
         added = [name for name in names if name not in self._packs and name not in self._broken]
         removed = (self._packs.keys() | self._broken.keys()) - set(names)
         for name in removed:
@@ -115,11 +125,12 @@ class Catalog:
             except (CorruptObject, StoreError) as error:
                 self._broken[name] = error.message
         if added or removed:
-            self._merged = merge(self._packs)
+            self._merged = merge({name: index for name, index in self._packs.items() if name.startswith(LIVE)})
+            self._condemned = merge({n: index for n, index in self._packs.items() if n.startswith(CONDEMNED)})
         return bool(added or removed)
 
     def packs(self) -> dict[str, Index]:
-        """Return the index of every pack that can be read."""
+        """Return the index of every pack that can be read, condemned ones too."""
         self.refresh()
         return dict(self._packs)
 

@@ -2,12 +2,15 @@
 
 from setuptools import Extension, setup
 
+CODEC = "modelgit/store/codec"
+
 setup(
     ext_modules=[
         Extension(
             "modelgit.store.codec._kernel",
-            sources=["modelgit/store/codec/kernel.c"],
-            extra_compile_args=["-O3", "-std=c11"],
+            sources=[f"{CODEC}/planes.c", f"{CODEC}/differences.c"],
+            depends=[f"{CODEC}/kernel.h"],
+            extra_compile_args=["-O3", "-std=c11", "-fno-trapping-math"],
             optional=True,
         )
     ]

@@ -16,8 +16,11 @@ import numpy.typing as npt
 
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import build_header
+from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
-from modelgit.store.codec.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
+from modelgit.store.codec.compiled import load_compiled
+from modelgit.store.codec.reference import NumpyTransforms
+from modelgit.store.codec.transforms import Bytes, Transforms
 from modelgit.store.files.intake import store_file
 from modelgit.store.files.materialise import materialise
 from modelgit.store.identity import FRAME_BYTES
@@ -55,7 +58,7 @@ def frame_row(label: str, data: Bytes, parent: Bytes | None, width: int, tools: 
     def encode() -> codec.Parts:
         if parent is None:
             return codec.encode_full(data, width, tools)
-        return codec.encode_delta(data, parent, width, tools)
+        return differences.encode_delta(data, parent, width, tools)
 
     stored = memoryview(b"".join(encode()))
 
@@ -64,7 +67,7 @@ def frame_row(label: str, data: Bytes, parent: Bytes | None, width: int, tools: 
             codec.decode_full(stored, width, into, tools)
         else:
             into[:] = parent
-            codec.decode_delta(stored, width, into, tools)
+            differences.decode_delta(stored, width, into, tools)
 
     fast, back = speed(encode, len(data), repeats), speed(decode, len(data), repeats)
     name = "C" if repeats == 7 else "numpy"

@@ -10,20 +10,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelgit.errors import MissingObject, StoreError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.store.backend import Backend, DirBackend, translated
-from modelgit.store.catalog import Catalog, Place
-from modelgit.store.codec.frames import TOOLS
+from modelgit.store.catalog import Catalog
+from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft
-from modelgit.store.identity import FRAME_BYTES, HASH_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
-from modelgit.store.pack import ENTRY, FOOTER, MAGIC, Entry, Index
+from modelgit.store.identity import FRAME_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
+from modelgit.store.pack import Entry
 from modelgit.store.reading import Link, Reader
 from modelgit.store.writing import PackWriter
+
+if TYPE_CHECKING:
+    from modelgit.store.upkeep.fsck import FsckReport
 
 COPY_BYTES = FRAME_BYTES
 
@@ -46,14 +49,6 @@ class CopyReport:
 
     objects: int
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class FsckReport:
-    """How many objects were looked at, and what is wrong, a sentence each."""
-
-    objects: int
-    problems: tuple[str, ...]
 
 
 def piece(data: Bytes, number: int) -> Bytes:
@@ -80,8 +75,8 @@ class ObjectStore:
     def __init__(self, root: Path | Backend, *, threads: int | None = None) -> None:
         self.backend = DirBackend(root) if isinstance(root, Path) else root
         self.threads = max(1, threads or available_threads())
-        self._catalog = Catalog(self.backend)
-        self._reader = Reader(self._catalog.find, self.backend.read_into)
+        self.catalog = Catalog(self.backend)
+        self.reader = Reader(self.catalog.find, self.backend.read_into)
         self._executor: ThreadPoolExecutor | None = None
 
     @property
@@ -93,19 +88,19 @@ class ObjectStore:
 
     def begin(self) -> PackWriter:
         """Return a writer for one new pack."""
-        return PackWriter(self.backend, self._catalog, self.pool, self.threads)
+        return PackWriter(self.backend, self.catalog, self.pool, self.threads)
 
     def __contains__(self, oid: Oid) -> bool:
-        return self._catalog.find(parse_oid(oid)) is not None
+        return self.catalog.find(parse_oid(oid)) is not None
 
     def oids(self) -> Iterator[Oid]:
         """Yield the ids of all objects, in ascending order."""
-        return (oid.hex() for oid in self._catalog.oids())
+        return (oid.hex() for oid in self.catalog.oids())
 
     def info(self, oid: Oid) -> ObjectInfo:
         """Return how an object is stored. Raises MissingObject, CorruptObject."""
-        link = self._reader.link(parse_oid(oid))
-        directory, place = link.record.directory, self._catalog.find(parse_oid(oid))
+        link = self.reader.link(parse_oid(oid))
+        directory, place = link.record.directory, self.catalog.find(parse_oid(oid))
         length = place.entry.length if place else 0
         share = length * link.size // max(1, directory.size) if directory.bundle else length
         parents = tuple(parent.hex() for parent in dict.fromkeys(directory.parents))
@@ -113,19 +108,19 @@ class ObjectStore:
 
     def read(self, oid: Oid) -> bytes:
         """Return an object's raw bytes. Raises MissingObject, CorruptObject."""
-        link = self._reader.open(parse_oid(oid))
+        link = self.reader.open(parse_oid(oid))
         data = np.empty(link.size, np.uint8)
         self.decode_frames(link, lambda number: piece(data, number), lambda _number, _frame: None)
         return data.tobytes()
 
     def frames(self, oid: Oid) -> Iterator[memoryview]:
         """Yield an object's raw bytes in frames of 4 MiB, each valid until the next. Raises as `read` does."""
-        link = self._reader.open(parse_oid(oid))
+        link = self.reader.open(parse_oid(oid))
         waiting: deque[tuple[Future[None], Bytes]] = deque()
         free = [np.empty(min(FRAME_BYTES, link.size), np.uint8) for _ in range(self.threads + 1)]
         for number in range(frame_count(link.size)):
             frame = free.pop()[: frame_size(link.size, number)]
-            waiting.append((self.pool.submit(self._reader.frame, link, number, frame), frame))
+            waiting.append((self.pool.submit(self.reader.frame, link, number, frame), frame))
             if not free:
                 yield from self._give(waiting, free)
         while waiting:
@@ -139,7 +134,7 @@ class ObjectStore:
 
     def write_to(self, oid: Oid, handle: int, offset: int) -> None:
         """Write an object's raw bytes at `offset` of an open file. Raises as `read` does, and StorageFull."""
-        link = self._reader.open(parse_oid(oid))
+        link = self.reader.open(parse_oid(oid))
         self.decode_frames(
             link,
             lambda number: TOOLS.buffer("out", frame_size(link.size, number)),
@@ -148,18 +143,18 @@ class ObjectStore:
 
     def open(self, oid: Oid) -> Link:
         """Return an object's record, its frames' hashes checked. Raises MissingObject, CorruptObject."""
-        return self._reader.open(parse_oid(oid))
+        return self.reader.open(parse_oid(oid))
 
     def fill(self, link: Link, number: int, into: Bytes) -> None:
         """Fill `into` with a frame of an opened object. Raises CorruptObject."""
-        self._reader.frame(link, number, into)
+        self.reader.frame(link, number, into)
 
     def decode_frames(self, link: Link, buffer: Callable[[int], Bytes], done: Callable[[int, Bytes], None]) -> None:
         """Decode every frame, in the pool's threads, into what `buffer` gives for it; `done` gets it there."""
 
         def work(number: int) -> None:
             into = buffer(number)
-            self._reader.frame(link, number, into)
+            self.reader.frame(link, number, into)
             done(number, into)
 
         self.each([partial(work, number) for number in range(frame_count(link.size))])
@@ -181,8 +176,9 @@ class ObjectStore:
 
     def missing(self, oids: Iterable[Oid]) -> set[Oid]:
         """Return those that are not in the store."""
-        self._catalog.refresh()
-        return {oid for oid in oids if self._catalog.known(parse_oid(oid)) is None}
+        self.catalog.refresh()
+        known, condemned = self.catalog.known, self.catalog.condemned
+        return {oid for oid in oids if known(key := parse_oid(oid)) is None and condemned(key) is None}
 
     def closure(self, oids: Iterable[Oid]) -> set[Oid]:
         """Return the objects and everything they are stored by reference to. Raises MissingObject, CorruptObject."""
@@ -191,7 +187,7 @@ class ObjectStore:
             oid = waiting.pop()
             if oid not in found:
                 found.add(oid)
-                waiting.extend(self._reader.link(oid).record.directory.parents)
+                waiting.extend(self.reader.link(oid).record.directory.parents)
         return {oid.hex() for oid in found}
 
     def copy_to(self, other: "ObjectStore", oids: Iterable[Oid], listener: Listener = ignore) -> CopyReport:
@@ -203,16 +199,17 @@ class ObjectStore:
         Raises:
             MissingObject: an object is not here either. CorruptObject: one is damaged. StorageFull.
         """
-        missing = other.missing(self.closure(oids))
+        other.catalog.refresh()
+        missing = {oid for oid in self.closure(oids) if other.catalog.known(parse_oid(oid)) is None}
         records = self._records_of(missing)
-        draft = PackDraft(other.backend, other._catalog)
+        draft = PackDraft(other.backend, other.catalog)
         total = sum(length for _, _, length in records)
         listener(Started("copy objects", total, "bytes"))
         try:
             for pack, offset, length in records:
                 draft.adopt(self._pieces(pack, offset, length), self._members(pack, offset))
                 listener(Advanced("copy objects", length))
-            other._verify(Reader(draft.find, draft.read_into), draft.oids())
+            other.verify(Reader(draft.find, draft.read_into), draft.oids())
             draft.publish()
         finally:
             draft.discard()
@@ -220,11 +217,11 @@ class ObjectStore:
         return CopyReport(len(missing), total)
 
     def _records_of(self, oids: Iterable[Oid]) -> list[tuple[str, int, int]]:
-        places = [place for oid in oids if (place := self._catalog.find(parse_oid(oid))) is not None]
+        places = [place for oid in oids if (place := self.catalog.find(parse_oid(oid))) is not None]
         return sorted({(place.pack, place.entry.offset, place.entry.length) for place in places})
 
     def _members(self, pack: str, offset: int) -> dict[bytes, Entry]:
-        index = self._catalog.packs()[pack]
+        index = self.catalog.packs()[pack]
         rows = np.flatnonzero(index.entries["offset"] == offset)
         return {index.id(row): index.entry(row) for row in rows.tolist()}
 
@@ -232,7 +229,9 @@ class ObjectStore:
         for start in range(offset, offset + length, COPY_BYTES):
             yield self.backend.read(pack, start, min(COPY_BYTES, offset + length - start))
 
-    def _verify(self, reader: Reader, oids: Iterable[bytes]) -> None:
+    def verify(self, reader: Reader, oids: Iterable[bytes]) -> None:
+        """Decode objects through `reader` and check every frame against its id. Raises CorruptObject, MissingObject."""
+
         def work(link: Link, number: int) -> None:
             reader.frame(link, number, TOOLS.buffer("out", frame_size(link.size, number)))
 
@@ -240,63 +239,11 @@ class ObjectStore:
         self.each(partial(work, link, number) for link in links for number in range(frame_count(link.size)))
 
     def size_on_disk(self) -> int:
-        """Return the bytes of all packs."""
+        """Return the bytes of all packs, condemned ones aside."""
         return sum(self.backend.size(name) for name in self.backend.list("packs/"))
 
-    def fsck(self, *, full: bool = False, listener: Listener = ignore) -> FsckReport:
-        """Look for damage in every pack.
+    def fsck(self, *, full: bool = False, listener: Listener = ignore) -> "FsckReport":
+        """Look for damage in every pack: see `upkeep.fsck.check`."""
+        from modelgit.store.upkeep.fsck import check
 
-        Quick: structure, checksums of indexes, records and stored frames, and that nothing referred to is absent.
-        `full` also decodes everything and recomputes every id.
-        """
-        packs = self._catalog.packs()
-        problems = [f"{name}: {reason}" for name, reason in sorted(self._catalog.broken().items())]
-        listener(Started("check packs", sum(len(index) for index in packs.values()), "objects"))
-        for name, index in sorted(packs.items()):
-            problems += self._check_pack(name, index, full)
-            listener(Advanced("check packs", len(index), name))
-        listener(Finished("check packs", f"{len(problems)} problems"))
-        objects = {index.id(row) for index in packs.values() for row in range(len(index))}
-        return FsckReport(len(objects), tuple(problems))
-
-    def _check_pack(self, name: str, index: Index, full: bool) -> list[str]:
-        here = {index.id(row): Place(name, index.entry(row)) for row in range(len(index))}
-        reader = Reader(lambda oid: here.get(oid) or self._catalog.find(oid), self.backend.read_into)
-        problems = untiled(name, index, self.backend.size(name))
-        seen = set[int]()
-
-        def look(oid: bytes, check_frames: bool) -> None:
-            try:
-                check_object(reader, oid, check_frames, full)
-            except (StoreError, MissingObject) as error:
-                problems.append(f"{name}: object {oid.hex()}: {error.message}")
-
-        work = list[Callable[[], None]]()
-        for oid, place in here.items():
-            work.append(partial(look, oid, place.entry.offset not in seen))
-            seen.add(place.entry.offset)
-        self.each(work)
-        return sorted(problems)
-
-
-def check_object(reader: Reader, oid: bytes, check_frames: bool, full: bool) -> None:
-    """Check an object's record, its stored frames' checksums, and with `full` its id. Raises CorruptObject."""
-    link = reader.open(oid)
-    lengths = link.record.directory.lengths
-    for number in range(len(lengths) if check_frames else 0):
-        reader.stored(link.record, number, TOOLS.buffer("stored", lengths[number]))
-    for number in range(frame_count(link.size) if full else 0):
-        reader.frame(link, number, TOOLS.buffer("out", frame_size(link.size, number)))
-
-
-def untiled(name: str, index: Index, pack_bytes: int) -> list[str]:
-    """Return a problem for each stretch of a pack that belongs to no record, or to two."""
-    problems, end, table = [], len(MAGIC), index.entries
-    for offset, length in sorted(set(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))):
-        if offset != end:
-            problems.append(f"{name}: records end at {end}, the next starts at {offset}")
-        end = offset + length
-    expected = pack_bytes - FOOTER.size - len(index) * (HASH_BYTES + ENTRY.itemsize)
-    if end != expected:
-        problems.append(f"{name}: records end at {end}, the index starts at {expected}")
-    return problems
+        return check(self, full=full, listener=listener)

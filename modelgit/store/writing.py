@@ -17,8 +17,10 @@ from modelgit.formats.dtypes import dtype_named
 from modelgit.store import identity
 from modelgit.store.backend import Backend
 from modelgit.store.catalog import Catalog, Place
+from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
 from modelgit.store.codec.arithmetic import element_width
+from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft, Pipeline, checksum
 from modelgit.store.identity import FRAME_BYTES, Buffer, Kind, Oid, frame_count, frame_size, parse_oid
@@ -300,7 +302,7 @@ class PackWriter:
     def _encode(self, incoming: Incoming, number: int, fill: Fill) -> tuple[bytes, codec.Parts | None]:
         """Return a frame's hash and stored form, None where it is known to be stored already."""
         try:
-            data = fill(number, codec.TOOLS.buffer("raw", frame_size(incoming.size, number)))
+            data = fill(number, TOOLS.buffer("raw", frame_size(incoming.size, number)))
             leaf = identity.leaf(data.data)
             if incoming.nominal is not None and incoming.nominal.leaf(number) == leaf:
                 self._decide(incoming, number, True)
@@ -319,14 +321,14 @@ class PackWriter:
         if base is None:
             return codec.encode_full(data, incoming.width)
         same = base.leaf(number) == leaf
-        parent = codec.TOOLS.buffer("parent", len(data))
+        parent = TOOLS.buffer("parent", len(data))
         if not same:
             self._reader.raw(base, number, parent)
         if number == 0 and not incoming.pays.done():
-            self._decide(incoming, number, same or codec.delta_pays(data, parent, incoming.width))
+            self._decide(incoming, number, same or differences.delta_pays(data, parent, incoming.width))
         if not incoming.pays.result():
             return codec.encode_full(data, incoming.width)
-        return codec.encode_same(incoming.width) if same else codec.encode_delta(data, parent, incoming.width)
+        return differences.encode_same() if same else differences.encode_delta(data, parent, incoming.width)
 
     def _decide(self, incoming: Incoming, number: int, pays: bool) -> None:
         if number == 0 and not incoming.pays.done():
@@ -343,9 +345,9 @@ class PackWriter:
     def _write_skipped(self, incoming: Incoming, end: int) -> None:
         """Write the frames before `end` that equal the nominal parent's, now that the object is known to differ."""
         while (number := len(incoming.lengths)) < end and incoming.nominal is not None:
-            data = codec.TOOLS.buffer("raw", frame_size(incoming.size, number))
+            data = TOOLS.buffer("raw", frame_size(incoming.size, number))
             if incoming.base is incoming.nominal and incoming.pays.result():
-                self._write_frame(incoming, codec.encode_same(incoming.width))
+                self._write_frame(incoming, differences.encode_same())
             else:
                 self._reader.raw(incoming.nominal, number, data)
                 self._write_frame(incoming, self._encode_data(incoming, number, data, incoming.leaves[number]))
@@ -415,12 +417,12 @@ class PackWriter:
 
     def _encode_bundle(self, bundle: Bundle, data: Bytes, delta: bool) -> tuple[bool, codec.Parts]:
         if delta:
-            parent = codec.TOOLS.buffer("parent", len(data))
+            parent = TOOLS.buffer("parent", len(data))
             self._reader.join(tuple(bundle.parents), parent)
             if (parent == data).all():
-                return True, codec.encode_same(bundle.width)
-            if codec.delta_pays(data, parent, bundle.width):
-                return True, codec.encode_delta(data, parent, bundle.width)
+                return True, differences.encode_same()
+            if differences.delta_pays(data, parent, bundle.width):
+                return True, differences.encode_delta(data, parent, bundle.width)
         return False, codec.encode_full(data, bundle.width)
 
     def _take_bundle(self, bundle: Bundle, delta: bool, parts: codec.Parts) -> None:
@@ -456,7 +458,7 @@ class PackWriter:
         pending, leaves = Pending(self._pipeline.drain), list[bytes]()
 
         def work(number: int) -> bytes:
-            into = codec.TOOLS.buffer("raw", frame_size(draft.size, number))
+            into = TOOLS.buffer("raw", frame_size(draft.size, number))
             self._reader.combine(draft, links, number, into)
             return identity.leaf(into.data)
 

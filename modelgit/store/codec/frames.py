@@ -6,17 +6,15 @@ as one constant byte, or, where there is little in it, as eight bit planes; samp
 """
 
 import struct
-import threading
 
 import numpy as np
 import zstandard
 
 from modelgit.errors import CorruptObject
+from modelgit.store.codec.buffers import BLOB_WINDOW_LOG, TOOLS
 from modelgit.store.codec.transforms import Bytes, Transforms, aligned, transforms
 
 STORED, CODED, CONSTANT, BITS = range(4)  # kinds of plane
-WINDOW_LOG = 17
-BLOB_WINDOW_LOG = 22  # the largest window a frame of this store may ask for
 NOISE_BITS = 7.93  # bits a byte from which coding gains nothing
 SPARSE_BITS = 2.2  # bits a byte below which bit planes may be smaller
 SPARSE_BYTES = 4096  # planes shorter than this are not split into bits
@@ -25,36 +23,6 @@ SAMPLES = 8192  # bytes looked at for an entropy
 PIECES, PIECE_BYTES = 3, 16384  # stretches looked at to choose between two forms
 
 Parts = list[bytes | bytearray | memoryview]
-
-
-class Tools(threading.local):
-    """One thread's compressors and buffers, used again for every frame."""
-
-    def __init__(self) -> None:
-        huffman = zstandard.ZstdCompressionParameters(
-            window_log=WINDOW_LOG,
-            hash_log=6,
-            chain_log=6,
-            search_log=1,
-            min_match=7,
-            target_length=0,
-            strategy=zstandard.STRATEGY_FAST,
-        )
-        blob = zstandard.ZstdCompressionParameters.from_level(3, window_log=BLOB_WINDOW_LOG)
-        self.huffman = zstandard.ZstdCompressor(compression_params=huffman)
-        self.general = zstandard.ZstdCompressor(compression_params=blob)
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << BLOB_WINDOW_LOG)
-        self._buffers: dict[str, Bytes] = {}
-
-    def buffer(self, name: str, size_bytes: int) -> Bytes:
-        """Return the thread's buffer of that name, at least as long as needed, cut to `size_bytes`."""
-        found = self._buffers.get(name)
-        if found is None or len(found) < size_bytes:
-            found = self._buffers[name] = np.empty(size_bytes, np.uint8)
-        return found[:size_bytes]
-
-
-TOOLS = Tools()
 
 
 def total_bytes(parts: Parts) -> int:
@@ -131,34 +99,6 @@ def encode_full(data: Bytes, width: int, tools: Transforms | None = None) -> Par
     return encode_planes(planes, chosen)
 
 
-def encode_delta(data: Bytes, parent: Bytes, width: int, tools: Transforms | None = None) -> Parts:
-    """Return the bytes that give `data` to one who has `parent`, as long as it."""
-    chosen = tools or transforms()
-    planes = TOOLS.buffer("planes", len(data)).reshape(width, -1)
-    scratch = TOOLS.buffer("sorted", len(data))
-    chosen.delta_split(width, aligned(data, width), aligned(parent, width), scratch, planes)
-    return encode_planes(planes, chosen)
-
-
-def encode_same(width: int) -> Parts:
-    """Return the delta frame of a child that equals its parent."""
-    return [struct.pack(f"<{width}B{width}I", *[CONSTANT] * width, *[1] * width) + bytes(width)]
-
-
-def delta_pays(data: Bytes, parent: Bytes, width: int, tools: Transforms | None = None) -> bool:
-    """Tell from the entropy of a few stretches whether a delta takes fewer bytes than `data` alone."""
-    chosen = tools or transforms()
-    full = delta = 0.0
-    for child, base in zip(pieces(data), pieces(parent), strict=True):
-        child, base, scratch = aligned(child, width), aligned(base, width), TOOLS.buffer("sorted", len(child))
-        planes = TOOLS.buffer("planes", len(child)).reshape(width, -1)
-        chosen.full_split(width, child, planes)
-        full += sum(sampled_entropy(plane) for plane in planes)
-        chosen.delta_split(width, child, base, scratch, planes)
-        delta += sum(sampled_entropy(plane) for plane in planes)
-    return delta < 0.95 * full
-
-
 def inflate(coded: memoryview, into: Bytes) -> None:
     """Decompress one zstd frame that must fill `into` exactly, with bounded memory. Raises CorruptObject."""
     try:
@@ -226,15 +166,6 @@ def decode_full(stored: memoryview, width: int, into: Bytes, tools: Transforms |
     """Undo `encode_full` into `into`, aligned and of the frame's length. Raises CorruptObject."""
     chosen = tools or transforms()
     chosen.full_join(width, decode_planes(stored, width, len(into), chosen), into)
-
-
-def decode_delta(stored: memoryview, width: int, into: Bytes, tools: Transforms | None = None) -> None:
-    """Undo `encode_delta`: `into`, aligned, holds the parent and becomes the child. Raises CorruptObject."""
-    if stored == encode_same(width)[0]:
-        return
-    chosen = tools or transforms()
-    planes = decode_planes(stored, width, len(into), chosen)
-    chosen.delta_join(width, planes, TOOLS.buffer("sorted", len(into)), into)
 
 
 def encode_blob(data: Bytes, *, keep: bool) -> Parts:

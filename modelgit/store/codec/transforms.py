@@ -1,41 +1,73 @@
-"""Transforms of one frame of weights: a numpy reference, and compiled ones that must give the same bytes.
+"""What a codec needs done to a frame of weights: byte planes, bit planes, and differences to a parent.
 
-A *full* frame has each element's sign rotated to its lowest bit and its bytes dealt out to planes. A *delta* frame
-holds the wrapping integer difference to the parent, zigzag coded, sorted by the parent's exponent: a step of one
-size moves a small weight by many units in the last place and a large one by none, so the order gathers equals, and
-the decoder, who has the parent, can repeat it at no cost. Equal exponents are sorted by lane (position modulo 8),
-then position: eight interleaved chains keep a processor busy where one would wait for itself.
+There are two implementations that give the same bytes: `reference.py` in numpy, and the compiled kernel.
 """
 
-import ctypes
-import sys
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint16]
+States = npt.NDArray[np.uint32]
 UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {
     1: np.dtype("u1"),
     2: np.dtype("<u2"),
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
-SIGNED: dict[int, np.dtype[np.signedinteger]] = {
-    1: np.dtype("i1"),
-    2: np.dtype("<i2"),
-    4: np.dtype("<i4"),
-    8: np.dtype("<i8"),
-}
-ORDER_SHIFT = {1: 0, 2: 7, 4: 23, 8: 52}  # of the parent's bits, to the eight that give the order
-LANES = 8
-KERNEL_VERSION = 1  # of the functions in kernel.c; another build is not used
+CONTEXT_SHIFT = {1: 0, 2: 7, 4: 23, 8: 52}  # of the parent's bits, to the eight that give the context
+BLOCK = 64  # elements that are skipped together when none differs
+SMALL = 16  # smaller differences are tokens of their own
+PROBABILITY_BITS = 12
+ONE = 1 << PROBABILITY_BITS  # what the frequencies of a context add up to
+LOWEST = 1 << 15  # of a coder's states
+
+
+def alphabet(width: int) -> int:
+    """Return how many tokens there are for elements of `width` bytes."""
+    return 32 * width
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """What a child has else than its parent.
+
+    `active` (blocks,) tells which blocks of 64 elements differ. `tokens` and `keys` (n,) are of the elements of those
+    blocks: the class of each zigzag difference, and eight bits of the parent. `bits` are what the classes leave open.
+    """
+
+    active: Bytes
+    tokens: Bytes
+    keys: Bytes
+    bits: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Frequencies (last - first + 1, alphabet), each row adding up to 4096; keys beyond the ends share their rows."""
+
+    first: int
+    last: int
+    frequencies: Words
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Tokens as words: what each of the coder's `states` is at the end, and the words they shed."""
+
+    states: States
+    words: Words
 
 
 class Transforms(Protocol):
-    """What a codec needs done to a frame. All arrays are bytes, contiguous and aligned; sizes agree."""
+    """What a codec needs done to a frame. All arrays are contiguous and aligned; sizes agree.
+
+    What is returned lies in buffers of the thread's, and is gone at the next call.
+    """
 
     def full_split(self, width: int, data: Bytes, planes: Bytes) -> None:
         """Write the `width` planes (width, n) of `data` (n * width,)."""
@@ -43,132 +75,31 @@ class Transforms(Protocol):
     def full_join(self, width: int, planes: list[Bytes], into: Bytes) -> None:
         """Undo `full_split`: `planes` are `width` arrays (n,)."""
 
-    def delta_split(self, width: int, data: Bytes, parent: Bytes, scratch: Bytes, planes: Bytes) -> None:
-        """Write the planes (width, n) of `data` - `parent`, in the parent's order; `scratch` is as long as `data`."""
-
-    def delta_join(self, width: int, planes: list[Bytes], scratch: Bytes, into: Bytes) -> None:
-        """Undo `delta_split` in place: `into` holds the parent and becomes the child."""
-
     def bits_split(self, plane: Bytes, bits: Bytes) -> None:
         """Write the 8 bit planes (8, n) of `plane` (8 * n,): row k holds bit k, first byte in the lowest bit."""
 
     def bits_join(self, bits: Bytes, plane: Bytes) -> None:
         """Undo `bits_split`."""
 
+    def residuals(self, width: int, data: Bytes, parent: Bytes) -> Residuals:
+        """Return how `data` (n * width,) differs from `parent`, as long as it."""
 
-def order(width: int, parent: Bytes) -> npt.NDArray[np.intp]:
-    """Return the positions of the parent's elements, sorted by ordering byte, then lane, then position."""
-    elements = parent.view(UNSIGNED[width])
-    keys = (elements >> elements.dtype.type(ORDER_SHIFT[width])).astype(np.uint8)
-    by_lane = np.concatenate([np.arange(lane, len(keys), LANES) for lane in range(LANES)])
-    return by_lane[np.argsort(keys[by_lane], kind="stable")]
+    def count(self, width: int, residuals: Residuals) -> npt.NDArray[np.uint32]:
+        """Return how often each token comes with each key (256, alphabet)."""
 
+    def encode(self, width: int, residuals: Residuals, model: Model, lanes: int) -> Coded:
+        """Return the tokens coded, by `lanes` states (a power of two) that take turns."""
 
-def deal(elements: npt.NDArray[np.unsignedinteger], planes: Bytes) -> None:
-    """Write byte j of every element to `planes[j]`."""
-    planes[:] = elements.view(np.uint8).reshape(len(elements), -1).T
-
-
-def gather(width: int, planes: list[Bytes]) -> npt.NDArray[np.unsignedinteger]:
-    """Return the elements whose byte j is in `planes[j]`."""
-    return np.stack(planes, axis=1).reshape(-1).view(UNSIGNED[width])
-
-
-class NumpyTransforms:
-    """The reference."""
-
-    def full_split(self, width: int, data: Bytes, planes: Bytes) -> None:
-        x = data.view(UNSIGNED[width])
-        one, last = x.dtype.type(1), x.dtype.type(8 * width - 1)
-        deal((x << one) | (x >> last), planes)
-
-    def full_join(self, width: int, planes: list[Bytes], into: Bytes) -> None:
-        x = gather(width, planes)
-        one, last = x.dtype.type(1), x.dtype.type(8 * width - 1)
-        into.view(UNSIGNED[width])[:] = (x >> one) | (x << last)
-
-    def delta_split(self, width: int, data: Bytes, parent: Bytes, scratch: Bytes, planes: Bytes) -> None:
-        unsigned, signed = UNSIGNED[width], SIGNED[width]
-        step = data.view(unsigned) - parent.view(unsigned)
-        sign = (step.view(signed) >> signed.type(8 * width - 1)).view(unsigned)
-        sorted_steps = scratch.view(unsigned)
-        np.take((step << unsigned.type(1)) ^ sign, order(width, parent), out=sorted_steps)
-        deal(sorted_steps, planes)
-
-    def delta_join(self, width: int, planes: list[Bytes], scratch: Bytes, into: Bytes) -> None:
-        unsigned = UNSIGNED[width]
-        zigzag, one = gather(width, planes), unsigned.type(1)
-        steps = scratch.view(unsigned)
-        steps[order(width, into)] = (zigzag >> one) ^ (unsigned.type(0) - (zigzag & one))
-        into.view(unsigned)[:] += steps
-
-    def bits_split(self, plane: Bytes, bits: Bytes) -> None:
-        of_byte = np.unpackbits(plane, bitorder="little").reshape(-1, 8)
-        bits[:] = np.packbits(of_byte.T, axis=1, bitorder="little")
-
-    def bits_join(self, bits: Bytes, plane: Bytes) -> None:
-        of_byte = np.unpackbits(bits, axis=1, bitorder="little")
-        plane[:] = np.packbits(of_byte.T.reshape(-1), bitorder="little")
-
-
-def pointer(array: Bytes) -> ctypes.c_void_p:
-    """Return the address of a contiguous array's first byte."""
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def pointers(planes: Bytes | list[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
-    """Return a C array of the planes' addresses."""
-    return (ctypes.c_void_p * len(planes))(*[plane.ctypes.data for plane in planes])
-
-
-class CompiledTransforms:
-    """The functions of `kernel.c`, called through ctypes, which lets other threads run meanwhile."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-
-    def full_split(self, width: int, data: Bytes, planes: Bytes) -> None:
-        count = ctypes.c_size_t(len(data) // width)
-        self._library.modelgit_full_split(width, pointer(data), count, pointers(planes))
-
-    def full_join(self, width: int, planes: list[Bytes], into: Bytes) -> None:
-        count = ctypes.c_size_t(len(into) // width)
-        self._library.modelgit_full_join(width, pointers(planes), count, pointer(into))
-
-    def delta_split(self, width: int, data: Bytes, parent: Bytes, scratch: Bytes, planes: Bytes) -> None:
-        count = ctypes.c_size_t(len(data) // width)
-        self._library.modelgit_delta_split(
-            width, pointer(data), pointer(parent), count, pointer(scratch), pointers(planes)
-        )
-
-    def delta_join(self, width: int, planes: list[Bytes], scratch: Bytes, into: Bytes) -> None:
-        count = ctypes.c_size_t(len(into) // width)
-        self._library.modelgit_delta_join(width, pointers(planes), count, pointer(scratch), pointer(into))
-
-    def bits_split(self, plane: Bytes, bits: Bytes) -> None:
-        self._library.modelgit_bits_split(pointer(plane), ctypes.c_size_t(len(plane) // 8), pointer(bits))
-
-    def bits_join(self, bits: Bytes, plane: Bytes) -> None:
-        self._library.modelgit_bits_join(pointer(bits), ctypes.c_size_t(len(plane) // 8), pointer(plane))
-
-
-def load_compiled(folder: Path = Path(__file__).parent) -> CompiledTransforms | None:
-    """Return the compiled transforms built into `folder`, or None: not built, another version, another byte order."""
-    if sys.byteorder != "little":
-        return None
-    for path in sorted(folder.glob("_kernel*.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            if library.modelgit_kernel_version() == KERNEL_VERSION:
-                return CompiledTransforms(library)
-        except (OSError, AttributeError):
-            continue
-    return None
+    def apply(self, width: int, into: Bytes, active: Bytes, model: Model, coded: Coded, bits: Bytes) -> bool:
+        """Make `into`, which holds the parent, the child; return whether words and bits fit. `coded` is used up."""
 
 
 @cache
 def transforms() -> Transforms:
     """Return the fastest transforms there are here."""
+    from modelgit.store.codec.compiled import load_compiled
+    from modelgit.store.codec.reference import NumpyTransforms
+
     return load_compiled() or NumpyTransforms()
 
 

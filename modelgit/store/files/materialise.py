@@ -14,7 +14,7 @@ from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import Header
 from modelgit.store.backend import read_all, sync_folder, translated
-from modelgit.store.codec.frames import TOOLS
+from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.files.intake import opened
 from modelgit.store.files.tensors import open_tensor, stored_header

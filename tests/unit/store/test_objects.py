@@ -11,7 +11,8 @@ from blake3 import blake3
 from modelgit.errors import CorruptObject, FormatError, MissingObject, StorageFull, StoreError, UsageError
 from modelgit.store.backend import FileStage, MemoryBackend
 from modelgit.store.codec.arithmetic import linear
-from modelgit.store.codec.transforms import NumpyTransforms, transforms
+from modelgit.store.codec.reference import NumpyTransforms
+from modelgit.store.codec.transforms import transforms
 from modelgit.store.identity import FRAME_BYTES, Buffer
 from modelgit.store.objects import ObjectStore
 
@@ -363,6 +364,7 @@ def test_a_store_written_without_the_kernel_is_read_with_it_and_back(
     packs: list[list[bytes]] = []
     for chosen in (transforms, NumpyTransforms):
         monkeypatch.setattr("modelgit.store.codec.frames.transforms", chosen)
+        monkeypatch.setattr("modelgit.store.codec.differences.transforms", chosen)
         store = ObjectStore(tmp_path / str(len(packs)), threads=1)
         oid = put(store, child, put(store, base))
         packs.append(sorted(path.read_bytes() for path in (tmp_path / str(len(packs)) / "packs").iterdir()))

@@ -1,0 +1,114 @@
+"""The compiled kernel (`planes.c`, `differences.c`), called through ctypes, which lets other threads run meanwhile."""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from modelgit.store.codec.buffers import TOOLS
+from modelgit.store.codec.transforms import BLOCK, ONE, Bytes, Coded, Model, Residuals, alphabet
+
+KERNEL_VERSION = 2  # of the functions in the kernel; another build is not used
+VECTOR = 8  # words that may be written beyond the last
+
+
+def pointer(array: "npt.NDArray[np.generic]") -> ctypes.c_void_p:
+    """Return the address of a contiguous array's first byte."""
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def pointers(planes: Bytes | list[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
+    """Return a C array of the planes' addresses."""
+    return (ctypes.c_void_p * len(planes))(*[plane.ctypes.data for plane in planes])
+
+
+def size(count: int) -> ctypes.c_size_t:
+    """Return a number as the kernel takes sizes."""
+    return ctypes.c_size_t(count)
+
+
+class CompiledTransforms:
+    """The functions of the kernel; `wide` uses those for eight elements at once, where the processor has them."""
+
+    def __init__(self, library: ctypes.CDLL, *, wide: bool = True) -> None:
+        self._library = library
+        self._wide = int(wide and bool(library.modelgit_wide()))
+        for function in (library.modelgit_residuals, library.modelgit_encode):
+            function.restype = ctypes.c_size_t
+
+    def full_split(self, width: int, data: Bytes, planes: Bytes) -> None:
+        self._library.modelgit_full_split(width, pointer(data), size(len(data) // width), pointers(planes))
+
+    def full_join(self, width: int, planes: list[Bytes], into: Bytes) -> None:
+        self._library.modelgit_full_join(width, pointers(planes), size(len(into) // width), pointer(into))
+
+    def bits_split(self, plane: Bytes, bits: Bytes) -> None:
+        self._library.modelgit_bits_split(pointer(plane), size(len(plane) // 8), pointer(bits))
+
+    def bits_join(self, bits: Bytes, plane: Bytes) -> None:
+        self._library.modelgit_bits_join(pointer(bits), size(len(plane) // 8), pointer(plane))
+
+    def residuals(self, width: int, data: Bytes, parent: Bytes) -> Residuals:
+        count, used = len(data) // width, ctypes.c_size_t()
+        active = TOOLS.buffer("active", -(-count // BLOCK))
+        tokens, keys = TOOLS.buffer("tokens", count), TOOLS.buffer("keys", count)
+        bits = TOOLS.buffer("raw bits", len(data) + 16)
+        places = (pointer(active), pointer(tokens), pointer(keys), pointer(bits), ctypes.byref(used))
+        found = self._library.modelgit_residuals(width, pointer(data), pointer(parent), size(count), *places)
+        return Residuals(active, tokens[:found], keys[:found], bits[: used.value])
+
+    def count(self, width: int, residuals: Residuals) -> npt.NDArray[np.uint32]:
+        table = TOOLS.buffer("counts", 2 * 256 * alphabet(width) * 4).view(np.uint32)
+        table.fill(0)
+        tokens, keys = residuals.tokens, residuals.keys
+        self._library.modelgit_count(pointer(tokens), pointer(keys), size(len(tokens)), alphabet(width), pointer(table))
+        return table[: 256 * alphabet(width)].reshape(256, -1)
+
+    def encode(self, width: int, residuals: Residuals, model: Model, lanes: int) -> Coded:
+        tokens, keys, count = residuals.tokens, residuals.keys, len(residuals.tokens)
+        states = np.empty(lanes, np.uint32)
+        words = TOOLS.buffer("words", 2 * (count + VECTOR)).view(np.uint16)
+        symbols = TOOLS.buffer("symbols", 4 * model.frequencies.size).view(np.uint32)
+        ends = ctypes.c_uint8(model.first), ctypes.c_uint8(model.last)
+        places = (size(lanes), pointer(states), pointer(words), pointer(symbols), self._wide)
+        written = self._library.modelgit_encode(
+            pointer(tokens), pointer(keys), size(count), alphabet(width), *ends, pointer(model.frequencies), *places
+        )
+        return Coded(states, words[len(words) - written :])
+
+    def apply(self, width: int, into: Bytes, active: Bytes, model: Model, coded: Coded, bits: Bytes) -> bool:
+        slots = TOOLS.buffer("slots", 4 * ONE * len(model.frequencies)).view(np.uint32)
+        ends = ctypes.c_uint8(model.first), ctypes.c_uint8(model.last)
+        words = (size(len(coded.states)), pointer(coded.words), size(len(coded.words)))
+        wrong = self._library.modelgit_apply(
+            width,
+            pointer(into),
+            size(len(into) // width),
+            pointer(active),
+            alphabet(width),
+            *ends,
+            pointer(model.frequencies),
+            pointer(slots),
+            pointer(coded.states),
+            *words,
+            pointer(bits),
+            size(len(bits)),
+            self._wide,
+        )
+        return not wrong
+
+
+def load_compiled(folder: Path = Path(__file__).parent, *, wide: bool = True) -> CompiledTransforms | None:
+    """Return the compiled transforms built into `folder`, or None: not built, another version, another byte order."""
+    if sys.byteorder != "little":
+        return None
+    for path in sorted(folder.glob("_kernel*.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.modelgit_kernel_version() == KERNEL_VERSION:
+                return CompiledTransforms(library, wide=wide)
+        except (OSError, AttributeError):
+            continue
+    return None

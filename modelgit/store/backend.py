@@ -70,6 +70,9 @@ class Backend(Protocol):
     def changed_at(self, name: str) -> float:
         """Return when a piece was published or moved, in seconds since 1970. Raises as `size` does."""
 
+    def date(self, name: str, when: float) -> None:
+        """Make a piece as old as if it had been published at `when`, in seconds since 1970."""
+
     def busy(self) -> bool:
         """Tell whether somebody, in whatever process, is writing a stage."""
 
@@ -230,6 +233,11 @@ class DirBackend:
             sync_folder(destination.parent)
             sync_folder(source.parent)
 
+    def date(self, name: str, when: float) -> None:
+        path = self._path(name)
+        with translated(path):
+            os.utime(path, (when, when))
+
     def busy(self) -> bool:
         remove_abandoned(self.root / "packs")
         return next((self.root / "packs").glob("tmp-*"), None) is not None
@@ -372,6 +380,10 @@ class MemoryBackend:
     def changed_at(self, name: str) -> float:
         self._piece(name)
         return self._times[name]
+
+    def date(self, name: str, when: float) -> None:
+        self._piece(name)
+        self._times[name] = when
 
     def busy(self) -> bool:
         return False  # one process, and gc is not run while it writes

@@ -7,7 +7,7 @@ needs the memory of one link. Every frame given out hashes to what the id promis
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -16,11 +16,14 @@ from xxhash import xxh3_64_intdigest
 from modelgit.errors import CorruptObject, MissingObject
 from modelgit.store.catalog import FSCK_HINT, Place
 from modelgit.store.codec import arithmetic
-from modelgit.store.codec.frames import TOOLS, decode_delta, decode_full, inflate
+from modelgit.store.codec.buffers import TOOLS
+from modelgit.store.codec.differences import decode_delta
+from modelgit.store.codec.frames import decode_full, inflate
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.identity import HASH_BYTES, leaf, root, whole
-from modelgit.store.pack import Directory, parse_directory, require
+from modelgit.store.pack import MAX_COST, MAX_DEPTH, Directory, parse_directory, require
 
+TOO_DEEP = f"a chain of more than {MAX_DEPTH} differences"
 MAX_NESTED = 8  # linear combinations of linear combinations
 RECORDS_KEPT = 4096
 BUNDLES_KEPT = 64
@@ -52,14 +55,19 @@ class Link:
         return self.record.directory.leaves[number * HASH_BYTES : (number + 1) * HASH_BYTES]
 
 
-def check_links(directory: Directory, parents: tuple[Link, ...], where: str) -> None:
-    """Raise CorruptObject unless sizes agree, depth grows and cost adds up: so chains are short and have no loops."""
-    depth = max((link.record.directory.depth + 1 for link in parents), default=0)
-    require(directory.depth == depth, where, f"depth {directory.depth} recorded, expected {depth}")
-    require(directory.cost == link_cost(parents), where, f"cost {directory.cost} recorded, expected otherwise")
+def measured(directory: Directory, parents: tuple[Link, ...], where: str) -> Directory:
+    """Return a directory with the depth and cost that its parents have here, which may lie here in another form.
+
+    Raises:
+        CorruptObject: sizes disagree, or the chain is too long or too costly.
+    """
+    depth, cost = max((link.record.directory.depth + 1 for link in parents), default=0), link_cost(parents)
+    require(depth <= MAX_DEPTH and cost <= MAX_COST, where, f"depth {depth} or cost {cost} beyond the limits")
     sizes = directory.members or (directory.size,) * len(parents)
     for link, size in zip(parents, sizes, strict=bool(parents and directory.members)):
         require(link.size == size, where, f"a parent of {link.size} bytes for {size}")
+    same = directory.depth == depth and directory.cost == cost
+    return directory if same else replace(directory, depth=depth, cost=cost)
 
 
 def link_cost(parents: tuple[Link, ...]) -> int:
@@ -80,12 +88,12 @@ class Reader:
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
         self._bundles: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
 
-    def link(self, oid: bytes, below: int | None = None) -> Link:
+    def link(self, oid: bytes, below: int = MAX_DEPTH + 1) -> Link:
         """Return an object's record, with all it hangs on.
 
         Raises:
             MissingObject: neither the object nor a parent of it may be absent.
-            CorruptObject: the record breaks the format, or is not shallower than `below`.
+            CorruptObject: the record breaks the format, or its chain is not shorter than `below`: there are no loops.
         """
         place = self._find(oid)
         if place is None:
@@ -194,7 +202,7 @@ class Reader:
                 self._bundles.popitem(last=False)
         return decoded
 
-    def _record(self, place: Place, oid: bytes, below: int | None) -> Record:
+    def _record(self, place: Place, oid: bytes, below: int) -> Record:
         key = (place.pack, place.entry.offset)
         with self._lock:
             record = self._records.get(key)
@@ -206,31 +214,31 @@ class Reader:
                 self._records[key] = record
                 if len(self._records) > RECORDS_KEPT:
                     self._records.popitem(last=False)
-        elif below is not None:
-            require(record.directory.depth < below, oid.hex(), "a parent as deep as its child")
+        else:
+            require(record.directory.depth < below, oid.hex(), TOO_DEEP)
         return record
 
-    def _load(self, place: Place, oid: bytes, below: int | None) -> Record:
+    def _load(self, place: Place, oid: bytes, below: int) -> Record:
         where, entry = f"object {oid.hex()}", place.entry
         data = bytearray(entry.directory)
         self._read_into(place.pack, entry.offset + entry.length - entry.directory, memoryview(data))
         directory = parse_directory(bytes(data), where)
-        require(below is None or directory.depth < below, where, "a parent as deep as its child")
+        require(below > 0, where, TOO_DEEP)
         require(directory.stored + entry.directory == entry.length, where, "frames do not fill the record")
-        links = self._parents(directory, where)
+        links = self._parents(directory, where, below)
         return make_record(place.pack, entry.offset, directory, tuple(links[oid] for oid in directory.parents), where)
 
-    def _parents(self, directory: Directory, where: str) -> dict[bytes, Link]:
-        """Return the parents' records; stops where they cost more than is recorded, so nobody is kept reading."""
+    def _parents(self, directory: Directory, where: str, below: int) -> dict[bytes, Link]:
+        """Return the parents' records; stops where they cost too much, so nobody is kept reading."""
         links: dict[bytes, Link] = {}
         bundles, cost = set[tuple[str, int]](), 1
         for parent in directory.parents:
             if parent in links:
                 continue
-            link = links[parent] = self.link(parent, directory.depth)
+            link = links[parent] = self.link(parent, below - 1)
             place = (link.record.pack, link.record.offset)
             cost += 0 if place in bundles else link.record.directory.cost
-            require(cost <= directory.cost, where, f"cost {directory.cost} recorded, expected more")
+            require(cost <= MAX_COST, where, f"a cost of more than {MAX_COST}")
             if link.record.directory.bundle:
                 bundles.add(place)
         return links
@@ -241,7 +249,7 @@ class Reader:
 
 def make_record(pack: str, offset: int, directory: Directory, parents: tuple[Link, ...], where: str) -> Record:
     """Return the record of a directory and its parents. Raises CorruptObject unless they fit together."""
-    check_links(directory, parents, where)
+    directory = measured(directory, parents, where)
     depth = nested(parents) + (directory.codec == "linear")
     require(depth <= MAX_NESTED, where, f"{depth} nested combinations, at most {MAX_NESTED}")
     starts = tuple(accumulate(directory.lengths, initial=offset))[:-1]

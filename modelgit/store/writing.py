@@ -16,7 +16,7 @@ from modelgit.errors import MissingObject, StoreError, UsageError
 from modelgit.formats.dtypes import dtype_named
 from modelgit.store import identity
 from modelgit.store.backend import Backend
-from modelgit.store.catalog import Catalog, Place
+from modelgit.store.catalog import CONDEMNED, Catalog, Place
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
 from modelgit.store.codec.arithmetic import element_width
@@ -276,7 +276,8 @@ class PackWriter:
         return self._draft.find(oid)
 
     def _parent(self, parent: Oid | None, size_bytes: int) -> Link | None:
-        if parent is None or self._find(parse_oid(parent)) is None:
+        place = self._find(parse_oid(parent)) if parent is not None else None
+        if parent is None or place is None or place.pack.startswith(CONDEMNED):
             return None
         try:
             link = self._reader.link(parse_oid(parent))

@@ -124,3 +124,32 @@ def test_no_permission_is_storage_full(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(StorageFull, match="Permission denied"):
         DirBackend(tmp_path / "store").stage()
+
+
+def test_a_moved_piece_is_young_again_and_still_found_by_those_who_saw_it(backend: Backend) -> None:
+    backend.put_if_absent(NAME, [b"hello"])
+    backend.date(NAME, 1_000_000.0)
+    assert backend.changed_at(NAME) == 1_000_000.0
+    before = backend.state()
+    moved = "condemned/" + NAME.removeprefix("packs/")
+    backend.move(NAME, moved)
+    assert backend.state() != before
+    assert (backend.list("packs/"), backend.list("condemned/")) == ([], [moved])
+    assert backend.changed_at(moved) > 1_000_000_000
+    assert backend.read(moved, 0, 5) == b"hello"
+    if isinstance(backend, DirBackend):
+        assert backend.read(NAME, 1, 2) == b"el"
+        assert backend.size(NAME) == 5
+    backend.delete(moved)
+    with pytest.raises(StoreError):
+        backend.read(NAME, 0, 1)
+
+
+def test_somebody_who_writes_is_noticed(tmp_path: Path) -> None:
+    backend = DirBackend(tmp_path / "store")
+    assert not backend.busy()
+    stage = backend.stage()
+    stage.write([b"x"])
+    assert backend.busy()
+    stage.discard()
+    assert not backend.busy()

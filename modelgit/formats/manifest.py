@@ -13,8 +13,8 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES, size_bytes
@@ -173,6 +173,22 @@ def parse_name(text: str, where: str) -> str:
     if not isinstance(name, str) or json.dumps(name, ensure_ascii=False) != text:
         raise FormatError(f"{where}: name {text[:120]} is not in canonical form")
     return name
+
+
+def relatives(manifests: Mapping[str, Manifest], path: str) -> Manifest | None:
+    """Returns what a file at `path` is likely to resemble: the tensors of the version's file there, and then of others.
+
+    So a checkpoint cut into other shards meets its tensors again, whichever file they were in. The result is for
+    looking up tensors by name; it describes no file.
+    """
+    own = manifests.get(path)
+    others = [manifests[other] for other in sorted(manifests) if other != path]
+    if not others:
+        return own
+    found = {entry.name: entry for manifest in reversed(others) for entry in manifest.tensors}
+    found |= {entry.name: entry for entry in (own.tensors if own else ())}
+    first = own or others[0]
+    return replace(first, tensors=tuple(sorted(found.values(), key=lambda entry: entry.name.encode())))
 
 
 def compare(old: Manifest, new: Manifest) -> ManifestDiff:

@@ -107,8 +107,9 @@ def parse_header(raw: bytes, file_size: int | None, source: str) -> Header:
     if len(table) > MAX_TENSORS:
         raise FormatError(f"{source}: {len(table)} tensors, expected at most {MAX_TENSORS}")
     spans = sorted((parse_span(name, value, source) for name, value in table.items()), key=lambda s: (s.start, s.end))
-    described = spans[-1].end if spans else 0
-    check_contiguous(spans, described if file_size is None else file_size - len(raw), source)
+    check_contiguous(spans, source)
+    if file_size is not None:
+        check_end(spans[-1].end if spans else 0, file_size - len(raw), source)
     return Header(raw, tuple(spans), metadata)
 
 
@@ -235,20 +236,24 @@ def check_name(name: str, where: str) -> None:
         raise FormatError(f"{where}: name is not in Unicode's composed form (NFC)")
 
 
-def check_contiguous(spans: Sequence[TensorSpan], data_size: int, source: str) -> None:
-    """Refuses holes, overlaps, and data that is cut short or goes on."""
+def check_contiguous(spans: Sequence[TensorSpan], source: str) -> None:
+    """Refuses holes and overlaps."""
     position = 0
     for span in spans:
         if span.start != position:
             problem = "overlaps the tensor before it" if span.start < position else "leaves a hole before it"
             raise FormatError(f"{source}: tensor {span.name!r}: {problem}: starts at {span.start}, expected {position}")
         position = span.end
-    if position > data_size:
+
+
+def check_end(expected: int, got: int, source: str) -> None:
+    """Refuses data that is cut short or goes on."""
+    if expected > got:
         raise FormatError(
-            f"{source}: truncated: the header describes {position} bytes of tensors, the file holds {data_size}"
+            f"{source}: truncated: the header describes {expected} bytes of tensors, the file holds {got}"
         )
-    if position < data_size:
-        raise FormatError(f"{source}: {data_size - position} bytes after the last tensor, expected none")
+    if expected < got:
+        raise FormatError(f"{source}: {got - expected} bytes after the last tensor, expected none")
 
 
 def build_header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> Header:

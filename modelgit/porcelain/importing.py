@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelgit.errors import FormatError, UsageError
 from modelgit.events import Listener, Noted, ignore
-from modelgit.formats.manifest import Manifest
+from modelgit.formats.manifest import Manifest, relatives
 from modelgit.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from modelgit.formats.torch_zip import TorchFile, is_torch_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
@@ -79,9 +79,9 @@ def single_file(work: Import, path: str) -> Files:
 def store_weights(work: Import, file: Path, path: str) -> Manifest:
     """Returns the manifest of a safetensors file or a PyTorch checkpoint, its tensors stored."""
     if not is_torch_file(file):
-        return store_file(work.pack, file, work.parent.get(path), work.listener)
+        return store_file(work.pack, file, relatives(work.parent, path), work.listener)
     with TorchFile(file) as checkpoint:
-        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, work.parent.get(path))
+        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, relatives(work.parent, path))
 
 
 # -------------------------------------------------------------------------------------------------------- folders

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest
+from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, relatives
 from modelgit.repo.drivers import ATTRIBUTES_PATH
 from modelgit.repo.files import (
     backdate,
@@ -301,7 +301,7 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
             files.pop(path, None)
             found = stat_of(look.root, path)
             if found is not None:
-                files[path] = take_in(look, path, found, (pack, parents.get(path)), listener)
+                files[path] = take_in(look, path, found, (pack, relatives(parents, path)), listener)
                 stamps |= proven_stamp(look, path, found)
         pack.commit()
     write_index(look.index, files, stamps)

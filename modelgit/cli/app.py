@@ -125,6 +125,10 @@ def carry_out(words: list[str], session: Session) -> int:
         show_version_line()
         return 0
     verb = handed_on.verb_at(words)
+    if verb is not None and words[verb] == "plumbing":
+        from modelgit.cli import plumbing  # an earlier modelgit has told git so
+
+        return plumbing.main(words[verb + 1 :])
     if verb is not None and words[verb] in handed_on.VERBS | handed_on.REWRITING:
         change_directory(handed_on.directory_of(words[:verb]))
         code = handed_on.run_git(words[verb:])
@@ -132,6 +136,8 @@ def carry_out(words: list[str], session: Session) -> int:
     app = new_app()
     if verb is not None and words[verb] not in every_name(app):
         handed_on.refuse_verb(words[verb], command_names(app))
+    if verb is not None:  # preparing the others takes as long as many a command
+        app.registered_commands = [info for info in app.registered_commands if info.name == words[verb]]
     code = app(args=words, obj=session, prog_name="modelgit", standalone_mode=False)
     if code == INTERRUPTED:
         sys.stderr.write("interrupted\n")

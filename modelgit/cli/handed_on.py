@@ -8,8 +8,7 @@ from typing import NoReturn
 
 from modelgit.errors import DependencyMissing, UsageError
 
-# History and names: git does them on manifests as well as on anything. Verbs that would write weight files into the
-# work tree by themselves are absent: modelgit has its own checkout, switch and merge.
+# History and names: git does them on manifests as well as on anything. Verbs that modelgit has itself are absent.
 VERBS = frozenset(
     """
     archive bisect blame branch bundle cat-file cherry config count-objects describe for-each-ref format-patch grep
@@ -17,16 +16,8 @@ VERBS = frozenset(
     show-branch show-ref symbolic-ref tag update-ref verify-commit verify-tag whatchanged
     """.split()  # noqa: SIM905  a list that people read
 )
-# Handed on as well; they leave manifests in the place of weight files, which we fill in afterwards.
-REWRITING = frozenset(["reset", "restore", "stash"])
-# These would merge manifests line by line, as if they were text. The hint says what to do instead.
-REFUSED = {
-    "rebase": "merge instead: modelgit merge BRANCH",
-    "cherry-pick": "merge with task arithmetic: modelgit merge REV --method task_arithmetic",
-    "revert": "bring back an earlier version: modelgit export REV DIR, then commit its files",
-    "am": "apply commits with modelgit pull",
-    "worktree": "make a second copy: modelgit clone . DIR",
-}
+# Handed on as well; they write files. Where our filter is not set up they leave manifests, which we fill in afterwards.
+REWRITING = frozenset(["am", "cherry-pick", "rebase", "reset", "restore", "revert", "stash", "worktree"])
 WITH_VALUE = ("-C",)
 
 
@@ -66,8 +57,6 @@ def refuse_verb(verb: str, commands: Iterable[str]) -> NoReturn:
         UsageError: always.
     """
     known = sorted({*commands, *VERBS, *REWRITING})
-    if verb in REFUSED:
-        raise UsageError(f"'{verb}' is not a modelgit command yet", hint=REFUSED[verb])
     near = difflib.get_close_matches(verb, known, n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else "modelgit --help lists the commands"
     raise UsageError(f"'{verb}' is not a modelgit command", hint=hint)

@@ -23,7 +23,6 @@ def register(app: typer.Typer) -> None:
     register_repositories(app)
     register_transfers(app)
     register_checks(app)
-    register_plumbing(app)
 
 
 def register_repositories(app: typer.Typer) -> None:
@@ -42,7 +41,7 @@ def register_repositories(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import sharing
 
-        return sharing.init(directory, bare=bare, branch=branch)
+        return sharing.init(directory, bare=bare, branch=branch, listener=session.listener)
 
     @command(app, "clone", panel=SHARING)
     def clone(
@@ -143,18 +142,3 @@ def register_checks(app: typer.Typer) -> None:
         from modelgit.porcelain import checking
 
         return checking.fsck(session.repo(), full=full, listener=session.listener)
-
-
-def register_plumbing(app: typer.Typer) -> None:
-    """Enters what git calls, out of people's sight."""
-    plumbing = typer.Typer(hidden=True, help="What git calls.")
-    app.add_typer(plumbing, name="plumbing")
-
-    @plumbing.command("clean", hidden=True)
-    def clean(name: Annotated[str, typer.Argument()] = "") -> None:
-        """Read a weight file on stdin, store it, write its manifest to stdout."""
-        import sys
-
-        from modelgit.porcelain import sharing
-
-        sharing.clean(Path.cwd(), name, sys.stdin.buffer, sys.stdout.buffer)

@@ -87,10 +87,9 @@ def json_rows(run: object) -> Iterator[str]:
 def git_section() -> str:
     """Returns the section on git's verbs."""
     handed = ", ".join(f"`{verb}`" for verb in sorted(handed_on.VERBS | handed_on.REWRITING))
-    table = "Not yet commands of modelgit; git would treat manifests as text:\n\n| | instead |\n|---|---|"
-    refused = "\n".join(f"| `{verb}` | {hint} |" for verb, hint in sorted(handed_on.REFUSED.items()))
     intro = f"Handed on to git as they are, with git's exit code: {handed}."
-    return f"## Git's own verbs\n\n{intro}\n\n{table}\n{refused}\n"
+    weights = "What they do to weights is told in [plain git](../howto/plain-git.md)."
+    return f"## Git's own verbs\n\n{intro}\n\n{weights}\n"
 
 
 def main() -> None:

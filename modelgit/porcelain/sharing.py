@@ -1,17 +1,12 @@
 """Repositories: making, opening, copying, sharing them; and versions as plain folders."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import NamedTemporaryFile
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from modelgit.errors import RepositoryError, UsageError
-from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import is_manifest, write
-from modelgit.formats.source import FRAME_BYTES
+from modelgit.events import Listener, Noted, ignore
 from modelgit.porcelain.work import switch
 from modelgit.repo import transport
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH
@@ -19,7 +14,6 @@ from modelgit.repo.files import write_ordinary
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import Moved
 from modelgit.repo.values import Version
-from modelgit.repo.worktree import PREFIX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +62,17 @@ def open_repository(path: Path) -> Repository:
     return Repository.open(path)
 
 
-def init(path: Path, *, bare: bool = False, branch: str = "main") -> Initialised:
+def init(path: Path, *, bare: bool = False, branch: str = "main", listener: Listener = ignore) -> Initialised:
     """Makes a repository in `path`, or sets up the git repository that is there."""
     repo = Repository.init(path, bare=bare, branch=branch)
+    tell_of_hook(repo, listener)
     return Initialised(str(path), str(repo.git_dir), repo.branch(), repo.worktree is None)
+
+
+def tell_of_hook(repo: Repository, listener: Listener) -> None:
+    """Says that somebody else's pre-push hook was left alone, and what that means."""
+    if not repo.hooked:
+        listener(Noted("another pre-push hook is in use here: push with modelgit push, plain git sends no weights"))
 
 
 def clone(url: str, path: Path | None = None, *, branch: str | None = None, listener: Listener = ignore) -> Cloned:
@@ -82,6 +83,7 @@ def clone(url: str, path: Path | None = None, *, branch: str | None = None, list
     """
     target = path or Path(folder_name(url))
     repo = transport.clone(url, target, branch=branch, listener=listener)
+    tell_of_hook(repo, listener)
     if repo.head() is None:
         start_somewhere(repo, listener)
     return Cloned(url, str(target), repo.branch(), repo.head())
@@ -178,32 +180,3 @@ def exported_names(repo: Repository, version: Version) -> list[str]:
     if attributes is not None and repo.read_blob(attributes) == ATTRIBUTES.encode():
         names.remove(ATTRIBUTES_PATH)
     return names
-
-
-def clean(path: Path, name: str, source: BinaryIO, target: BinaryIO) -> None:
-    """Git's clean filter: takes a weight file, stores its tensors, gives its manifest.
-
-    `name` is the file's path in the tree: what HEAD has there is what a changed tensor is stored against. A manifest
-    passes through, and so does an empty file, which is an ordinary one.
-
-    Raises:
-        FormatError: what comes is neither.
-    """
-    from modelgit.store.files.intake import store_file
-
-    prefix = source.read(PREFIX_BYTES)
-    if not prefix or is_manifest(prefix):
-        target.write(prefix)
-        shutil.copyfileobj(source, target)
-        return
-    repo = open_repository(path)
-    with NamedTemporaryFile(dir=repo.git_dir, prefix="modelgit-clean-", suffix=".safetensors") as scratch:
-        scratch.write(prefix)
-        shutil.copyfileobj(source, scratch, FRAME_BYTES)
-        scratch.flush()
-        head = repo.head() if name else None
-        parent = repo.version(head).manifests.get(name) if head else None
-        with repo.store.begin() as pack:
-            manifest = store_file(pack, Path(scratch.name), parent)
-            pack.commit()
-    target.write(write(manifest).encode())

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from modelgit.errors import DirtyWorktree, RepositoryError, RevisionError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, is_manifest
+from modelgit.formats.manifest import Manifest
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo import worktree
-from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.filling import fill, left_over
+from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import Status
 
 MAX_NAMED = 5
@@ -148,6 +149,9 @@ def follow_remote_branch(repo: Repository, rev: str) -> bool:
         return False
     except RevisionError:
         found = [ref for ref in repo.refs("refs/remotes/") if ref.split("/", 3)[3:] == [rev]]
+        if not found and os.path.lexists(rev):
+            hint = f"bring a file back: modelgit restore {rev}; write weights where manifests are: modelgit checkout"
+            raise RevisionError(f"'{rev}' is a file or folder, expected a version", hint=hint) from None
         if len(found) != 1:
             raise
     repo.git.run("branch", "--quiet", "--track", "--end-of-options", rev, found[0])
@@ -187,31 +191,18 @@ def create_branch(repo: Repository, branch: str, start: str | None, listener: Li
 def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
     """Writes the weight files where plain git has left their manifests, and returns their paths.
 
+    Objects that are not here come from the remotes that have them.
+
     Raises:
-        MissingObject, CorruptObject, StorageFull.
+        MissingObject, CorruptObject, StorageFull. RepositoryError: git's index is locked.
     """
-    from modelgit.store.files.materialise import materialise  # brings numpy, which status can do without
-
-    root = repo.worktree
-    if root is None:
+    texts = left_over(repo, worktree.Look(repo).tracked) if repo.worktree is not None else {}
+    if not texts:
         return ()
-    found = [
-        path for path in worktree.Look(repo).tracked if path.endswith(WEIGHTS_SUFFIX) and holds_manifest(root / path)
-    ]
-    for path in found:
-        place = root / path
-        materialise(repo.store, worktree.manifest_at(place), place, listener)
-    if found:
-        worktree.status(repo)  # the index takes the new files' stats
-    return tuple(found)
+    from modelgit.porcelain.plumbing.seeking import seek
 
-
-def holds_manifest(place: Path) -> bool:
-    """Tells whether a file is a manifest."""
-    if not place.is_file() or place.is_symlink():
-        return False
-    with place.open("rb") as file:
-        return is_manifest(file.read(worktree.PREFIX_BYTES))
+    seek(repo, texts, listener)
+    return tuple(path for path, text in texts.items() if fill(repo, path, text, listener))
 
 
 def require_clean(repo: Repository) -> None:

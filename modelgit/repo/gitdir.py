@@ -42,8 +42,9 @@ Environment = Mapping[str, str]
 class GitDirectory:
     """Runs git in one directory; every failure becomes a RepositoryError that says what git said."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, environment: Environment | None = None) -> None:
         self.directory = directory
+        self.environment = environment or {}  # what tells git which repository, where the directory does not
 
     def run(self, *arguments: str, stdin: bytes = b"", environment: Environment | None = None) -> str:
         """Returns what `git ARGUMENTS` prints, without its last line feed.
@@ -79,7 +80,7 @@ class GitDirectory:
                 cwd=self.directory,
                 input=stdin,
                 capture_output=True,
-                env={**inherited, **ENVIRONMENT, **(environment or {})},
+                env={**inherited, **ENVIRONMENT, **self.environment, **(environment or {})},
                 check=False,
             )
         except FileNotFoundError as error:

@@ -90,7 +90,7 @@ def read_index(repo: Repository) -> Index:
     Raises:
         RepositoryError: a git merge is under way, or the checkout is sparse. FormatError: a path that may not be.
     """
-    place = repo.private_dir / "index"
+    place = repo.index_file
     state = state_of(place)
     blobs: dict[str, Blob] = {}
     stamps: dict[str, Stamp] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
-from modelgit.repo.gitdir import GitDirectory, check_path, last_line, sync_folder
+from modelgit.repo.gitdir import Environment, GitDirectory, check_path, last_line, sync_folder
 from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
 
 if TYPE_CHECKING:
@@ -33,11 +33,19 @@ LOG_END = "\0\x01"  # no message holds a NUL
 class Repository:
     """One repository on disk; several processes may use it at once."""
 
-    def __init__(self, git_dir: Path, worktree: Path | None, private_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        git_dir: Path,
+        worktree: Path | None,
+        private_dir: Path | None = None,
+        environment: Environment | None = None,
+    ) -> None:
         self.git_dir = git_dir
         self.worktree = worktree
         self.private_dir = private_dir or git_dir  # another one in a linked work tree: its index and HEAD
-        self.git = GitDirectory(worktree or git_dir)
+        self.git = GitDirectory(worktree or git_dir, environment)
+        self.index_file = Path(self.git.environment.get("GIT_INDEX_FILE", self.private_dir / "index"))
+        self.hooked = True  # False where `init` found another pre-push hook than ours
         self._versions: dict[str, Version] = {}
         self._names = itertools.count()
 
@@ -61,14 +69,14 @@ class Repository:
             raise RepositoryError(f"cannot make a repository in {path}: {error.strerror}") from error
         GitDirectory(path).run("init", "--quiet", f"--initial-branch={branch}", *(["--bare"] if bare else []))
         repo = cls.open(path)
-        configure(repo.git, repo.git_dir)
+        repo.hooked = configure(repo.git, repo.git_dir)
         sync_folder(repo.git_dir)
         sync_folder(path)
         return repo
 
     @classmethod
-    def open(cls, path: Path) -> "Repository":
-        """Returns the repository that `path` lies in.
+    def open(cls, path: Path, environment: Environment | None = None) -> "Repository":
+        """Returns the repository that `path` lies in, or that the variables name which git sets for its helpers.
 
         Raises:
             RepositoryError: it lies in none.
@@ -76,7 +84,7 @@ class Repository:
         if not path.is_dir():
             raise RepositoryError(f"{path}: no such folder")
         wanted = ("--git-common-dir", "--git-dir", "--show-object-format", "--is-bare-repository", "--show-toplevel")
-        _, output, complaint = GitDirectory(path).attempt("rev-parse", "--path-format=absolute", *wanted)
+        _, output, complaint = GitDirectory(path, environment).attempt("rev-parse", "--path-format=absolute", *wanted)
         rows = output.decode("utf-8", "surrogateescape").splitlines()
         if len(rows) < 4:
             reason = "" if "not a git repository" in complaint else f" ({last_line(complaint)})"
@@ -85,7 +93,8 @@ class Repository:
         if rows[2] != "sha1":
             raise RepositoryError(f"{path}: git objects with {rows[2]} ids, expected sha1")
         bare = rows[3] == "true" or len(rows) < 5
-        repo = cls(Path(rows[0]), None if bare else Path(rows[4]), Path(rows[1]))
+        places = Path(rows[0]), None if bare else Path(rows[4]), Path(rows[1])
+        repo = cls(*places, named_again(path, environment or {}, places))
         check_version(repo.git, path)
         return repo
 
@@ -320,6 +329,18 @@ class Repository:
             fcntl.flock(lock, fcntl.LOCK_EX)
             command = [*self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit]
             self.git.run(*command, stdin=text.encode())
+
+
+def named_again(start: Path, given: Environment, places: tuple[Path, Path | None, Path]) -> Environment:
+    """Returns variables that name the same repository and index from any directory."""
+    _, worktree, private_dir = places
+    found: dict[str, str] = {}
+    if "GIT_DIR" in given:
+        found["GIT_DIR"] = str(private_dir)
+        found |= {"GIT_WORK_TREE": str(worktree)} if worktree is not None else {}
+    if given.get("GIT_INDEX_FILE"):
+        found["GIT_INDEX_FILE"] = str(start.absolute() / given["GIT_INDEX_FILE"])
+    return found
 
 
 def blob_id(data: bytes) -> str:

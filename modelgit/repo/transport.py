@@ -20,7 +20,7 @@ from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.worktree import advance, checkout
 
 if TYPE_CHECKING:
-    from modelgit.store.objects import ObjectStore
+    from modelgit.store.objects import CopyReport, ObjectStore
 
 HEADS, TAGS, NOTES = "refs/heads/", "refs/tags/", "refs/notes/modelgit-"
 INCOMING = "refs/notes/modelgit-incoming"
@@ -210,6 +210,19 @@ def copy_objects(
     return report.objects, report.bytes
 
 
+def seek(repo: Repository, missing: set[str], listener: Listener = ignore) -> None:
+    """Brings objects from the repository's remotes, each one from the first that has it; some may stay missing."""
+    for name in repo.git.run("remote").split():
+        try:
+            source = open_remote(placed(repo, url_of(repo, name)))
+            copy_objects(source, repo, missing - source.missing(missing), listener)
+        except ModelgitError:
+            continue  # one that cannot be reached, or is damaged: the next may do
+        missing = repo.store.missing(missing)
+        if not missing:
+            return
+
+
 def move_refs(repo: Repository, there: Remote) -> dict[str, str]:
     """Makes refs/remotes/REMOTE/ what the remote shows, adds tags that are new here; returns what changed."""
     prefix = f"refs/remotes/{there.name}/"
@@ -305,13 +318,22 @@ def push(repo: Repository, remote: str, branches: Sequence[str], *, listener: Li
     theirs = there.branches
     refuse_rewinds(repo, tips, theirs, remote)
     refuse_checked_out(there, tips)
-    store = there.store
-    wanted = needed_objects(repo, list(tips.values()), complete(repo, theirs.values(), store))
-    report = repo.store.copy_to(store, wanted, listener)
+    report = send_objects(repo, there, list(tips.values()), listener)
     send_refs(repo, there, [f"{HEADS}{name}:{HEADS}{name}" for name in tips])
     for name, commit in tips.items():
         repo.git.run("update-ref", "--end-of-options", f"refs/remotes/{remote}/{name}", commit)
     return Moved({n: c for n, c in tips.items() if theirs.get(n) != c}, report.objects, report.bytes)
+
+
+def send_objects(repo: Repository, there: Remote, commits: Sequence[str], listener: Listener = ignore) -> "CopyReport":
+    """Sends the objects that the history of `commits` needs and a remote lacks.
+
+    Raises:
+        MissingObject: one is not here either. RemoteError: a manifest is malformed. StorageFull.
+    """
+    store = there.store
+    wanted = needed_objects(repo, commits, complete(repo, there.branches.values(), store))
+    return repo.store.copy_to(store, store.missing(wanted), listener)
 
 
 def tips_of(repo: Repository, branches: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, relatives
-from modelgit.repo.drivers import ATTRIBUTES_PATH
+from modelgit.repo.drivers import ATTRIBUTES_PATH, keep_current
 from modelgit.repo.files import (
     backdate,
     delete_path,
@@ -24,6 +24,7 @@ from modelgit.repo.files import (
     stat_of,
     write_ordinary,
 )
+from modelgit.repo.filling import left_over
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
 from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at
@@ -48,12 +49,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of."""
+    """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
+
+    `manifests` are weight files in whose place manifests lie, written by git without our filter.
+    """
 
     branch: str | None
     head: str | None
     changes: tuple[Change, ...]
     untracked: tuple[str, ...]
+    manifests: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------- status
@@ -73,7 +78,8 @@ def status(repo: Repository) -> Status:
     paths = sorted({*before, *look.tracked, *weights})
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), commit)) is not None]
     remember(look)
-    return Status(repo.branch(), commit, tuple(changes), tuple(path for path in fresh if path not in weights))
+    untracked = tuple(path for path in fresh if path not in weights)
+    return Status(repo.branch(), commit, tuple(changes), untracked, tuple(left_over(repo, look.tracked)))
 
 
 def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:
@@ -152,6 +158,7 @@ def advance(repo: Repository, commit: str, *, listener: Listener = ignore) -> No
 def put(repo: Repository, target: Version, *, force: bool = False, listener: Listener = ignore) -> None:
     """Makes files and index those of a version; HEAD stays."""
     refuse_merge(repo)
+    keep_current(repo.git, repo.git_dir)
     look = Look(repo)
     refuse_lock(look.index)
     head = repo.head()
@@ -289,6 +296,7 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     Raises:
         FormatError: a weight file is malformed. UsageError: a path that does not exist.
     """
+    keep_current(repo.git, repo.git_dir)
     look = Look(repo)
     refuse_lock(look.index)
     head = repo.head()

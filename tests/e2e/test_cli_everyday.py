@@ -139,8 +139,15 @@ def test_git_verbs_that_write_files_leave_weights(tmp_path: Path) -> None:
     modelgit(tmp_path, "stash", "pop")
     assert weights.read_bytes() == second
     run(tmp_path, "git", "commit", "--quiet", "--all", "--message", "by git alone")
-    run(tmp_path, "git", "checkout", "--quiet", "HEAD~1")
+    without = ("-c", "filter.modelgit.process=", "-c", "filter.modelgit.required=false")
+    run(tmp_path, "git", *without, "checkout", "--quiet", "HEAD~1")
     assert weights.read_bytes().startswith(b"modelgit manifest")
+    assert "fill them in: modelgit checkout" in modelgit(tmp_path, "status")
+    assert json.loads(modelgit(tmp_path, "status", "--json"))["manifests"] == ["model.safetensors"]
+    assert (
+        "modelgit restore model.safetensors"
+        in run(tmp_path, sys.executable, "-m", "modelgit", "checkout", "model.safetensors", code=11).stderr
+    )
     modelgit(tmp_path, "checkout")
     assert weights.read_bytes() == first
     assert run(tmp_path, sys.executable, "-m", "modelgit", "rev-parse", "nothing", code=128).stdout == "nothing\n"

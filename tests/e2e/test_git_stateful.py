@@ -144,7 +144,7 @@ class RepositoryAgainstDict(RuleBasedStateMachine):
 
     @invariant()
     def plain_git_agrees(self) -> None:
-        command = ["git", "-C", str(self.root), "-c", "filter.modelgit.clean=false", "diff", "--name-only", "HEAD"]
+        command = ["git", "-C", str(self.root), "-c", "filter.modelgit.process=false", "diff", "--name-only", "HEAD"]
         if self.settled and self.current in self.branches and self.work == self.tip():
             assert subprocess.run(command, capture_output=True, check=True).stdout == b""
 

@@ -46,7 +46,7 @@ def commit(repo: Repository, message: str = "x") -> str:
 
 def forbid_filter(repo: Repository) -> None:
     """Makes plain git fail if it asks the filter about any file."""
-    git(repo.git_dir, "config", "filter.modelgit.clean", "false")
+    git(repo.git_dir, "config", "filter.modelgit.process", "false")
 
 
 def kinds(repo: Repository) -> dict[str, str]:
@@ -314,7 +314,7 @@ def test_a_users_own_gitattributes_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / ".gitattributes").read_text() == mine
     assert repo.read_file(made, ".gitattributes") == mine.encode()
     assert git(tmp_path, "check-attr", "filter", "diff", "--", MODEL).split() == [
-        f"{MODEL}:", "filter:", "modelgit", f"{MODEL}:", "diff:", "unspecified"]  # fmt: skip
+        f"{MODEL}:", "filter:", "modelgit", f"{MODEL}:", "diff:", "modelgit"]  # fmt: skip
 
 
 def test_files_become_folders_and_folders_files(tmp_path: Path) -> None:

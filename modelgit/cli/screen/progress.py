@@ -126,8 +126,8 @@ class JsonProgress:
 class BarProgress:
     """A listener for terminals: bars that appear when a task takes longer than a moment, and leave no trace."""
 
-    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic, after_s: float = SHOW_AFTER_S) -> None:
+        self._stream, self._clock, self._after_s = stream, clock, after_s
         self._tasks: dict[str, Task] = {}
         self._bars: dict[str, TaskID] = {}
         self._progress: Progress | None = None
@@ -144,7 +144,7 @@ class BarProgress:
         elif event.task in self._tasks:
             task = self._tasks[event.task]
             task.done, task.note = task.done + event.n, safe(event.note)
-            if event.task in self._bars or now - task.began >= SHOW_AFTER_S:
+            if event.task in self._bars or now - task.began >= self._after_s:
                 self._draw(event.task, task)
 
     def _draw(self, name: str, task: Task) -> None:

@@ -108,6 +108,10 @@ def status(result: "Status") -> Iterator[Block]:
     for change in result.changes:
         yield line("  ", Span(f"{change.kind:9}", "changed"), change.path, faint(tensor_summary(change)))
         yield from tensor_lines(change)
+    if result.manifests:
+        names = f"{', '.join(result.manifests[:SHOWN])}{' …' if len(result.manifests) > SHOWN else ''}"
+        yield line("  manifests in the place of weights: ", names)
+        yield line("  fill them in: ", strong("modelgit checkout"))
     for path in result.untracked[:SHOWN]:
         yield line("  ", faint("untracked"), " ", path)
     if len(result.untracked) > SHOWN:

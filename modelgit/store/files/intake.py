@@ -5,15 +5,24 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from modelgit.errors import FormatError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
-from modelgit.formats.safetensors import Header, build_header, read_header
+from modelgit.formats.safetensors import (
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    Header,
+    build_header,
+    header_length,
+    parse_header,
+    read_header,
+)
 from modelgit.store.backend import read_all, translated
 from modelgit.store.codec.transforms import Bytes
-from modelgit.store.identity import FRAME_BYTES, Oid
+from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
 from modelgit.store.writing import Fill, PackWriter, Pending
 
 WAITING = 256  # tensors entered whose ids were not asked for yet
@@ -115,6 +124,63 @@ def store_file(pack: PackWriter, path: Path, parent: Manifest | None = None, lis
         manifest = collected.manifest(pack, header)
         if stamp(handle) != before or before[1] != header.size_bytes:
             raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
+    return manifest
+
+
+class Stream(Protocol):
+    """Bytes that come once, in order."""
+
+    def readinto(self, into: memoryview, /) -> int | None:
+        """Fill a part of `into` and return how many bytes that was, 0 at the end."""
+
+
+def read_some(stream: Stream, into: memoryview) -> int:
+    """Fill `into`, or as much of it as there is, and return how much."""
+    done = 0
+    while done < len(into):
+        got = stream.readinto(into[done:])
+        if not got:
+            break
+        done += got
+    return done
+
+
+def stream_header(stream: Stream, name: str) -> Header:
+    """Return the header that a stream begins with. Raises FormatError."""
+    prefix = bytearray(PREFIX_BYTES)
+    got = read_some(stream, memoryview(prefix))
+    most = PREFIX_BYTES + MAX_HEADER_BYTES if got == PREFIX_BYTES else got
+    raw = prefix + bytearray(header_length(bytes(prefix[:got]), most, name))
+    if read_some(stream, memoryview(raw)[PREFIX_BYTES:]) != len(raw) - PREFIX_BYTES:
+        raise FormatError(f"{name}: truncated: the file ends inside its header of {len(raw) - PREFIX_BYTES} bytes")
+    return parse_header(bytes(raw), None, name)
+
+
+def stream_frames(stream: Stream, size: int, name: str) -> Iterator[memoryview]:
+    """Yield the next `size` bytes of a stream in frames, each valid until the next. Raises FormatError."""
+    buffer = memoryview(bytearray(min(size, FRAME_BYTES)))
+    for number in range(frame_count(size)):
+        frame = buffer[: frame_size(size, number)]
+        if read_some(stream, frame) != len(frame):
+            raise FormatError(f"{name}: truncated: the file ends inside a tensor")
+        yield frame
+
+
+def store_stream(pack: PackWriter, stream: Stream, name: str, parent: Manifest | None = None) -> Manifest:
+    """As `store_file`, from a stream that is read once, with nothing beside it on disk; `name` is for messages.
+
+    Raises:
+        FormatError: not a safetensors file. StorageFull.
+    """
+    header = stream_header(stream, name)
+    collected = Collected(parent, ignore, header.size_bytes - header.data_start)
+    for span in header.tensors:
+        size, base = span.end - span.start, collected.parent(span.name, span.dtype, span.shape)
+        pending = pack.enter_frames(stream_frames(stream, size, name), size, span.dtype, base)
+        collected.add(span.name, span.dtype, span.shape, pending)
+    manifest = collected.manifest(pack, header)
+    if read_some(stream, memoryview(bytearray(1))):
+        raise FormatError(f"{name}: bytes after the last tensor, expected none")
     return manifest
 
 

@@ -79,5 +79,3 @@ def test_a_verb_that_nobody_knows() -> None:
     with pytest.raises(UsageError) as caught:
         refuse_verb("qqqq", ["merge", "log"])
     assert caught.value.hint == "modelgit --help lists the commands"
-    with pytest.raises(UsageError, match="not a modelgit command yet"):
-        refuse_verb("rebase", ["merge", "log"])

@@ -1,0 +1,190 @@
+"""Git's long-running filter (gitattributes, "Long Running Filter Process", version 2).
+
+*clean* streams a weight file from git's pipe into the store and gives its manifest. *smudge* gives the manifest as it
+is, because git holds what a filter gives whole in memory; the real files are written when git's command is over: git
+closes the pipe and waits for us, its index no longer locked. That covers every command that writes files.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BufferedIOBase
+from tempfile import SpooledTemporaryFile
+from typing import Protocol
+
+from modelgit.errors import FormatError, ModelgitError
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import Manifest, is_manifest, parse, relatives, write
+from modelgit.porcelain.plumbing.packets import LARGEST, Content, PacketReader, write_content, write_lines
+from modelgit.porcelain.plumbing.seeking import seek
+from modelgit.repo.filling import PREFIX_BYTES, fill, manifest_text
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
+
+HELD_BYTES = 16 * 1024 * 1024  # what waits in memory for git to listen; more goes to disk
+CAPABILITIES = ("clean", "smudge")
+Complain = Callable[[ModelgitError], None]
+
+
+class Source(Protocol):
+    """Bytes that come once."""
+
+    def readinto(self, into: memoryview, /) -> int | None:
+        """Fills a part of `into` and returns how many bytes that was, 0 at the end."""
+
+
+@dataclass(slots=True)
+class Lookahead:
+    """A stream whose first bytes were looked at."""
+
+    prefix: bytes
+    source: Source
+
+    def readinto(self, into: memoryview, /) -> int:
+        """Fills a part of `into` and returns how many bytes that was, 0 at the end."""
+        if not self.prefix:
+            return self.source.readinto(into) or 0
+        part, self.prefix = self.prefix[: len(into)], self.prefix[len(into) :]
+        into[: len(part)] = part
+        return len(part)
+
+
+@dataclass
+class Filter:
+    """One run of the filter. `manifests` are the blobs it gave git for the files of the work tree, by path."""
+
+    open_repository: Callable[[], Repository]
+    complain: Complain
+    listener: Listener = ignore
+    manifests: dict[str, set[str]] = field(default_factory=dict)
+
+    @cached_property
+    def repo(self) -> Repository:
+        """The repository git is working on, opened when there is something to do."""
+        return self.open_repository()
+
+    def serve(self, source: BufferedIOBase, target: BufferedIOBase) -> None:
+        """Answers git until it closes the pipe.
+
+        Raises:
+            FormatError: it does not speak the protocol.
+        """
+        packets = PacketReader(source)
+        greet(packets, target)
+        while (request := packets.lines()) is not None:
+            facts = dict(line.partition("=")[::2] for line in request)
+            self.answer(facts, packets.content(), target)
+
+    def answer(self, facts: Mapping[str, str], content: Content, target: BufferedIOBase) -> None:
+        """Answers one request. A file that cannot be taken is git's to refuse; the filter goes on."""
+        work = {"clean": self.clean, "smudge": self.smudge}.get(facts.get("command", ""))
+        with SpooledTemporaryFile(max_size=HELD_BYTES) as held:
+            try:
+                if work is None:
+                    raise FormatError(f"git asked for {facts.get('command')!r}, expected clean or smudge")
+                for piece in work(facts.get("pathname", ""), content):
+                    held.write(piece)
+            except ModelgitError as error:
+                content.drain()
+                self.complain(error)
+                write_lines(target, "status=error")
+                return
+            content.drain()
+            held.seek(0)
+            write_lines(target, "status=success")
+            write_content(target, iter(lambda: held.read(LARGEST), b""))
+            write_lines(target)
+
+    def clean(self, path: str, content: Source) -> Iterator[bytes]:
+        """Yields the manifest of a weight file, its objects stored; manifests and other files as they are.
+
+        Raises:
+            FormatError: a weight file is malformed. StorageFull.
+        """
+        prefix = beginning(content)
+        stream = Lookahead(prefix, content)
+        if not prefix or is_manifest(prefix) or (path and not path.endswith(WEIGHTS_SUFFIX)):
+            yield from pieces(stream)
+        else:
+            yield write(take_in(self.repo, path, stream)).encode()
+
+    def smudge(self, path: str, content: Source) -> Iterator[bytes]:
+        """Yields what comes; if it is a manifest, its file is to be written."""
+        prefix = beginning(content)
+        stream = pieces(Lookahead(prefix, content))
+        if not path.endswith(WEIGHTS_SUFFIX) or not is_manifest(prefix):
+            yield from stream
+            return
+        text = b"".join(stream)
+        self.manifests.setdefault(path, set()).add(blob_id(text))
+        yield text
+
+    def fill_in(self) -> None:
+        """Writes the real file where the work tree holds a manifest that this run gave. Complains, never fails."""
+        for path in sorted(self.manifests):
+            try:
+                root = self.repo.worktree
+                text = manifest_text(root, path) if root is not None else None
+                if text is not None and blob_id(text) in self.manifests[path]:
+                    seek(self.repo, {path: text}, self.listener)
+                    fill(self.repo, path, text, self.listener)
+            except ModelgitError as error:
+                self.complain(left_alone(path, error))
+
+
+def greet(packets: PacketReader, target: BufferedIOBase) -> None:
+    """Agrees with git on the version of the protocol and on what we can do. Raises FormatError."""
+    if packets.lines() != ["git-filter-client", "version=2"]:
+        raise FormatError("expected git's filter protocol, version 2", hint="it needs git 2.38 or later")
+    write_lines(target, "git-filter-server", "version=2")
+    packets.lines()
+    write_lines(target, *(f"capability={word}" for word in CAPABILITIES))
+
+
+def take_in(repo: Repository, path: str, stream: Source) -> Manifest:
+    """Returns the manifest of a weight file that comes through a pipe, its objects durable in the store.
+
+    Raises:
+        FormatError: it is malformed. StorageFull.
+    """
+    from modelgit.store.files.intake import store_stream  # brings numpy
+
+    with repo.store.begin() as pack:
+        manifest = store_stream(pack, stream, path or "the weight file", parent_of(repo, path))
+        pack.commit()
+    return manifest
+
+
+def parent_of(repo: Repository, path: str) -> Manifest | None:
+    """Returns what changed tensors are stored as differences to: what HEAD has at a path, for a new one elsewhere."""
+    if not path:
+        return None
+    code, text, _ = repo.git.attempt("cat-file", "blob", f"HEAD:{path}")
+    try:
+        if code == 0:
+            return parse(text.decode("utf-8", "replace"), path) if is_manifest(text) else None
+        head = repo.head()
+        return relatives(repo.version(head).manifests, path) if head else None
+    except FormatError:
+        return None
+
+
+def left_alone(path: str, error: ModelgitError) -> ModelgitError:
+    """Returns the error for a file whose manifest stays, with the command that fills it in."""
+    again = "then fill it in: modelgit checkout"
+    hint = f"{error.hint}; {again}" if error.hint else again
+    return ModelgitError(f"{path} holds its manifest only: {error.message}", hint=hint)
+
+
+def pieces(stream: Source) -> Iterator[bytes]:
+    """Yields the rest of a stream, piece by piece."""
+    piece = memoryview(bytearray(LARGEST))
+    while got := stream.readinto(piece):
+        yield bytes(piece[:got])
+
+
+def beginning(stream: Source) -> bytes:
+    """Returns the first bytes of a stream, which tell what it is."""
+    into, done = bytearray(PREFIX_BYTES), 0
+    while done < len(into) and (got := stream.readinto(memoryview(into)[done:])):
+        done += got
+    return bytes(into[:done])

@@ -1,0 +1,116 @@
+"""How two weight files differ, for `git diff`, and one as text, for `git log -p` and `git blame`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgit.errors import MissingObject
+from modelgit.formats.dtypes import size_bytes
+from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse
+from modelgit.formats.source import TensorSource
+from modelgit.repo.filling import PREFIX_BYTES
+from modelgit.repo.repository import Repository
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.comparing import TensorChange
+
+NO_TENSORS = Manifest("", 0, 0, ())
+SHORT = 12  # hexadecimal digits of a tensor's id
+READ_BYTES = 2 * 1024**3  # tensors that differ are read up to this size; beyond it they are named only
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How a weight file differs: tensors, how many are the same, and why there are no numbers, if there are none."""
+
+    tensors: "tuple[TensorChange, ...]"
+    same: int
+    unread: str | None = None
+
+
+def manifest_of(path: Path) -> Manifest | None:
+    """Returns the manifest in a file, one without tensors for an empty file; None for what else there may be."""
+    with path.open("rb") as file:
+        prefix = file.read(PREFIX_BYTES)
+    if not prefix:
+        return NO_TENSORS
+    return parse(path.read_text("utf-8", "replace"), path.name) if is_manifest(prefix) else None
+
+
+def text_of(path: Path) -> Iterator[str]:
+    """Yields a line a tensor of a manifest, or of a weight file: its name, type, shape, and the start of its id.
+
+    Raises:
+        FormatError: the file is neither.
+    """
+    manifest = manifest_of(path)
+    if manifest is None:
+        from modelgit.repo.look import hashed
+
+        manifest = hashed(path)
+    for entry in manifest.tensors:
+        yield f"{entry.name} {entry.dtype} [{','.join(map(str, entry.shape))}] {entry.oid[:SHORT]}"
+
+
+def source_of(repo: Repository, path: Path) -> TensorSource:
+    """Returns the tensors of a manifest, from the store, or of a weight file. Raises FormatError."""
+    from modelgit.store.files.tensors import FileTensors, StoredTensors
+
+    manifest = manifest_of(path)
+    return FileTensors(path) if manifest is None else StoredTensors(repo.store, manifest)
+
+
+def difference(repo: Repository, path: str, old: TensorSource, new: TensorSource) -> Shown:
+    """Returns how the weight file at `path` differs; where that would take long, or objects are absent, names alone.
+
+    Raises:
+        FormatError: a weight file is malformed. CorruptObject.
+    """
+    before, after = entries(old), entries(new)
+    unlike = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    same = len({*before, *after}) - len(unlike)
+    sizes = [size_bytes(before[n].dtype, before[n].shape) for n in unlike if n in before and n in after]
+    if sum(sizes) > READ_BYTES:
+        return Shown(named(path, before, after, unlike), same, f"more than {READ_BYTES >> 30} GiB of tensors differ")
+    try:
+        return Shown(measured(path, old, new), same)
+    except MissingObject:
+        return Shown(named(path, before, after, unlike), same, "their objects are not here (modelgit fetch)")
+
+
+def entries(source: TensorSource) -> dict[str, TensorEntry]:
+    """Returns the entries of all tensors."""
+    return {name: source.entry(name) for name in source.names()}
+
+
+def measured(path: str, old: TensorSource, new: TensorSource) -> "tuple[TensorChange, ...]":
+    """Returns the tensors that differ, and how far."""
+    from modelgit.merge.compare import compare
+    from modelgit.porcelain.comparing import tensor_change
+
+    return tuple(tensor_change(path, found) for found in compare(old, new) if found.kind != "same")
+
+
+def named(
+    path: str, before: dict[str, TensorEntry], after: dict[str, TensorEntry], names: Iterable[str]
+) -> "tuple[TensorChange, ...]":
+    """Returns the tensors that differ, unread."""
+    from modelgit.porcelain.comparing import TensorChange
+
+    found = []
+    for name in sorted(names):
+        old, new = before.get(name), after.get(name)
+        entry = new or old
+        if entry is not None:
+            found.append(TensorChange(path, name, kind_of(old, new), entry.dtype, entry.shape, None, None, None))
+    return tuple(found)
+
+
+def kind_of(old: TensorEntry | None, new: TensorEntry | None) -> str:
+    """Returns in a word how a tensor differs."""
+    if old is None or new is None:
+        return "added" if old is None else "removed"
+    if old.dtype != new.dtype:
+        return "dtype"
+    return "shape" if old.shape != new.shape else "changed"

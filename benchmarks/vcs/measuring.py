@@ -27,6 +27,7 @@ YARDSTICK_BYTES = 256 << 20
 PIECE_BYTES = 4 << 20
 COOL_S = 6.0  # longer than the kernel keeps free pages before it gives them back
 TAIL_BYTES = 2000
+ARGUMENTS = 45  # where /proc/PID/stat says at which address a program's arguments lie, after its name
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ def read(path: str) -> str:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Return the anonymous memory of a process and all below it; mapped files are left out."""
-    total = 0
+    """Return the anonymous memory of a process and all below it; mapped files are left out.
+
+    A child that has not started its program yet shares its parent's memory, and its addresses: both count once.
+    """
+    found: dict[str, int] = {}
     for each in descendants(pid):
-        amount = read(f"/proc/{each}/status").partition("RssAnon:")[2]
-        total += 1024 * int(amount.split()[0]) if amount else 0
-    return total
+        stat, amount = read(f"/proc/{each}/stat"), read(f"/proc/{each}/status").partition("RssAnon:")[2]
+        if stat and amount:
+            memory = stat.rpartition(")")[2].split()[ARGUMENTS]
+            found[memory] = max(found.get(memory, 0), 1024 * int(amount.split()[0]))
+    return sum(found.values())
 
 
 PRIME = """

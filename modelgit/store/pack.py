@@ -32,6 +32,7 @@ MAX_DEPTH = 64  # links from an object to one that stands alone
 MAX_COST = 4096  # frames decoded to give one frame
 MAX_MEMBERS = 1 << 16  # objects in a bundle
 MAX_TERMS = 4096  # inputs of a linear combination
+MAX_ALIKE = 64  # ids whose first eight bytes are those of the one before: hashes are not alike by chance
 FRAME_OVERHEAD = 65536  # a stored frame is never longer than a raw one and this
 
 
@@ -246,4 +247,6 @@ def parse_index(data: memoryview, offset: int, digest: bytes, where: str) -> Ind
     index = Index(ids, entries)
     prefixes = index.prefixes()
     require(bool((prefixes[1:] >= prefixes[:-1]).all()), where, "the index is not sorted")
+    alike = int((prefixes[1:] == prefixes[:-1]).sum())
+    require(alike <= MAX_ALIKE, where, f"{alike} ids begin as the one before, expected at most {MAX_ALIKE}")
     return index

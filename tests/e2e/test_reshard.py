@@ -23,7 +23,8 @@ def state(step: float = 0.0) -> State:
     rng = np.random.default_rng(1)
     matrices = {f"layer.{i}.weight": rng.normal(0, 0.02, (160, 128)).astype(np.float32) for i in range(6)}
     vectors = {f"layer.{i}.bias": rng.normal(0, 0.02, 32).astype(np.float16) for i in range(6)}
-    return {name: array * array.dtype.type(1 + step) for name, array in {**matrices, **vectors}.items()}
+    tensors: State = {**matrices, **vectors}
+    return {name: array * array.dtype.type(1 + step) for name, array in tensors.items()}
 
 
 def save_whole(folder: Path, tensors: State) -> None:

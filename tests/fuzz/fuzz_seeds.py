@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from modelgit.store.backend import MemoryBackend
+from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
 from modelgit.store.objects import ObjectStore
 
@@ -66,7 +67,8 @@ def stored_frames() -> Iterator[bytes]:
         child[::40] += 1
         noise = np.random.default_rng(0).integers(0, 4, 80 * width, np.uint8)
         for data, n, delta in ((child, count, 0), (child, count, 4), (noise, 80, 0), (child[:width], 1, 0)):
-            encoded = codec.encode_delta(data, parent[: len(data)], width) if delta else codec.encode_full(data, width)
+            old = parent[: len(data)]
+            encoded = differences.encode_delta(data, old, width) if delta else codec.encode_full(data, width)
             yield bytes([number | delta]) + (n - 1).to_bytes(2, "little") + b"\0" + b"".join(encoded)
 
 

@@ -30,8 +30,11 @@ from modelgit.repo.gitdir import check_path
 from modelgit.repo.values import trailers_of, with_trailers
 from modelgit.store.backend import MemoryBackend
 from modelgit.store.catalog import Catalog
+from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
-from modelgit.store.codec.transforms import Bytes, NumpyTransforms, Transforms, load_compiled
+from modelgit.store.codec.compiled import load_compiled
+from modelgit.store.codec.reference import NumpyTransforms
+from modelgit.store.codec.transforms import Bytes, Transforms
 from modelgit.store.identity import frame_count, frame_size
 from modelgit.store.pack import CODECS, FIXED, FOOTER, FRAME
 from modelgit.store.reading import Reader
@@ -135,7 +138,7 @@ def decoded(stored: memoryview, width: int, delta: bool, size: int, tools: Trans
     into = room[64 : 64 + size]
     into[:] = np.arange(size) * 7 // 16 % 256
     try:
-        (codec.decode_delta if delta else codec.decode_full)(stored, width, into, tools)
+        (differences.decode_delta if delta else codec.decode_full)(stored, width, into, tools)
     except CorruptObject:
         return None
     finally:

@@ -106,6 +106,8 @@ def parse_frame(stored: memoryview, width: int, count: int) -> tuple[Bytes, Mode
     parts = [np.frombuffer(stored[start:end], np.uint8) for start, end in pairwise(lengths)]
     active, model = parse_model(parts[3].data, width, count, (first, last))
     states = parts[0].copy().view("<u4")
+    if (states >> np.uint32(31)).any():
+        raise CorruptObject("a state of a difference is beyond 2^31")
     if (states >= HIGHEST).any():
         raise CorruptObject("a state of a difference is too high")
     return active, model, Coded(states, aligned(parts[1], 2).view("<u2")), parts[2]

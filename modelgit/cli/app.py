@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from modelgit.cli import handed_on, history, learn, objects
+from modelgit.cli import handed_on, history, learn, objects, upkeep
 from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session
 from modelgit.errors import (
@@ -29,8 +29,8 @@ INTERRUPTED, INTERNAL, BROKEN_PIPE = 130, 70, 141
 # What to do next where the floor that met the error had nothing more exact to say.
 HINTS: Mapping[type[ModelgitError], str] = {
     FormatError: "is the file complete, and a safetensors file? compare it with the original",
-    CorruptObject: "modelgit fsck --full names damaged packs; remove those, then modelgit fetch brings sound ones",
-    MissingObject: "modelgit fetch brings objects from a remote; modelgit fsck lists what is missing",
+    CorruptObject: "modelgit fsck --repair takes sound objects from the remotes",
+    MissingObject: "modelgit fetch brings objects from a remote; modelgit fsck --repair also from a path",
     DifferencesFound: "the weights of this commit are not what its message says; ask who made it",
     StoreError: "modelgit fsck looks at every object",
     RemoteError: "modelgit remote -v lists the remotes",
@@ -66,6 +66,7 @@ def new_app() -> typer.Typer:
     app.callback()(options)
     history.register(app)
     objects.register(app)
+    upkeep.register(app)
     learn.register(app)
     return app
 

@@ -11,7 +11,7 @@ from modelgit.cli.words import Remote, Rev
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.porcelain.checking import Checked, Verified
+    from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
 
 SHARING = "Repositories and sharing"
@@ -111,7 +111,7 @@ def register_transfers(app: typer.Typer) -> None:
 
 
 def register_checks(app: typer.Typer) -> None:
-    """Enters `verify`, `fsck`."""
+    """Enters `verify`."""
 
     @command(app, "verify", panel=TRUST)
     def verify(
@@ -129,16 +129,3 @@ def register_checks(app: typer.Typer) -> None:
             hint = f"recompute a merge: modelgit verify --rerun {rev}"
             raise UsageError("verify needs to be told what to verify", hint=hint)
         return checking.verify(session.repo(), rev, session.listener)
-
-    @command(app, "fsck", panel=TRUST)
-    def fsck(
-        session: Session,
-        full: Annotated[bool, typer.Option("--full", help="Recompute the id of every object.")] = False,
-    ) -> "Checked":
-        """Check that all objects are sound.
-
-        Every object that any version needs must be there. Exit code 1 if not.
-        """
-        from modelgit.porcelain import checking
-
-        return checking.fsck(session.repo(), full=full, listener=session.listener)

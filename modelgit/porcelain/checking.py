@@ -1,11 +1,11 @@
-"""Checking: can a merge be recomputed, are all objects there and right."""
+"""Checking: can a merge be recomputed."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelgit.errors import DamageFound, DifferencesFound, FormatError, ModelgitError, UsageError
+from modelgit.errors import DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging import Choices, carry_out, prepare
@@ -34,15 +34,6 @@ class Verified:
     inputs: tuple[str, ...]
     files: int
     tensors: int
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A sound repository: how many versions and objects were looked at, and whether every byte was."""
-
-    versions: int
-    objects: int
-    full: bool
 
 
 def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> Verified:
@@ -115,36 +106,3 @@ def differing(recorded: Mapping[str, Manifest], again: Mapping[str, Manifest]) -
         if recorded[path].header != again[path].header:
             found.append(f"header of {path}")
     return found
-
-
-def every_commit(repo: Repository) -> list[str]:
-    """Returns every commit that a branch, tag, remote branch, stash, pipeline step or HEAD leads to."""
-    tips = {commit for ref, commit in repo.refs().items() if not ref.startswith("refs/notes/")}
-    head = repo.head()
-    tips |= {head} if head else set()
-    return [entry.commit for entry in repo.log(sorted(tips))] if tips else []
-
-
-def fsck(repo: Repository, *, full: bool = False, listener: Listener = ignore) -> Checked:
-    """Looks whether every object that any version needs is there and sound; with `full` every byte is recomputed.
-
-    Raises:
-        DamageFound: naming what is missing or wrong.
-    """
-    report = repo.store.fsck(full=full, listener=listener)
-    problems = list(report.problems)
-    needed: dict[str, str] = {}
-    commits = every_commit(repo)
-    for commit in commits:
-        try:
-            for path, manifest in repo.version(commit).manifests.items():
-                needed.update(dict.fromkeys(manifest.oids(), f"{path} of {commit[:10]}"))
-        except ModelgitError as error:
-            problems.append(f"version {commit[:10]}: {error.message}")
-    missing = sorted(repo.store.missing(needed))
-    problems += [f"missing object {oid}, needed by {needed[oid]}" for oid in missing]
-    if problems:
-        more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
-        hint = "remove damaged packs, then get what is missing from a repository that has it: modelgit fetch"
-        raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
-    return Checked(len(commits), report.objects, full)

@@ -10,13 +10,16 @@ from modelgit.cli.screen.views import VIEWS, view_of
 from modelgit.formats.manifest import ManifestDiff, TensorEntry
 from modelgit.pipeline.outcome import Row, Spread
 from modelgit.pipeline.start import Ran
-from modelgit.porcelain.checking import Checked, Verified
+from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
 from modelgit.porcelain.merging import Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+from modelgit.porcelain.upkeep.collecting import Swept
+from modelgit.porcelain.upkeep.damage import Checked
+from modelgit.porcelain.upkeep.usage import BranchUse, Saved, TensorUse, Usage, VersionUse
 from modelgit.porcelain.versions import FileReport, History, HistoryEntry, VersionReport
 from modelgit.porcelain.work import Added, CheckedOut, Committed
 from modelgit.repo.worktree import Change, Status
@@ -116,6 +119,31 @@ RESULTS: dict[str, object] = {
     "verify": Verified(C, "linear", (A, B), 1, 204),
     "fsck": Checked(4, 1200, full=False),
     "fsck-full": Checked(1, 1, full=True),
+    "fsck-repair": Checked(4, 1200, full=False, salvaged=7, brought=2, put_aside=("packs/aa.pack",)),
+    "du": Usage(
+        (
+            VersionUse(C, "Average", ("main",), 18_800_000, 17_500_000, 5_000),
+            VersionUse(A, "Fine-tune", (), 18_800_000, 17_500_000, 5_000_000),
+            VersionUse(D, "Foundation model", ("v1",), 18_800_000, 12_500_000, 0),
+        ),
+        (BranchUse("main", 3, 17_500_000, 5_005_000), BranchUse("old", 1, 12_500_000, 0)),
+        (
+            TensorUse("e" * 64, "embed.weight", 9_000_000, 7_000_000, "full", 0, 3),
+            TensorUse("f" * 64, "embed.weight", 9_000_000, 2_000_000, "delta", 1, 2),
+            TensorUse("0" * 64, "head.weight", 1_000_000, 300, "linear", 2, 1),
+        ),
+        56_400_000,
+        17_505_000,
+        Saved(18_000_000, 9_000_000, 8_000_000, 3_895_000),
+        22_000_000,
+        3_000_000,
+        1_495_000,
+    ),
+    "du-nothing": Usage((), (), (), 0, 0, Saved(0, 0, 0, 0), 0, 0, 0),
+    "gc": Swept(False, 9_000_000, 6_000_000, 30, 2, 1_000_000, 5_000_000, None, ("/x/.a.tmp",), False),
+    "gc-deep": Swept(False, 9_000_000, 6_000_000, 30, 1, 0, 9_000_000, 2_900_000, (), True),
+    "gc-dry-run": Swept(True, 9_000_000, 6_000_000, 30, 2, 0, 3_000_000, None, (), False),
+    "gc-nothing": Swept(False, 9_000_000, 9_000_000, 3, 3, 0, 0, None, (), False),
     "run": Ran(
         "ratatouille",
         "build/demo",

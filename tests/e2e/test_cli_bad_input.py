@@ -201,12 +201,12 @@ def test_a_missing_object(models: Path, command: Command, tmp_path: Path) -> Non
     before = state(models)
     check(command("checkout", "tune"), 13, "not in the store", "modelgit fetch")
     check(command("export", "tune", str(tmp_path / "out")), 13, "", "")
-    check(command("fsck"), 1, "missing object", "modelgit fetch")
+    check(command("fsck"), 1, "missing object", "modelgit fsck --repair")
     assert state(models) == before
     for branch in ("main", "tune", "wide"):  # what only a pipeline's ref keeps is needed too
         Repository.open(models).git.run("update-ref", f"refs/modelgit/steps/{branch}", branch)
         Repository.open(models).git.run("update-ref", "-d", f"refs/heads/{branch}")
-    check(command("fsck"), 1, "missing object", "modelgit fetch")
+    check(command("fsck"), 1, "missing object", "modelgit fsck --repair")
 
 
 def test_a_damaged_object(models: Path, command: Command) -> None:

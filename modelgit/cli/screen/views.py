@@ -22,7 +22,7 @@ from modelgit.cli.screen.output import View
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Spread
     from modelgit.pipeline.start import Ran
-    from modelgit.porcelain.checking import Checked, Verified
+    from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
     from modelgit.porcelain.merging import Merged
     from modelgit.porcelain.scorebook import Score
@@ -391,9 +391,4 @@ def verified(result: "Verified") -> Iterator[Block]:
     yield line(Span("ok", "good"), " ", identity(result.commit), f" recomputed: {what}, every id the same")
 
 
-@view("Checked", lambda _: [])
-def checked(result: "Checked") -> Iterator[Block]:
-    """A sound repository."""
-    how = "every byte recomputed" if result.full else "checksums and structure; --full recomputes every byte"
-    told = f"{count_text(result.versions, 'version')}, {count_text(result.objects, 'object')}"
-    yield line(Span("ok", "good"), f" {told} ({how})")
+from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401  enters its views

@@ -62,12 +62,15 @@ class ObjectReader:
             some = shas[start : start + AT_ONCE]
             requests.write("".join(f"{sha}\n" for sha in some).encode())
             requests.flush()
+            missing = list[str]()
             for sha in some:
                 words = answers.readline().split()
                 if len(words) != 3:
-                    raise RepositoryError(f"{DAMAGED}: {sha} cannot be read", hint=HINT)
-                content = answers.read(int(words[2]) + 1)
-                yield content[:-1]
+                    missing.append(sha)
+                else:
+                    yield answers.read(int(words[2]) + 1)[:-1]
+            if missing:  # said only now: what was asked for must be taken
+                raise RepositoryError(f"{DAMAGED}: {missing[0]} cannot be read", hint=HINT)
 
 
 def needed_ids(repo: Repository) -> set[bytes]:

@@ -6,12 +6,12 @@ needed has been looked up afresh and copied out once more. At every moment the l
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelgit.events import Listener, ignore
 from modelgit.store.catalog import CONDEMNED, LIVE
 from modelgit.store.objects import ObjectStore
-from modelgit.store.upkeep.copying import alone, copy_records
+from modelgit.store.upkeep.copying import alone, batches, copy_records
 from modelgit.store.upkeep.survey import Stored, Survey, closure, survey
 
 DAY_S = 86_400.0
@@ -77,16 +77,17 @@ def collect(store: ObjectStore, roots: Roots, rules: Rules, listener: Listener =
         before = survey(store)
         plan = make_plan(store, before, roots(), rules)
         if rules.dry_run:
-            return told(store, before, plan, plan.delete)
-        return told(store, before, plan, carry_out(store, plan, roots, listener))
+            return told(before, plan, plan.delete)
+        new = copy_records(store, plan.copy, listener)
+        again = tuple(name for name in plan.condemn if name in new)  # a pack that was copied whole is what it was
+        plan = replace(plan, condemn=tuple(name for name in plan.condemn if name not in again))
+        return told(before, plan, carry_out(store, plan, roots), len(again))
 
 
-def carry_out(store: ObjectStore, plan: Plan, roots: Roots, listener: Listener) -> tuple[str, ...]:
-    """Copy, condemn, delete; return what was deleted: nothing while somebody writes or a need has come up."""
-    new = copy_records(store, plan.copy, listener)
+def carry_out(store: ObjectStore, plan: Plan, roots: Roots) -> tuple[str, ...]:
+    """Condemn and delete; return what was deleted: nothing while somebody writes or a need has come up."""
     for name in plan.condemn:
-        if name not in new:
-            store.backend.move(name, condemned_name(name))
+        store.backend.move(name, condemned_name(name))
     store.catalog.refresh()
     if not plan.delete or store.backend.busy():
         return ()
@@ -94,10 +95,11 @@ def carry_out(store: ObjectStore, plan: Plan, roots: Roots, listener: Listener) 
     here = {oid for records in now.live.values() for record in records for oid in record.entries}
     if not closure([*roots(), *here], now.places()) <= here:
         return ()
-    for name in plan.delete:
+    deleted = tuple(name for name in plan.delete if name in now.condemned)
+    for name in deleted:
         store.backend.delete(name)
     store.catalog.refresh()
-    return plan.delete
+    return deleted
 
 
 def condemned_name(name: str) -> str:
@@ -177,23 +179,24 @@ def wasteful(before: Survey, sizes: Mapping[str, int], needed: set[bytes]) -> se
     return found
 
 
-def told(store: ObjectStore, before: Survey, plan: Plan, deleted: tuple[str, ...]) -> Collected:
-    """Return the report on a collection that was carried out, or would be."""
-    after = live_after(store, before, plan)
+def told(before: Survey, plan: Plan, deleted: tuple[str, ...], again: int = 0) -> Collected:
+    """Return the report on a collection that was carried out, or would be; `again` packs were copied whole."""
+    kept = [name for name in before.live if name not in plan.condemn]
+    copied = 0 if again else sum(record.length for record in plan.copy)
     condemned = {condemned_name(name) for name in plan.condemn} | before.condemned.keys()
     sizes = {name: length(before, name) for name in condemned}
     return Collected(
         objects=len({oid for records in before.live.values() for record in records for oid in record.entries}),
         packs_before=len(before.live),
-        packs_after=after[0],
+        packs_after=len(kept) + sum(1 for _ in batches(plan.copy)) - again,
         bytes_before=sum(length(before, name) for name in before.live),
-        bytes_after=after[1],
-        copied_bytes=sum(record.length for record in plan.copy),
+        bytes_after=copied + sum(length(before, name) for name in kept),
+        copied_bytes=copied,
         condemned_packs=len(plan.condemn),
         deleted_packs=len(deleted),
         freed_bytes=sum(sizes[name] for name in deleted),
         waiting_bytes=sum(size for name, size in sizes.items() if name not in deleted),
-        postponed=len(deleted) < len(plan.delete),
+        postponed=not set(deleted) >= {name for name in plan.delete if name in sizes},
     )
 
 
@@ -201,10 +204,3 @@ def length(before: Survey, name: str) -> int:
     """Return the bytes of a pack's records, by the name it had or has."""
     records = before.condemned.get(name) or before.live.get(LIVE + name.rpartition("/")[2], ())
     return sum(record.length for record in records)
-
-
-def live_after(store: ObjectStore, before: Survey, plan: Plan) -> tuple[int, int]:
-    """Return how many live packs there will be, and the bytes of their records."""
-    kept = [name for name in before.live if name not in plan.condemn]
-    copied = sum(record.length for record in plan.copy)
-    return len(kept) + bool(plan.copy), copied + sum(length(before, name) for name in kept)

@@ -1,0 +1,140 @@
+"""Checking that all objects are there and right, and mending what is not."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelgit.errors import DamageFound, ModelgitError
+from modelgit.events import Listener, Noted, ignore
+from modelgit.formats.manifest import parse
+from modelgit.remotes.open import open_remote
+from modelgit.repo import transport
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.upkeep.database import ObjectReader, Trees, every_commit, manifests
+
+if TYPE_CHECKING:
+    from modelgit.store.objects import ObjectStore
+
+MAX_NAMED = 5
+REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A sound repository: how many versions and objects were looked at, and whether every byte was.
+
+    After a repair: objects `salvaged` from damaged packs, `brought` from remotes, and the packs put aside.
+    """
+
+    versions: int
+    objects: int
+    full: bool
+    salvaged: int = 0
+    brought: int = 0
+    put_aside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What versions need: a place that names each object, and what is wrong with the versions themselves."""
+
+    versions: int
+    objects: dict[str, str]
+    problems: tuple[str, ...]
+
+
+def fsck(
+    repo: Repository,
+    *,
+    full: bool = False,
+    repair: bool = False,
+    remotes: Sequence[str] = (),
+    listener: Listener = ignore,
+) -> Checked:
+    """Looks whether every object that any version needs is there and sound; with `full` every byte is recomputed.
+
+    With `repair` what is not is taken from the remotes (all unless named; a path will do), or out of damaged packs.
+
+    Raises:
+        DamageFound: naming what is missing or wrong, after a repair what could not be found. RemoteError: a remote
+            that was named cannot be opened.
+    """
+    from modelgit.store.upkeep.salvage import mend
+
+    needs = needs_of(repo)
+    if not repair:
+        report = repo.store.fsck(full=full, listener=listener)
+        missing = sorted(repo.store.missing(needs.objects))
+        refuse(needs, list(report.problems), missing, REPAIR)
+        return Checked(needs.versions, report.objects, full)
+    ids = [bytes.fromhex(oid) for oid in needs.objects]
+    done = mend(repo.store, sources(repo, remotes, listener), ids, full=full, listener=listener)
+    missing = sorted(oid.hex() for oid in done.lost)
+    refuse(needs, list(done.report.problems), missing, "name a repository that has them: modelgit fsck --repair PATH")
+    return Checked(needs.versions, done.report.objects, full, done.salvaged, done.brought, done.put_aside)
+
+
+def refuse(needs: Needs, problems: list[str], missing: Sequence[str], hint: str) -> None:
+    """Raises DamageFound if anything is wrong."""
+    problems += needs.problems
+    problems += [f"missing object {oid}, needed by {needs.objects.get(oid, 'another object')}" for oid in missing]
+    if problems:
+        more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
+        raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
+
+
+def sources(repo: Repository, remotes: Sequence[str], listener: Listener) -> list["ObjectStore"]:
+    """Returns the stores of remotes: of those named (names or paths), else of all that can be opened.
+
+    Raises:
+        RemoteError: one that was named cannot be.
+    """
+    configured = repo.git.run("remote").split()
+    found: list[ObjectStore] = []
+    for name in remotes or configured:
+        try:
+            url = transport.url_of(repo, name) if name in configured else name
+            found.append(open_remote(transport.placed(repo, url)))
+        except ModelgitError as error:
+            if remotes:
+                raise
+            listener(Noted(f"passed over {name}: {error.message}"))
+    return found
+
+
+def needs_of(repo: Repository) -> Needs:
+    """Returns what every version and the index of the work tree need."""
+    commits = every_commit(repo)
+    problems: list[str] = []
+    objects: dict[str, str] = {}
+    seen = set[str]()
+    with ObjectReader(repo.git) as reader:
+        trees = Trees(reader)
+        for commit in (*commits, None):
+            where = f"version {commit[:10]}" if commit else "the index"
+            try:
+                files = trees.weights(commit) if commit else staged(repo)
+                new = {path: blob for path, blob in files.items() if blob not in seen}
+                seen.update(new.values())
+                for path, oids in named(reader, new):
+                    objects.update((oid, f"{path} of {where}") for oid in oids if oid not in objects)
+            except ModelgitError as error:
+                problems.append(f"{where}: {error.message}")
+    return Needs(len(commits), objects, tuple(problems))
+
+
+def named(reader: ObjectReader, files: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields the objects that each weight file's manifest names. Raises FormatError for a malformed one."""
+    texts = manifests(reader, list(files.values()))
+    for path, blob in files.items():
+        if blob in texts:
+            yield path, parse(texts[blob].decode("utf-8", "replace"), path).oids()
+
+
+def staged(repo: Repository) -> dict[str, str]:
+    """Returns the blobs of weight files in the index, by path."""
+    if repo.worktree is None:
+        return {}
+    rows = repo.git.run_bytes("ls-files", "--stage", "-z").decode("utf-8", "surrogateescape").split("\0")
+    pairs = [(row.partition("\t")[2], row.split()[1]) for row in rows if row.endswith(WEIGHTS_SUFFIX)]
+    return dict(pairs)

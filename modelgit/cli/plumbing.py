@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from modelgit.cli.screen.blocks import Table, plain_table
 from modelgit.cli.screen.output import Output, is_terminal, safe
-from modelgit.errors import ModelgitError, UsageError
+from modelgit.errors import ModelgitError, StorageFull, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.repo.gitdir import FOREIGN
 
@@ -27,7 +27,7 @@ QUIET_S = 1.0  # nothing is said of work that takes less
 PIPE_BYTES = 1 << 20
 NO_FILE = "/dev/null"
 CONFLICT, FAILED = 1, 1
-INTERRUPTED = 130
+INTERRUPTED, INTERNAL = 130, 70
 
 
 def repository() -> "Repository":
@@ -242,6 +242,16 @@ def main(words: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code
+        complain(translated(error))
+        return INTERNAL
+
+
+def translated(error: Exception) -> ModelgitError:
+    """Returns an error of the system, or a mistake of ours, as one that can be shown."""
+    if isinstance(error, OSError):
+        return StorageFull(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return ModelgitError(f"internal error: {type(error).__name__}: {error}", hint="please report it")
 
 
 def stop(number: int, _frame: object) -> NoReturn:

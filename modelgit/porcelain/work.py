@@ -137,6 +137,8 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
         DirtyWorktree: local changes lie in the way. RevisionError, MissingObject. Nothing has changed then.
     """
     created = follow_remote_branch(repo, rev)
+    if rev == "HEAD":
+        fill_in(repo, listener)
     made = worktree.checkout(repo, rev, force=force, listener=listener)
     fill_in(repo, listener)
     return CheckedOut(made, repo.branch(), created=created)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import parse
-from modelgit.repo import transport
 from modelgit.repo.repository import Repository
 
 
@@ -17,4 +16,6 @@ def seek(repo: Repository, texts: Mapping[str, bytes], listener: Listener = igno
     wanted = {oid for manifest in manifests for oid in manifest.oids()}
     missing = repo.store.missing(wanted)
     if missing:
+        from modelgit.repo import transport
+
         transport.seek(repo, missing, listener)

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from modelgit.errors import FormatError, RepositoryError
+from modelgit.errors import FormatError, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import TensorEntry
+from modelgit.formats.dtypes import DTYPES, size_bytes
+from modelgit.formats.manifest import TensorEntry, relatives
 from modelgit.porcelain import merging, versions, work
 from modelgit.porcelain.merging import Choices, Merged
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
@@ -23,20 +24,65 @@ if TYPE_CHECKING:
     import torch
 
     Tensor = torch.Tensor | np.ndarray[Any, Any]
+    Device = str | torch.device | None
+
+Framework = Literal["torch", "numpy"]
+FRAMEWORKS = ("torch", "numpy")
 
 
-class Weights(Mapping[str, "torch.Tensor"]):
-    """The tensors of a version by name. Each is read, and verified, when it is asked for."""
+class Weights(Mapping[str, Any]):
+    """The tensors of a version by name. Each is read, and verified, when it is asked for, and no byte of the others.
 
-    def __init__(self, source: StoredTensors) -> None:
-        self._source = source
+    They come as PyTorch tensors on `device`, or as numpy arrays, in memory of their own.
+    """
 
-    def __getitem__(self, name: str) -> "torch.Tensor":
-        from modelgit.porcelain.tensors import load_tensor
+    def __init__(self, source: StoredTensors, framework: Framework = "torch", device: "Device" = None) -> None:
+        if framework not in FRAMEWORKS:
+            raise UsageError(f"framework '{framework}': expected one of {', '.join(FRAMEWORKS)}")
+        if framework == "numpy" and device is not None:
+            raise UsageError(f"device '{device}': numpy arrays lie in the main memory", hint='use framework="torch"')
+        self._source, self._framework, self._device = source, framework, device
+        if device is not None:
+            from modelgit.porcelain.tensors import device_named
 
+            self._device = device_named(device)
+
+    def __getitem__(self, name: str) -> Any:
         if name not in self:
             raise KeyError(name)
-        return load_tensor(self._source, name)
+        return self._made(name, self.entry(name).shape, self._source.read(name))
+
+    def rows(self, name: str, start: int, stop: int) -> Any:
+        """Returns rows `start` to `stop` of a tensor, counted and cut as in a slice of its first dimension.
+
+        Only the pieces of 4 MiB that they lie in are read.
+
+        Raises:
+            FormatError: no such tensor; a scalar; rows that fill no whole bytes.
+        """
+        entry = self.entry(name)
+        if not entry.shape:
+            raise FormatError(f"tensor '{name}' is a scalar: it has no rows")
+        first, last, _ = slice(start, stop).indices(entry.shape[0])
+        last = max(first, last)
+        shape = (last - first, *entry.shape[1:])
+        try:
+            begin, size = size_bytes(entry.dtype, (first, *shape[1:])), size_bytes(entry.dtype, shape)
+        except FormatError as error:
+            raise FormatError(f"tensor '{name}', rows {first} to {last}: {error.message}") from error
+        return self._made(name, shape, self._source.read_part(name, begin, begin + size))
+
+    def raw(self, name: str) -> bytearray:
+        """Returns a tensor's little-endian bytes in row-major order, whatever its type. Raises FormatError."""
+        return self._source.read(name)
+
+    def _made(self, name: str, shape: Sequence[int], data: bytearray) -> Any:
+        if self._framework == "numpy":
+            return as_numpy(self.entry(name), shape, data)
+        from modelgit.porcelain.tensors import tensor_of
+
+        tensor = tensor_of(self.entry(name), shape, data)
+        return tensor if self._device is None else tensor.to(self._device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.names())
@@ -98,7 +144,8 @@ class Repository:
         model is; without one, what the first parent's says still holds. `metadata` goes into the file's header.
 
         Raises:
-            FormatError: a tensor that safetensors cannot hold. DirtyWorktree: local changes lie in the way.
+            FormatError: no tensor or array, or one that safetensors cannot hold.
+            DirtyWorktree: local changes lie in the way.
             RepositoryError: the branch would lose commits.
         """
         repo = self._repo
@@ -131,7 +178,7 @@ class Repository:
 
         first = self._repo.version(parents[0]) if parents else None
         with self._repo.store.begin() as pack:
-            parent = first.manifests.get(DEFAULT_PATH) if first else None
+            parent = relatives(first.manifests, DEFAULT_PATH) if first else None
             manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent)
             pack.commit()
         kept: dict[str, Blob] = dict(first.files) if first else {}
@@ -139,9 +186,18 @@ class Repository:
         told = write_record(record) if record is not None else inherited or write_record(Record("commit"))
         return CommitDraft(parents, {**kept, DEFAULT_PATH: manifest, RECORD_PATH: told}, "")
 
-    def load(self, rev: str = "HEAD", path: str | None = None) -> Weights:
-        """Returns the tensors of a version; `path` chooses one of several weight files. Reads nothing yet."""
-        return Weights(versions.weights_of(self._repo, rev, path))
+    def load(
+        self, rev: str = "HEAD", path: str | None = None, *, framework: Framework = "torch", device: "Device" = None
+    ) -> Weights:
+        """Returns the tensors of a version, of all its weight files or of the one at `path`. Reads nothing yet.
+
+        They are PyTorch tensors, on the CPU or on `device` ("cuda", "cuda:1", …), or numpy arrays if `framework` is
+        "numpy". One whose type the framework lacks (numpy has no BF16 and no F8) raises FormatError when asked for.
+
+        Raises:
+            RevisionError: no such version. UsageError: no weights there, or a device that cannot be used.
+        """
+        return Weights(versions.weights_of(self._repo, rev, path), framework, device)
 
     def merge(
         self,
@@ -171,7 +227,39 @@ class Repository:
 
 
 def as_torch(state: "Mapping[str, Tensor]") -> "dict[str, torch.Tensor]":
-    """Returns the state dict with numpy arrays as tensors over the same memory."""
+    """Returns the state dict with numpy arrays as tensors over the same memory.
+
+    Raises:
+        FormatError: a name that is no text, a value that is no tensor or array, an array that PyTorch cannot hold.
+    """
+    import numpy as np
     import torch
 
-    return {name: value if isinstance(value, torch.Tensor) else torch.as_tensor(value) for name, value in state.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, value in cast("Mapping[object, object]", state).items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray | np.generic):
+            expected = "expected names and PyTorch tensors or numpy arrays"
+            raise FormatError(f"{name!r}: {expected}, got {type(value).__name__}", hint="numpy.asarray makes one")
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+            continue
+        try:  # numpy makes a scalar into a row of one when it lays it out
+            found[name] = torch.as_tensor(np.ascontiguousarray(value)).reshape(value.shape)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"tensor '{name}': PyTorch cannot hold it: {error}") from error
+    return found
+
+
+def as_numpy(entry: TensorEntry, shape: Sequence[int], data: bytearray) -> "np.ndarray[Any, Any]":
+    """Returns the array of `shape` whose little-endian bytes `data` holds, over the same memory.
+
+    Raises:
+        FormatError: numpy has no such type.
+    """
+    import numpy as np
+
+    dtype = DTYPES[entry.dtype].numpy
+    if dtype is None:
+        hint = "load(rev)[name].float().numpy() widens it; load(rev).raw(name) gives its bytes"
+        raise FormatError(f"tensor '{entry.name}': numpy has no type for {entry.dtype}", hint=hint)
+    return np.frombuffer(data, np.dtype(dtype)).reshape(tuple(shape))

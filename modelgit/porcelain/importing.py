@@ -72,7 +72,7 @@ def single_file(work: Import, path: str) -> Files:
     except OSError as error:
         raise UsageError(f"{work.source}: {error.strerror}", hint="name a file or a folder") from error
     if not stat.S_ISREG(mode):
-        raise FormatError(f"{work.source}: expected a file or a folder")
+        raise FormatError(f"{work.source}: expected a file or a folder", hint="name a weight file or a folder with one")
     return {path: store_weights(work, work.source, path)}
 
 
@@ -125,7 +125,7 @@ def plain_files(folder: Path, top: Path) -> Iterator[tuple[str, Path]]:
         elif entry.is_file():
             yield check_path(path, str(top)), place
         else:
-            raise FormatError(f"{place}: expected a file or a folder")
+            raise FormatError(f"{place}: expected a file or a folder, found a device or a socket", hint="leave it out")
 
 
 def ordinary(file: Path, path: str) -> bytes:

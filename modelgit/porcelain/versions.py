@@ -127,7 +127,7 @@ def log(
 
 def history_entry(entry: LogEntry, scores: tuple[Score, ...]) -> HistoryEntry:
     """Returns what the log shows of a commit."""
-    trailers = entry.trailers
+    trailers = entry.trailers if len(entry.parents) > 1 else {}  # what anybody may write makes no merge
     return HistoryEntry(
         commit=entry.commit,
         parents=entry.parents,

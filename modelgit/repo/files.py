@@ -80,7 +80,7 @@ def make_parents(root: Path, path: str) -> None:
     """Makes the folders above `path`, refusing links; a folder without files at `path` itself goes."""
     for folder in folders_above(root, path):
         if folder.is_symlink():
-            raise FormatError(f"{path}: {folder} is a link, expected a folder")
+            raise FormatError(f"{path}: {folder} is a link, expected a folder", hint="put the folder itself there")
         folder.mkdir(exist_ok=True)
     place = root / path
     if place.is_dir() and not place.is_symlink():

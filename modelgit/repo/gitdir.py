@@ -36,6 +36,7 @@ FULL = (
     "unable to write",
 )
 MAX_PATH_BYTES = 4096
+PATH_HINT = "rename the file; paths are relative, without '..', '.git' and characters that do not show"
 Environment = Mapping[str, str]
 
 
@@ -128,11 +129,11 @@ def check_path(path: str, where: str) -> str:
         FormatError: it is absolute, leaves its folder, reaches into a git directory, or hides characters.
     """
     parts = path.split("/")
-    reserved = [p for p in parts if re.fullmatch(r"\.git( *|\.*|~.*)|git~[0-9]+", plain(p), re.IGNORECASE)]
+    reserved = [p for p in parts if re.fullmatch(r"(\.git( *|\.*|~.*)|git~[0-9]+)(:.*)?", plain(p), re.IGNORECASE)]
     if reserved or any(p in ("", ".", "..") for p in parts) or "\\" in path or len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise FormatError(f"{where}: path {path[:200]!r} may not be in a version")
+        raise FormatError(f"{where}: path {path[:200]!r} may not be in a version", hint=PATH_HINT)
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in path):
-        raise FormatError(f"{where}: path {path[:200]!r} holds control characters")
+        raise FormatError(f"{where}: path {path[:200]!r} holds control characters", hint=PATH_HINT)
     return path
 
 

@@ -218,7 +218,8 @@ class Repository:
             path = check_path(name.decode("utf-8", "surrogateescape"), commit[:12])
             if mode not in FILE_MODES:
                 got = f"got mode {mode}, a link or a nested repository"
-                raise FormatError(f"{path} in {commit[:12]}: expected an ordinary file, {got}")
+                hint = "whoever made the version must commit the file itself in its place"
+                raise FormatError(f"{path} in {commit[:12]}: expected an ordinary file, {got}", hint=hint)
             yield path, Blob(sha, mode), int(size)
 
     def read_blob(self, blob: Blob) -> bytes:

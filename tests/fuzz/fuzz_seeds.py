@@ -73,8 +73,10 @@ def stored_frames() -> Iterator[bytes]:
 
 
 def tree_paths() -> Iterator[bytes]:
-    for path in ("model.safetensors", "a/b c/d.json", ".git/config", "a/.GIT /x", "..", "a/../b", "GIT~1/x", "a\u200c"):
+    for path in ("model.safetensors", "a/b c/d.json", "..", "a/../b", "a\u200c", "/a", "a//b", "C:\\a"):
         yield path.encode()
+    for part in (".git", ".GIT ", ".git.", ".git:x", "git~1", "GIT~10:x", ".g\u0131t", ".ｇｉｔ", ".git~x"):
+        yield f"a/{part}/b".encode()
 
 
 def records() -> Iterator[bytes]:

@@ -19,7 +19,7 @@ def test_ordinary_paths_pass(path: str) -> None:
     [
         "", "/etc/passwd", "../x", "a/../x", "a//b", "a/./b", ".git/config", "a/.git/hooks/x", ".GIT/config",
         ".Git", ".git./x", ".git /x", "git~1/config", ".ｇｉｔ/config", "a\\..\\b", "a\nb", "a\x1b[31m", ".g\u200cit/x",
-        "\u202egnp.exe", "a/\0", "x" * 5000,
+        "\u202egnp.exe", ".git:x", ".git::$INDEX_ALLOCATION/config", "a/GIT~1:x/y", "a/\0", "x" * 5000,
     ],
 )  # fmt: skip
 def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:

@@ -1,0 +1,132 @@
+"""Histories that a stranger made with git alone: refused with our own error, and nothing is written outside."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from modelgit.errors import ModelgitError
+from modelgit.porcelain import sharing, work
+from modelgit.porcelain.python import Repository as PythonRepository
+from modelgit.repo import worktree
+from modelgit.repo.repository import Repository
+
+OID = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    found = Repository.init(tmp_path / "in" / "models")
+    assert found.worktree is not None
+    save_file({"w": np.zeros(4, np.float32)}, found.worktree / "model.safetensors")
+    worktree.commit_worktree(found, "honest")
+    return found
+
+
+def git(repo: Repository, *words: str, stdin: bytes = b"") -> str:
+    environment = {f"GIT_{who}_{what}": "x@x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["git", *words], cwd=repo.worktree, input=stdin, capture_output=True, check=True, env=environment
+    )
+    return done.stdout.decode().strip()
+
+
+def raw_tree(repo: Repository, rows: list[tuple[str, bytes, str]]) -> str:
+    """Return a tree with whatever names, which git's own commands would not write."""
+    data = b"".join(mode.encode() + b" " + name + b"\0" + bytes.fromhex(sha) for mode, name, sha in rows)
+    return git(repo, "hash-object", "-t", "tree", "-w", "--literally", "--stdin", stdin=data)
+
+
+def commit(repo: Repository, tree: str) -> str:
+    made = git(repo, "commit-tree", tree, "-p", "HEAD", "-m", "hostile")
+    git(repo, "update-ref", "refs/heads/hostile", made)
+    return made
+
+
+def everything_below(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".git/objects" not in str(path) and "/logs/" not in str(path)
+    }
+
+
+def refused_everywhere(repo: Repository, rev: str, out: Path) -> None:
+    """Assert that reading, checking out and exporting end in our own error, the files as they were."""
+    before = everything_below(out)
+    assert repo.worktree is not None
+    path = repo.worktree
+    for step in (
+        lambda: worktree.checkout(Repository.open(path), rev),
+        lambda: work.checkout(Repository.open(path), "hostile"),
+        lambda: sharing.export(Repository.open(path), rev, out / "exported"),
+        lambda: dict(PythonRepository(path).load(rev)),
+    ):
+        with pytest.raises(ModelgitError):
+            step()
+    after = everything_below(out)
+    assert {name for name in after if not name.startswith("exported/")} == set(before)
+    assert {name: data for name, data in after.items() if name in before} == before
+
+
+NAMES = [b".git", b".GIT", b".git ", b".git.", b"git~1", b".git:x", b"..", b".", b".g\xe2\x80\x8cit", b"a\\b", b"a\nb",
+         b"\xff\xfe", b"..\\x", b"x/../../../y", b"/etc", b"\x1b[2J"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_names_that_lead_elsewhere(repo: Repository, tmp_path: Path, name: bytes) -> None:
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = touch ran\n")
+    inner = raw_tree(repo, [("100644", b"config", blob)])
+    for mode, sha in (("100644", blob), ("40000", inner)):
+        refused_everywhere(repo, commit(repo, raw_tree(repo, [(mode, name, sha)])), tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["120000", "160000"], ids=["link", "repository in a repository"])
+def test_links_and_nested_repositories(repo: Repository, tmp_path: Path, mode: str) -> None:
+    link = git(repo, "hash-object", "-w", "--stdin", stdin=b"../../outside")
+    sha = link if mode == "120000" else repo.resolve("HEAD")
+    for name in (b"model.safetensors", b"config.json"):
+        refused_everywhere(repo, commit(repo, raw_tree(repo, [(mode, name, sha)])), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'modelgit manifest 1\nsize {2**62}\nheader {OID} 10\n"w" U8 [{2**62 - 10}] {OID}\n',
+        f'modelgit manifest 1\nsize 14\nheader {OID} 10\n"w" F32 [1] {OID}\n',
+        f"modelgit manifest 1\nsize 10\nheader {'../' * 21}x 10\n",
+        f'modelgit manifest 1\nsize 14\nheader {OID} 10\n"../../w" F32 [1] {OID}\n',
+        "modelgit manifest 2\n",
+        "modelgit manifest 1\n" + "\n" * 100_000,
+        "modelgit manifest 1\nsize 10\nheader \0 10\n",
+    ],
+    ids=["huge", "absent", "not an id", "a path for a name", "later", "long", "NUL"],
+)
+def test_manifests_that_lie(repo: Repository, tmp_path: Path, text: str) -> None:
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=text.encode())
+    refused_everywhere(repo, commit(repo, raw_tree(repo, [("100644", b"model.safetensors", blob)])), tmp_path)
+
+
+def test_a_manifest_over_the_objects_of_another_header(repo: Repository, tmp_path: Path) -> None:
+    honest = repo.version("HEAD").manifests["model.safetensors"]
+    oid, header = honest.tensors[0].oid, f"{honest.header} {honest.header_bytes}"
+    for row in (f'"w" I32 [4] {oid}', f'"v" F32 [4] {oid}', f'"w" F32 [2,2] {oid}', f'"w" F32 [4] {honest.header}'):
+        text = f"modelgit manifest 1\nsize {honest.size_bytes}\nheader {header}\n{row}\n"
+        blob = git(repo, "hash-object", "-w", "--stdin", stdin=text.encode())
+        attributes = repo.tree("HEAD")[".gitattributes"].sha
+        rows = [("100644", b".gitattributes", attributes), ("100644", b"model.safetensors", blob)]
+        made = commit(repo, raw_tree(repo, rows))
+        before = everything_below(tmp_path)
+        with pytest.raises(ModelgitError):
+            worktree.checkout(repo, made)
+        assert everything_below(tmp_path) == before
+
+
+def test_a_message_that_looks_like_a_merge_is_none(repo: Repository) -> None:
+    from modelgit.porcelain import versions
+
+    git(repo, "commit", "--allow-empty", "-q", "-m", "By hand\n\nMerge-Method: ties\nMerge-Input: x y")
+    (entry,) = versions.log(repo, ["HEAD"], limit=1).entries
+    assert (entry.method, entry.inputs) == (None, 0)

@@ -69,7 +69,7 @@ def damaged_packs(store: ObjectStore, report: FsckReport) -> list[str]:
     found = dict[str, None]()
     for fault in report.faults:
         parents = parents_in(store, fault.pack, fault.oid) if fault.oid else ()
-        if all(parent not in bad and store.catalog.find(parent) is not None for parent in parents):
+        if bad.isdisjoint(parents) and not store.missing(parent.hex() for parent in parents):
             found[fault.pack] = None
     return list(found)
 

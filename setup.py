@@ -8,9 +8,9 @@ setup(
     ext_modules=[
         Extension(
             "modelgit.store.codec._kernel",
-            sources=[f"{CODEC}/planes.c", f"{CODEC}/differences.c"],
+            sources=[f"{CODEC}/{name}.c" for name in ("planes", "differences", "copying")],
             depends=[f"{CODEC}/kernel.h"],
-            extra_compile_args=["-O3", "-std=c11", "-fno-trapping-math"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fno-trapping-math"],
             optional=True,
         )
     ]

@@ -140,6 +140,4 @@ def hashed(path: Path) -> Manifest:
     from modelgit.store.identity import whole
 
     header = read_header(path)
-    source = FileTensors(path)
-    tensors = tuple(source.entry(name) for name in source.names())
-    return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, tensors)
+    return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, FileTensors(path).entries())

@@ -7,7 +7,9 @@ import errno
 import fcntl
 import os
 import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import Protocol
 
 from modelgit.errors import StorageFull, StoreError
 from modelgit.store.identity import Buffer
+from modelgit.store.mapping import MappedFile, read_all
 
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NEWBORN_S = 60.0
+FILES_KEPT = 32  # open, of those read last
 PARTS_AT_ONCE = 512  # buffers a gathering write may take
 
 
@@ -123,17 +127,6 @@ def write_all(handle: int, parts: Iterable[Buffer]) -> int:
     return total
 
 
-def read_all(handle: int, start: int, into: memoryview) -> int:
-    """Fill `into` from `start` of a file; return the bytes read, fewer only at the file's end."""
-    done = 0
-    while done < len(into):
-        got = os.preadv(handle, [into[done:]], start + done)
-        if not got:
-            break
-        done += got
-    return done
-
-
 class FileStage:
     """A temporary file beside its destination, locked while its writer lives."""
 
@@ -201,6 +194,8 @@ class DirBackend:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, MappedFile] = OrderedDict()
 
     def read(self, name: str, start: int, length: int) -> bytes:
         data = bytearray(min(length, max(0, self.size(name) - start)))
@@ -212,12 +207,8 @@ class DirBackend:
     def read_into(self, name: str, start: int, into: memoryview) -> None:
         path = self._path(name)
         with translated(path):
-            handle = self._open(name)
-            try:
-                if read_all(handle, start, into) != len(into):
-                    raise StoreError(f"{path}: wanted {len(into)} bytes from {start}, the file ends before")
-            finally:
-                os.close(handle)
+            if not self._open(name).read_into(start, into):
+                raise StoreError(f"{path}: wanted {len(into)} bytes from {start}, the file ends before")
 
     def size(self, name: str) -> int:
         return self._found(name).st_size
@@ -227,6 +218,7 @@ class DirBackend:
 
     def move(self, name: str, target: str) -> None:
         source, destination = self._path(name), self._folder(target.partition("/")[0]) / self._path(target).name
+        self._forget(name)
         with translated(source):
             os.utime(source)  # first: a move that is cut short leaves a piece that only looks young
             source.replace(destination)
@@ -263,6 +255,7 @@ class DirBackend:
 
     def delete(self, name: str) -> None:
         path = self._path(name)
+        self._forget(name)
         with translated(path), suppress(FileNotFoundError):
             path.unlink()
 
@@ -281,14 +274,28 @@ class DirBackend:
             return 0, 0
         return found.st_ino, found.st_mtime_ns
 
-    def _open(self, name: str) -> int:
-        """Open a piece; a pack that was condemned since somebody looked is found there."""
+    def _open(self, name: str) -> MappedFile:
+        """Return an open piece, of which some are kept; a pack that was condemned since somebody looked is found."""
+        with self._lock:
+            found = self._files.pop(name, None)
+        file = found or self._open_anew(name)
+        with self._lock:
+            self._files[name] = file
+            if len(self._files) > FILES_KEPT:
+                self._files.popitem(last=False)
+        return file
+
+    def _open_anew(self, name: str) -> MappedFile:
         try:
-            return os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            return MappedFile(self._path(name))
         except FileNotFoundError:
             if not name.startswith("packs/"):
                 raise
-            return os.open(self._path(f"condemned/{name[6:]}"), os.O_RDONLY | os.O_CLOEXEC)
+            return MappedFile(self._path(f"condemned/{name[6:]}"))
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._files.pop(name, None)
 
     def _found(self, name: str) -> os.stat_result:
         path = self._path(name)

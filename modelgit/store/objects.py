@@ -149,6 +149,10 @@ class ObjectStore:
         """Fill `into` with a frame of an opened object. Raises CorruptObject."""
         self.reader.frame(link, number, into)
 
+    def grow(self, link: Link, number: int, into: Bytes) -> None:
+        """Apply an opened object's difference to `into`, which holds the parent's frame. Raises CorruptObject."""
+        self.reader.grow(link.record, number, into)
+
     def decode_frames(self, link: Link, buffer: Callable[[int], Bytes], done: Callable[[int, Bytes], None]) -> None:
         """Decode every frame, in the pool's threads, into what `buffer` gives for it; `done` gets it there."""
 

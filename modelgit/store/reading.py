@@ -147,6 +147,11 @@ class Reader:
             require(directory.lengths[number] == len(into), self._where(record), "a raw frame of another length")
             self.stored(record, number, into)
             return
+        self.grow(record, number, into)
+
+    def grow(self, record: Record, number: int, into: Bytes) -> None:
+        """Decode a frame as it is stored; for a difference `into` holds the parent's frame. Raises CorruptObject."""
+        directory = record.directory
         stored = TOOLS.buffer("stored", directory.lengths[number])
         self.stored(record, number, stored)
         try:

@@ -1,5 +1,6 @@
 """Every implementation of the transforms gives the same frames, and every frame gives its data back."""
 
+import shutil
 import struct
 from collections.abc import Callable
 
@@ -258,3 +259,9 @@ def test_a_difference_with_any_byte_changed_is_refused_or_of_no_account(at: int)
 def test_malformed_differences_are_refused(stored: bytes) -> None:
     with pytest.raises(CorruptObject):
         differences.decode_delta(memoryview(stored), 2, np.zeros(32, np.uint8))
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler")
+def test_where_there_is_a_compiler_the_kernel_is_built() -> None:
+    assert COMPILED is not None
+    assert NARROW is not None

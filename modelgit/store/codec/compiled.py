@@ -10,7 +10,7 @@ import numpy.typing as npt
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Bytes, Coded, Model, Residuals, alphabet
 
-KERNEL_VERSION = 2  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 3  # of the functions in the kernel; another build is not used
 VECTOR = 8  # words that may be written beyond the last
 
 
@@ -100,15 +100,21 @@ class CompiledTransforms:
         return not wrong
 
 
-def load_compiled(folder: Path = Path(__file__).parent, *, wide: bool = True) -> CompiledTransforms | None:
-    """Return the compiled transforms built into `folder`, or None: not built, another version, another byte order."""
+def load_library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
+    """Return the kernel built into `folder`, or None: not built, another version, another byte order."""
     if sys.byteorder != "little":
         return None
     for path in sorted(folder.glob("_kernel*.so")):
         try:
             library = ctypes.CDLL(str(path))
             if library.modelgit_kernel_version() == KERNEL_VERSION:
-                return CompiledTransforms(library, wide=wide)
+                return library
         except (OSError, AttributeError):
             continue
     return None
+
+
+def load_compiled(folder: Path = Path(__file__).parent, *, wide: bool = True) -> CompiledTransforms | None:
+    """Return the compiled transforms built into `folder`, None if there are none that can be used."""
+    library = load_library(folder)
+    return CompiledTransforms(library, wide=wide) if library is not None else None

@@ -81,7 +81,8 @@ def frequencies_of(rows: Counts) -> npt.NDArray[np.uint16]:
     scaled[(rows > 0) & (scaled == 0)] = 1
     commonest = (np.arange(len(rows)), scaled.argmax(axis=1))
     scaled[commonest] += ONE - scaled.sum(axis=1)
-    return scaled.astype("<u2")
+    found: npt.NDArray[np.uint16] = scaled.astype("<u2")
+    return found
 
 
 def decode_delta(stored: memoryview, width: int, into: Bytes, tools: Transforms | None = None) -> None:

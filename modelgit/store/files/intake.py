@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,39 +19,35 @@ from modelgit.formats.safetensors import (
     parse_header,
     read_header,
 )
-from modelgit.store.backend import read_all, translated
+from modelgit.store.backend import translated
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
+from modelgit.store.mapping import MappedFile
 from modelgit.store.writing import Fill, PackWriter, Pending
 
 WAITING = 256  # tensors entered whose ids were not asked for yet
 Stat = tuple[int, int, int, int]
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> MappedFile:
     """Open a file for reading. Raises StoreError when it cannot be."""
     with translated(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+        return MappedFile(path)
 
 
-def stamp(handle: int) -> Stat:
+def stamp(file: MappedFile) -> Stat:
     """Return what changes when an open file does."""
-    found = os.fstat(handle)
+    found = os.fstat(file.handle)
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def file_fill(handle: int, path: Path, start: int) -> Fill:
+def file_fill(file: MappedFile, path: Path, start: int) -> Fill:
     """Return a fill that reads frames of a tensor which begins at `start` of an open file."""
 
     def fill(number: int, into: Bytes) -> Bytes:
         with translated(path):
-            got = read_all(handle, start + number * FRAME_BYTES, into.data)
-        if got != len(into):
+            complete = file.read_into(start + number * FRAME_BYTES, into.data)
+        if not complete:
             raise FormatError(f"{path}: became shorter while it was read", hint="wait until its writer has finished")
         return into
 
@@ -114,16 +109,16 @@ def store_file(pack: PackWriter, path: Path, parent: Manifest | None = None, lis
     """
     header = read_header(path)
     collected = Collected(parent, listener, header.size_bytes - header.data_start)
-    with opened(path) as handle:
-        before = stamp(handle)
-        for span in header.tensors:
-            fill = file_fill(handle, path, header.data_start + span.start)
-            base = collected.parent(span.name, span.dtype, span.shape)
-            pending = pack.enter(fill, span.end - span.start, span.dtype, base)
-            collected.add(span.name, span.dtype, span.shape, pending)
-        manifest = collected.manifest(pack, header)
-        if stamp(handle) != before or before[1] != header.size_bytes:
-            raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
+    file = opened(path)
+    before = stamp(file)
+    for span in header.tensors:
+        fill = file_fill(file, path, header.data_start + span.start)
+        base = collected.parent(span.name, span.dtype, span.shape)
+        pending = pack.enter(fill, span.end - span.start, span.dtype, base)
+        collected.add(span.name, span.dtype, span.shape, pending)
+    manifest = collected.manifest(pack, header)
+    if stamp(file) != before or before[1] != header.size_bytes:
+        raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
     return manifest
 
 
@@ -166,14 +161,16 @@ def stream_frames(stream: Stream, size: int, name: str) -> Iterator[memoryview]:
         yield frame
 
 
-def store_stream(pack: PackWriter, stream: Stream, name: str, parent: Manifest | None = None) -> Manifest:
+def store_stream(
+    pack: PackWriter, stream: Stream, name: str, parent: Manifest | None = None, listener: Listener = ignore
+) -> Manifest:
     """As `store_file`, from a stream that is read once, with nothing beside it on disk; `name` is for messages.
 
     Raises:
         FormatError: not a safetensors file. StorageFull.
     """
     header = stream_header(stream, name)
-    collected = Collected(parent, ignore, header.size_bytes - header.data_start)
+    collected = Collected(parent, listener, header.size_bytes - header.data_start)
     for span in header.tensors:
         size, base = span.end - span.start, collected.parent(span.name, span.dtype, span.shape)
         pending = pack.enter_frames(stream_frames(stream, size, name), size, span.dtype, base)

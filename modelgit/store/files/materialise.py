@@ -4,23 +4,25 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from modelgit.errors import CorruptObject
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import Header
-from modelgit.store.backend import read_all, sync_folder, translated
+from modelgit.store.backend import sync_folder, translated
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import Bytes
 from modelgit.store.files.intake import opened
 from modelgit.store.files.tensors import open_tensor, stored_header
-from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size, leaf
+from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf
+from modelgit.store.mapping import MappedFile
 from modelgit.store.objects import ObjectStore, write_at
-from modelgit.store.reading import Link
+from modelgit.store.reading import Link, parent_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,6 @@ class Slot:
     number: int
     at: int
     size: int
-    old: int | None  # where an older file is likely to have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,12 @@ class Target:
     """A file that is being written, and an older one to copy from."""
 
     handle: int
-    old: int | None
-    places: Mapping[Oid, int]  # where in the older file an object starts
+    turn: Lock  # to write
+    old: MappedFile | None
+    places: Mapping[bytes, int]  # where in the older file an object starts
 
 
-def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[Oid, int]:
+def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[bytes, int]:
     """Return where in the file of `previous` each of its tensors starts; nothing if that cannot be told."""
     if previous is None or previous.header not in store:
         return {}
@@ -51,20 +53,19 @@ def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[Oid, i
         old = stored_header(store, previous)
     except CorruptObject:
         return {}
-    oids = {entry.name: entry.oid for entry in previous.tensors}
+    oids = {entry.name: bytes.fromhex(entry.oid) for entry in previous.tensors}
     return {oids[span.name]: old.data_start + span.start for span in old.tensors}
 
 
-def slots(store: ObjectStore, manifest: Manifest, header: Header, places: Mapping[Oid, int]) -> Iterator[Slot]:
+def slots(store: ObjectStore, manifest: Manifest, header: Header) -> Iterator[Slot]:
     """Yield every frame of every tensor, in the file's order."""
     entries = {entry.name: entry for entry in manifest.tensors}
     for span in header.tensors:
-        entry = entries[span.name]
-        link, old = open_tensor(store, entry), places.get(entry.oid)
+        link = open_tensor(store, entries[span.name])
         for number in range(frame_count(link.size)):
             start = number * FRAME_BYTES
             at, size = header.data_start + span.start + start, frame_size(link.size, number)
-            yield Slot(link, number, at, size, None if old is None else old + start)
+            yield Slot(link, number, at, size)
 
 
 def batches(ordered: Iterable[Slot]) -> Iterator[list[Slot]]:
@@ -86,18 +87,42 @@ def put_batch(store: ObjectStore, target: Target, batch: list[Slot]) -> None:
     start = 0
     for slot in batch:
         into = whole[start : start + slot.size]
-        if not copied(target, slot, into):
+        if not copied(target, slot, into) and not grown(store, target, slot, into):
             store.fill(slot.link, slot.number, into)
         start += slot.size
-    write_at(target.handle, whole.data, batch[0].at)
+    with target.turn:  # threads that write to one file at a time wait for each other in the system, spinning
+        write_at(target.handle, whole.data, batch[0].at)
 
 
 def copied(target: Target, slot: Slot, into: Bytes) -> bool:
     """Fill `into` from the older file, if the bytes there are right."""
     expected = slot.link.leaf(slot.number)
-    if target.old is None or slot.old is None or not expected:
+    return bool(expected) and found_in_old(target, slot.link.oid, slot.number, into) and leaf(into.data) == expected
+
+
+def found_in_old(target: Target, oid: bytes, number: int, into: Bytes) -> bool:
+    """Fill `into` with what the older file has where a frame of the object should be; False if there is nothing."""
+    at = target.places.get(oid)
+    if target.old is None or at is None:
         return False
-    return read_all(target.old, slot.old, into.data) == len(into) and leaf(into.data) == expected
+    try:
+        return target.old.read_into(at + number * FRAME_BYTES, into.data)
+    except OSError:  # the object can be decoded instead
+        return False
+
+
+def grown(store: ObjectStore, target: Target, slot: Slot, into: Bytes) -> bool:
+    """Fill `into` by the difference to what the older file has in the parent's place, if that gives the right bytes."""
+    parent, expected = parent_of(slot.link), slot.link.leaf(slot.number)
+    if parent is None or slot.link.record.directory.codec != "delta" or not expected:
+        return False
+    if not found_in_old(target, parent.oid, slot.number, into):
+        return False
+    try:
+        store.grow(slot.link, slot.number, into)
+    except CorruptObject:  # the older file is not what it should be, or the object is not: reading it will tell
+        return False
+    return leaf(into.data) == expected
 
 
 def materialise(
@@ -158,9 +183,9 @@ def write_file(
     reserve(handle, path, manifest.size_bytes)
     write_at(handle, memoryview(header.raw), 0)
     places = same_places(store, previous)
-    with opened(path) if places and path.is_file() else nullcontext() as old:
-        into = Target(handle, old, places)
-        store.each(announced(store, into, slots(store, manifest, header, places), (path, listener)))
+    old = opened(path) if places and path.is_file() else None
+    into = Target(handle, Lock(), old, places)
+    store.each(announced(store, into, slots(store, manifest, header), (path, listener)))
     with translated(path):
         os.fsync(handle)
 

@@ -1,6 +1,7 @@
 """The tensors of a version or of a weight file, one at a time (`TensorSource`s)."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from modelgit.errors import CorruptObject, FormatError
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import Header, TensorSpan, parse_header, read_header
+from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.files.intake import file_fill, opened
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf, root
-from modelgit.store.objects import ObjectStore, piece
+from modelgit.store.objects import ObjectStore, available_threads, piece
 from modelgit.store.reading import Link
 
 
@@ -70,6 +72,18 @@ class StoredTensors:
         self._store.decode_frames(link, partial(piece, array), lambda _number, _frame: None)
         return data
 
+    def read_part(self, name: str, start: int, stop: int) -> bytearray:
+        """Return bytes `start` to `stop` of a tensor; only the frames they lie in are read. Raises as `frames` does."""
+        link = open_tensor(self._store, self.entry(name))
+        data = bytearray(stop - start)
+        for number in range(start // FRAME_BYTES, -(-stop // FRAME_BYTES) if data else 0):
+            frame = np.empty(frame_size(link.size, number), np.uint8)
+            self._store.fill(link, number, frame)
+            begin = number * FRAME_BYTES
+            low, high = max(start, begin), min(stop, begin + len(frame))
+            data[low - start : high - start] = frame[low - begin : high - begin].data
+        return data
+
 
 class FileTensors:
     """The tensors of a safetensors file (a `TensorSource`); ids are computed when asked for."""
@@ -96,15 +110,33 @@ class FileTensors:
             self._entries[name] = TensorEntry(name, span.dtype, span.shape, oid)
         return self._entries[name]
 
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """Return all entries, sorted by name, hashed by all processors. Raises FormatError."""
+        file, start = opened(self.path), self.header.data_start
+        fills = {span.name: file_fill(file, self.path, start + span.start) for span in self.header.tensors}
+        sizes = {span.name: span.end - span.start for span in self.header.tensors}
+
+        def hashed(name: str, number: int) -> bytes:
+            return leaf(fills[name](number, TOOLS.buffer("raw", frame_size(sizes[name], number))).data)
+
+        pieces = [(name, number) for name in self._sorted for number in range(frame_count(sizes[name]))]
+        leaves: dict[str, bytes] = dict.fromkeys(self._sorted, b"")
+        with ThreadPoolExecutor(available_threads()) as pool:
+            for (name, _), digest in zip(pieces, pool.map(lambda piece: hashed(*piece), pieces), strict=True):
+                leaves[name] += digest
+        spans = (self._spans[name] for name in self._sorted)
+        return tuple(
+            TensorEntry(s.name, s.dtype, s.shape, root("tensor", sizes[s.name], leaves[s.name]).hex()) for s in spans
+        )
+
     def frames(self, name: str) -> Iterator[memoryview]:
         """Yield a tensor's raw bytes in 4 MiB frames, each valid until the next. Raises FormatError."""
         span = self._span(name)
         size = span.end - span.start
         buffer = np.empty(min(size, FRAME_BYTES), np.uint8)
-        with opened(self.path) as handle:
-            fill = file_fill(handle, self.path, self.header.data_start + span.start)
-            for number in range(frame_count(size)):
-                yield fill(number, buffer[: frame_size(size, number)]).data
+        fill = file_fill(opened(self.path), self.path, self.header.data_start + span.start)
+        for number in range(frame_count(size)):
+            yield fill(number, buffer[: frame_size(size, number)]).data
 
     def read(self, name: str) -> bytearray:
         """Return a tensor's raw little-endian bytes. Raises FormatError."""

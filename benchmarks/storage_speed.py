@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.vcs.measuring import Measured, as_json, environment, facts, facts_table, measure, tree_bytes
+from benchmarks.vcs.measuring import Measured, as_json, environment, facts, facts_table, machine, measure, tree_bytes
 from benchmarks.vcs.models import WIDTHS, Shape, many, write_model, write_models
 from benchmarks.vcs.tables import table
 
@@ -52,6 +52,7 @@ class Bench:
 
     root: Path
     prime_gib: float
+    settle_s: float
     rows: dict[str, list[Measured]] = field(default_factory=dict)
     wrapped: tuple[str, ...] = ("-m", "modelgit")
 
@@ -84,31 +85,31 @@ class Bench:
         print(f"{label:34} {cost}  {done.peak_bytes / 1e6:7.1f} MB", file=sys.stderr, flush=True)
 
 
-def place(source: Path, folder: Path) -> None:
+def place(bench: Bench, source: Path, folder: Path) -> None:
     """Put a weight file into a work tree, as a training program would, and let git's clock tick."""
     incoming = folder.parent / "incoming"
     shutil.copyfile(source, incoming)
     incoming.replace(folder / MODEL)
-    time.sleep(SETTLE_S)
+    time.sleep(bench.settle_s)
 
 
 def everyday(bench: Bench, base: Path, tune: Path) -> None:
     """The steps of a working day, in one repository."""
     repo = bench.fresh()
-    place(base, repo)
+    place(bench, base, repo)
     bench.step("commit base", repo, "commit", "-q", "-m", "base")
     bench.run(repo, "switch", "-q", "-c", "tune")
-    place(tune, repo)
+    place(bench, tune, repo)
     bench.step("commit fine-tune", repo, "commit", "-q", "-m", "tune")
     bench.step("switch to base", repo, "switch", "-q", "main")
     bench.step("switch to fine-tune", repo, "switch", "-q", "tune")
-    time.sleep(SETTLE_S)
+    time.sleep(bench.settle_s)
     (repo / MODEL).touch()
-    time.sleep(SETTLE_S)
+    time.sleep(bench.settle_s)
     bench.step("commit, file touched", repo, "commit", "-q", "-m", "nothing")
     bench.step("commit, stat cache hit", repo, "commit", "-q", "-m", "nothing")
     whole(bench, repo, "")
-    for _ in range(STARTS):
+    for _ in range(STARTS if bench.settle_s else 1):
         bench.step("status", repo, "status")
         bench.step("log -1", repo, "log", "-n", "1")
         bench.step("--help", repo, "--help")
@@ -126,10 +127,10 @@ def whole(bench: Bench, repo: Path, suffix: str) -> None:
 def large(bench: Bench, base: Path, tune: Path) -> None:
     """The steps whose memory must not grow with the model."""
     repo = bench.fresh("large")
-    place(base, repo)
+    place(bench, base, repo)
     bench.step("commit base, large", repo, "commit", "-q", "-m", "base")
     bench.run(repo, "switch", "-q", "-c", "tune")
-    place(tune, repo)
+    place(bench, tune, repo)
     bench.step("commit fine-tune, large", repo, "commit", "-q", "-m", "tune")
     whole(bench, repo, ", large")
     shutil.rmtree(repo)
@@ -144,9 +145,9 @@ def many_tensors(bench: Bench, folder: Path, count: int, repeat: int) -> None:
                 if not path.exists():
                     write_model(path, spec, number, drift=3e-3, seed=1, dtype="bf16")
             repo = bench.fresh(label)
-            place(files[0], repo)
+            place(bench, files[0], repo)
             bench.step(f"{label} tensors, commit", repo, "commit", "-q", "-m", "base")
-            place(files[1], repo)
+            place(bench, files[1], repo)
             bench.step(f"{label} tensors, commit fine-tune", repo, "commit", "-q", "-m", "tune")
             bench.step(f"{label} tensors, export fine-tune", repo, "export", "-q", "HEAD", str(bench.root / "out"))
             shutil.rmtree(bench.root / "out")
@@ -242,7 +243,9 @@ def profiles(bench: Bench, base: Path, tune: Path) -> dict[str, dict[str, object
 def profiled(bench: Bench, kind: str, base: Path, tune: Path) -> Iterable[tuple[str, Path]]:
     """Yield each command's label and the file its profile is in."""
     repo, report = bench.fresh("profiled"), bench.root / "profile.json"
-    watched = Bench(bench.root, bench.prime_gib, wrapped=("-m", "benchmarks.storage_profile", kind, str(report)))
+    watched = Bench(
+        bench.root, bench.prime_gib, bench.settle_s, wrapped=("-m", "benchmarks.storage_profile", kind, str(report))
+    )
     for label, words in (
         ("commit base", ("commit", "-q", "-m", "base")),
         ("commit fine-tune", ("commit", "-q", "-m", "tune")),
@@ -262,11 +265,11 @@ def prepare(bench: Bench, repo: Path, label: str, source: Path) -> None:
     if label == "commit fine-tune":
         bench.run(repo, "switch", "-q", "-c", "tune")
     if label in ("commit base", "commit fine-tune"):
-        place(source, repo)
+        place(bench, source, repo)
     if label == "commit, file touched":
-        time.sleep(SETTLE_S)
+        time.sleep(bench.settle_s)
         (repo / MODEL).touch()
-        time.sleep(SETTLE_S)
+        time.sleep(bench.settle_s)
 
 
 def profile_tables(found: Mapping[str, Mapping[str, object]]) -> str:
@@ -292,6 +295,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--prime", type=float, default=2, help="GiB of memory to touch before each command")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="no yardsticks, no waiting: to try the program out")
     parser.add_argument("--work", type=Path, default=Path("build/bench-speed"))
     parser.add_argument("--models", type=Path, help="where models are made and kept [default: in WORK]")
     parser.add_argument("--out", type=Path, default=Path("build/bench-speed.json"))
@@ -301,13 +305,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print tables, write JSON."""
     options = parse(arguments)
-    bench = Bench(options.work.resolve(), options.prime)
+    bench = Bench(options.work.resolve(), options.prime, 0 if options.quick else SETTLE_S)
     models = (options.models or bench.root / "models").resolve()
     base, _, tune = write_models(models / "small", megabytes=options.mb, tunes=2, dtype=options.dtype)
     sizes = {"model": base.stat().st_size, "many": options.tensors * TENSOR_BYTES, "large": 0}
     measure([sys.executable, "-c", COMPILE], bench.root, bench.env(), prime_gib=0)
-    found = facts(bench.root, options.prime)
-    for _ in range(STARTS):
+    found = machine() if options.quick else facts(bench.root, options.prime)
+    for _ in range(STARTS if bench.settle_s else 1):
         bench.rows.setdefault("imports", []).append(
             measure([sys.executable, "-c", IMPORTS], bench.root, bench.env(), prime_gib=0)
         )

@@ -261,7 +261,7 @@ def facts(folder: Path, prime_gib: float) -> dict[str, object]:
 
 def facts_table(found: Mapping[str, object]) -> str:
     """Return machine and yardsticks as Markdown."""
-    speeds = found["yardsticks_gb_per_s"]
+    speeds = found.get("yardsticks_gb_per_s", {})
     assert isinstance(speeds, dict)
     words = [f"{name} {value}" for name, value in found.items() if name != "yardsticks_gb_per_s"]
     rows = [f"| {name} | {row['wall']} | {row['cpu']} |" for name, row in speeds.items()]

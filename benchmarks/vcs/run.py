@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.vcs.measuring import Measured, as_json, environment, facts, facts_table, measure, tree_bytes
+from benchmarks.vcs.measuring import Measured, as_json, environment, facts, facts_table, machine, measure, tree_bytes
 from benchmarks.vcs.models import WIDTHS, write_models
 from benchmarks.vcs.tables import tables
 from benchmarks.vcs.tools import MODEL, TOOLS, Commands, Places, Tool
@@ -41,6 +41,7 @@ class Run:
     models: dict[str, Path]
     env: dict[str, str]
     prime_gib: float
+    settle_s: float
     steps: list[dict[str, object]] = field(default_factory=list)
 
     def step(self, kind: str, commands: Commands, *, holds: str = "", clone: bool = False) -> bool:
@@ -71,11 +72,11 @@ class Run:
         incoming = self.tool.at.work.parent / "incoming"
         shutil.copyfile(self.models[name], incoming)
         incoming.replace(self.tool.at.work / MODEL)
-        time.sleep(SETTLE_S)
+        time.sleep(self.settle_s)
 
     def settle(self) -> None:
         """Let git's clock tick and its index be refreshed."""
-        time.sleep(SETTLE_S)
+        time.sleep(self.settle_s)
         self.step("status after switch", self.tool.status())
 
     def _is(self, path: Path, name: str) -> bool:
@@ -118,7 +119,7 @@ def fine_tune(run: Run, name: str, tunes: list[str]) -> bool:
 def look(run: Run) -> None:
     """The steps that change nothing."""
     (run.tool.at.work / MODEL).touch()
-    time.sleep(SETTLE_S)
+    time.sleep(run.settle_s)
     run.step("commit touched", run.tool.commit("touched"))
     run.step("commit unchanged", run.tool.commit("unchanged"))
     run.step("status", run.tool.status())
@@ -165,7 +166,7 @@ def one(name: str, options: argparse.Namespace, models: dict[str, Path]) -> dict
         return None
     for command in tool.prepare():
         measure(command, root, env, prime_gib=0)
-    run = Run(tool, models, env, options.prime)
+    run = Run(tool, models, env, options.prime, 0 if options.quick else SETTLE_S)
     try:
         workload(run)
     finally:
@@ -190,6 +191,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="where models are made and kept [default: in WORK]")
     parser.add_argument("--out", type=Path, default=Path("build/bench-vcs.json"))
     parser.add_argument("--keep", action="store_true", help="leave the repositories")
+    parser.add_argument("--quick", action="store_true", help="no yardsticks, no waiting: to try the program out")
     return parser.parse_args(arguments)
 
 
@@ -201,17 +203,17 @@ def main(arguments: list[str] | None = None) -> None:
         folder, megabytes=options.mb, tunes=options.tunes, dtype=options.dtype, seed=options.seed
     )  # fmt: skip
     models = {path.stem: path for path in files}
-    report: dict[str, object] = {"machine": facts(options.work, options.prime)}
+    found = machine() if options.quick else facts(options.work, options.prime)
+    report: dict[str, object] = {"machine": found}
     runs: list[dict[str, object]] = []
     report |= {"model_bytes": files[0].stat().st_size, "tunes": options.tunes, "dtype": options.dtype, "runs": runs}
     for _ in range(options.repeat):
         for name in options.tools.split(","):
-            found = one(name, options, models)
-            runs += [found] if found else []
+            done = one(name, options, models)
+            runs += [done] if done else []
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1))
-    print(facts_table(report["machine"]))  # type: ignore[arg-type]
-    print(tables(runs))
+    print(f"{facts_table(found)}\n\n{tables(runs)}")
 
 
 if __name__ == "__main__":

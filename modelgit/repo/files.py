@@ -1,11 +1,11 @@
 """Files of the work tree: written whole or not at all, and never through a link, which would lead elsewhere."""
 
 import os
-import secrets
 import stat as modes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from os import urandom
 from pathlib import Path
 
 from modelgit.errors import DirtyWorktree, FormatError, StorageFull
@@ -95,7 +95,7 @@ def write_ordinary(place: Path, data: bytes, mode: str) -> None:
     Raises:
         StorageFull: the file system refused.
     """
-    scratch = place.with_name(f".{place.name[:100]}.{secrets.token_hex(8)}.modelgit-tmp")
+    scratch = place.with_name(f".{place.name[:100]}.{urandom(8).hex()}.modelgit-tmp")
     try:
         with scratch.open("xb") as file:
             file.write(data)

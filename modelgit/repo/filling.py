@@ -6,10 +6,10 @@ that still lies there, and the index entry takes its stat, if the entry's blob i
 """
 
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from os import urandom
 from pathlib import Path
 
 from modelgit.errors import FormatError
@@ -60,7 +60,7 @@ def fill(repo: Repository, path: str, text: bytes, listener: Listener = ignore) 
     if root is None or manifest_text(root, path) != text:
         return False
     place = root / path
-    scratch = place.with_name(f".{place.name[:100]}.{secrets.token_hex(8)}.tmp")
+    scratch = place.with_name(f".{place.name[:100]}.{urandom(8).hex()}.tmp")
     try:
         materialise(repo.store, manifest, scratch, renamed(listener, scratch.name, place.name))
         scratch.chmod(place.stat().st_mode & 0o777)

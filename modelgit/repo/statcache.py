@@ -6,11 +6,11 @@ empty. A file is entered only when it is older than the clock's grain, so that a
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from os import urandom
 from pathlib import Path
 
 from modelgit.errors import FormatError
@@ -68,7 +68,7 @@ class StatCache:
         text = json.dumps({"version": VERSION, "files": table}, ensure_ascii=False)
         if len(text) > MAX_TEXT:
             return
-        scratch = self.place.with_name(f"{self.place.name}.{secrets.token_hex(8)}")
+        scratch = self.place.with_name(f"{self.place.name}.{urandom(8).hex()}")
         with suppress(OSError):
             self.place.parent.mkdir(exist_ok=True)
             scratch.write_text(text, encoding="utf-8")

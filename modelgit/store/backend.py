@@ -6,12 +6,12 @@ A piece is written to a *stage*, invisible until it is published whole, and neve
 import errno
 import fcntl
 import os
-import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from os import urandom
 from pathlib import Path
 from typing import Protocol
 
@@ -132,7 +132,7 @@ class FileStage:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._path = folder / f"tmp-{os.getpid()}-{secrets.token_hex(8)}"
+        self._path = folder / f"tmp-{os.getpid()}-{urandom(8).hex()}"
         with translated(self._path):
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             fcntl.flock(self._handle, fcntl.LOCK_EX)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 from modelgit.errors import CorruptObject
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
+from modelgit.store.codec.arrays import Array
 from modelgit.store.identity import FRAME_BYTES, HASH_BYTES, KINDS, Kind, frame_count
 
 Codec = Literal["raw", "zstd", "full", "delta", "linear"]
@@ -190,8 +190,8 @@ def parse_directory(data: bytes, where: str) -> Directory:
 class Index:
     """The objects of one pack: `ids` (n, 32) bytes in ascending order, `entries` (n,) their places."""
 
-    ids: npt.NDArray[np.uint8]
-    entries: npt.NDArray[np.void]
+    ids: Array[np.uint8]
+    entries: Array[np.void]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,7 +204,7 @@ class Index:
         """Return the place of the object in a row."""
         return Entry(*self.entries[row].item())
 
-    def prefixes(self) -> npt.NDArray[np.uint64]:
+    def prefixes(self) -> Array[np.uint64]:
         """Return each id's first eight bytes as a number (n,), ascending."""
         return self.ids[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
 

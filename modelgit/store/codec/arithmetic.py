@@ -8,15 +8,14 @@ type, since processors disagree on its sign. No library sum, norm or dot product
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from modelgit.errors import UsageError
+from modelgit.store.codec.arrays import Array, Bytes
 
 ARITHMETIC_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 BLOCK = 1 << 15  # elements worked on at once: float64 scratch stays in the second-level cache
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
+Floats = Array[np.float64]
 Frame = Bytes | bytes | bytearray | memoryview
 
 
@@ -30,7 +29,7 @@ def widen(data: Bytes, dtype: str, into: Floats) -> None:
         into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
 
 
-def round_to_odd(values: Floats) -> npt.NDArray[np.uint32]:
+def round_to_odd(values: Floats) -> Array[np.uint32]:
     """Return the float32 bits of `values` cut towards zero, last bit set where anything was cut off.
 
     Rounding such a number again to a type at least two bits narrower equals one rounding of the exact value
@@ -44,7 +43,7 @@ def round_to_odd(values: Floats) -> npt.NDArray[np.uint32]:
     return bits
 
 
-def narrow_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+def narrow_bf16(values: Floats) -> Array[np.uint16]:
     """Return the bfloat16 bits nearest to `values`, ties to even, overflow to infinity."""
     bits = round_to_odd(values)
     bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -53,28 +52,28 @@ def narrow_bf16(values: Floats) -> npt.NDArray[np.uint16]:
     return narrow
 
 
-def narrow_f16(values: Floats) -> npt.NDArray[np.uint16]:
+def narrow_f16(values: Floats) -> Array[np.uint16]:
     """Return the binary16 bits nearest to `values`, ties to even, overflow to infinity."""
     narrow = round_to_odd(values).view(np.float32).astype(np.float16).view(np.uint16)
     narrow[np.isnan(values)] = 0x7E00
     return narrow
 
 
-def narrow_f32(values: Floats) -> npt.NDArray[np.uint32]:
+def narrow_f32(values: Floats) -> Array[np.uint32]:
     """Return the binary32 bits nearest to `values`, ties to even."""
     narrow = values.astype(np.float32).view(np.uint32)
     narrow[np.isnan(values)] = 0x7FC00000
     return narrow
 
 
-def narrow_f64(values: Floats) -> npt.NDArray[np.uint64]:
+def narrow_f64(values: Floats) -> Array[np.uint64]:
     """Return the bits of `values` themselves, NaN made uniform."""
     narrow = values.copy().view(np.uint64)
     narrow[np.isnan(values)] = 0x7FF8000000000000
     return narrow
 
 
-NARROW: dict[str, Callable[[Floats], npt.NDArray[np.unsignedinteger]]] = {
+NARROW: dict[str, Callable[[Floats], Array[np.unsignedinteger]]] = {
     "F64": narrow_f64,
     "F32": narrow_f32,
     "F16": narrow_f16,

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import zstandard
 
-from modelgit.store.codec.transforms import Bytes
+from modelgit.store.codec.arrays import Bytes
 
 WINDOW_LOG = 17
 BLOB_WINDOW_LOG = 22  # the largest window a frame of this store may ask for

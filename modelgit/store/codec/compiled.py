@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.transforms import BLOCK, ONE, Bytes, Coded, Model, Residuals, alphabet
+from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
 
 KERNEL_VERSION = 3  # of the functions in the kernel; another build is not used
 VECTOR = 8  # words that may be written beyond the last
 
 
-def pointer(array: "npt.NDArray[np.generic]") -> ctypes.c_void_p:
+def pointer(array: Array[np.generic]) -> ctypes.c_void_p:
     """Return the address of a contiguous array's first byte."""
     return ctypes.c_void_p(array.ctypes.data)
 
@@ -59,7 +59,7 @@ class CompiledTransforms:
         found = self._library.modelgit_residuals(width, pointer(data), pointer(parent), size(count), *places)
         return Residuals(active, tokens[:found], keys[:found], bits[: used.value])
 
-    def count(self, width: int, residuals: Residuals) -> npt.NDArray[np.uint32]:
+    def count(self, width: int, residuals: Residuals) -> Array[np.uint32]:
         table = TOOLS.buffer("counts", 2 * 256 * alphabet(width) * 4).view(np.uint32)
         table.fill(0)
         tokens, keys = residuals.tokens, residuals.keys

@@ -9,15 +9,14 @@ import struct
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from modelgit.errors import CorruptObject
+from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.frames import Parts, inflate, pieces, sampled_entropy
 from modelgit.store.codec.transforms import (
     BLOCK,
     ONE,
-    Bytes,
     Coded,
     Model,
     Residuals,
@@ -35,7 +34,7 @@ FEW = 1024  # elements that are too few for a context of their own at either end
 MANY = 16384  # elements from which on the states do not weigh
 PAYS = 0.95  # the share of the bytes alone that a difference may take
 
-Counts = npt.NDArray[np.int64]
+Counts = Array[np.int64]
 
 
 def encode_delta(data: Bytes, parent: Bytes, width: int, tools: Transforms | None = None) -> Parts:
@@ -62,7 +61,7 @@ def packed(active: Bytes) -> bytes:
     return np.packbits(active, bitorder="little").tobytes()
 
 
-def model_of(counts: npt.NDArray[np.uint32]) -> Model:
+def model_of(counts: Array[np.uint32]) -> Model:
     """Return frequencies for tokens that were counted by key (256, alphabet); rare keys share with their neighbours."""
     of_key = counts.sum(axis=1, dtype=np.int64)
     below, above = np.cumsum(of_key), np.cumsum(of_key[::-1])[::-1]
@@ -75,13 +74,13 @@ def model_of(counts: npt.NDArray[np.uint32]) -> Model:
     return Model(first, last, frequencies_of(rows))
 
 
-def frequencies_of(rows: Counts) -> npt.NDArray[np.uint16]:
+def frequencies_of(rows: Counts) -> Array[np.uint16]:
     """Return each row in proportion, adding up to 4096; no token that comes has none. Rounding is the commonest's."""
     scaled = rows * ONE // np.maximum(rows.sum(axis=1, keepdims=True), 1)
     scaled[(rows > 0) & (scaled == 0)] = 1
     commonest = (np.arange(len(rows)), scaled.argmax(axis=1))
     scaled[commonest] += ONE - scaled.sum(axis=1)
-    found: npt.NDArray[np.uint16] = scaled.astype("<u2")
+    found: Array[np.uint16] = scaled.astype("<u2")
     return found
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import zstandard
 
 from modelgit.errors import CorruptObject
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import BLOB_WINDOW_LOG, TOOLS
-from modelgit.store.codec.transforms import Bytes, Transforms, aligned, transforms
+from modelgit.store.codec.transforms import Transforms, aligned, transforms
 
 STORED, CODED, CONSTANT, BITS = range(4)  # kinds of plane
 NOISE_BITS = 7.93  # bits a byte from which coding gains nothing

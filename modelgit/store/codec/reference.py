@@ -6,8 +6,8 @@ here does all of them, and the kernel eight at once. Encoding goes from the last
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.transforms import (
     BLOCK,
     CONTEXT_SHIFT,
@@ -16,7 +16,6 @@ from modelgit.store.codec.transforms import (
     PROBABILITY_BITS,
     SMALL,
     UNSIGNED,
-    Bytes,
     Coded,
     Model,
     Residuals,
@@ -24,21 +23,21 @@ from modelgit.store.codec.transforms import (
     alphabet,
 )
 
-Integers = npt.NDArray[np.int64]
-Unsigned = npt.NDArray[np.uint64]
+Integers = Array[np.int64]
+Unsigned = Array[np.uint64]
 
 
-def deal(elements: npt.NDArray[np.unsignedinteger], planes: Bytes) -> None:
+def deal(elements: Array[np.unsignedinteger], planes: Bytes) -> None:
     """Write byte j of every element to `planes[j]`."""
     planes[:] = elements.view(np.uint8).reshape(len(elements), -1).T
 
 
-def gather(width: int, planes: list[Bytes]) -> npt.NDArray[np.unsignedinteger]:
+def gather(width: int, planes: list[Bytes]) -> Array[np.unsignedinteger]:
     """Return the elements whose byte j is in `planes[j]`."""
     return np.stack(planes, axis=1).reshape(-1).view(UNSIGNED[width])
 
 
-def in_blocks(active: Bytes, count: int) -> npt.NDArray[np.bool_]:
+def in_blocks(active: Bytes, count: int) -> Array[np.bool_]:
     """Return which of `count` elements (count,) lie in active blocks."""
     return np.repeat(active.astype(bool), BLOCK)[:count]
 
@@ -137,7 +136,7 @@ class NumpyTransforms:
         large = tokens >= SMALL
         return Residuals(active, tokens, keys, pack_bits(zigzag[large], raw_counts(tokens[large])))
 
-    def count(self, width: int, residuals: Residuals) -> npt.NDArray[np.uint32]:
+    def count(self, width: int, residuals: Residuals) -> Array[np.uint32]:
         cells = residuals.keys.astype(np.int64) * alphabet(width) + residuals.tokens
         return np.bincount(cells, minlength=256 * alphabet(width)).astype(np.uint32).reshape(256, -1)
 

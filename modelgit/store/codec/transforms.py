@@ -8,11 +8,11 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Words = npt.NDArray[np.uint16]
-States = npt.NDArray[np.uint32]
+from modelgit.store.codec.arrays import Array, Bytes
+
+Words = Array[np.uint16]
+States = Array[np.uint32]
 UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {
     1: np.dtype("u1"),
     2: np.dtype("<u2"),
@@ -84,7 +84,7 @@ class Transforms(Protocol):
     def residuals(self, width: int, data: Bytes, parent: Bytes) -> Residuals:
         """Return how `data` (n * width,) differs from `parent`, as long as it."""
 
-    def count(self, width: int, residuals: Residuals) -> npt.NDArray[np.uint32]:
+    def count(self, width: int, residuals: Residuals) -> Array[np.uint32]:
         """Return how often each token comes with each key (256, alphabet)."""
 
     def encode(self, width: int, residuals: Residuals, model: Model, lanes: int) -> Coded:

@@ -20,7 +20,7 @@ from modelgit.formats.safetensors import (
     read_header,
 )
 from modelgit.store.backend import translated
-from modelgit.store.codec.transforms import Bytes
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
 from modelgit.store.mapping import MappedFile
 from modelgit.store.writing import Fill, PackWriter, Pending

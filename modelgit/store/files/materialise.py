@@ -2,11 +2,11 @@
 
 import errno
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from os import urandom
 from pathlib import Path
 from threading import Lock
 
@@ -15,8 +15,8 @@ from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import Header
 from modelgit.store.backend import sync_folder, translated
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.transforms import Bytes
 from modelgit.store.files.intake import opened
 from modelgit.store.files.tensors import open_tensor, stored_header
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf
@@ -142,7 +142,7 @@ def materialise(
     """
     header = stored_header(store, manifest)
     listener(Started(f"write {path.name}", manifest.size_bytes, "bytes"))
-    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{path.name[:100]}.{urandom(8).hex()}.tmp"
     try:
         with translated(path):
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -100,14 +100,20 @@ def register_transfers(app: typer.Typer) -> None:
         return sharing.pull(session.repo(), remote, session.listener)
 
     @command(app, "fetch", panel=SHARING)
-    def fetch(session: Session, remote: Remote = None) -> "Transferred":
+    def fetch(
+        session: Session,
+        remote: Remote = None,
+        repair: Annotated[bool, typer.Option("--repair", help="Replace objects that are damaged here too.")] = False,
+    ) -> "Transferred":
         """Bring a remote's branches here.
 
         Tags too, and the objects they need; your branches and files stay as they are.
         """
         from modelgit.porcelain import sharing
+        from modelgit.porcelain.upkeep import damage
 
-        return sharing.fetch(session.repo(), remote, session.listener)
+        fetch = damage.fetch if repair else sharing.fetch
+        return fetch(session.repo(), remote, session.listener)
 
 
 def register_checks(app: typer.Typer) -> None:

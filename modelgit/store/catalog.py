@@ -17,7 +17,7 @@ from modelgit.store.backend import Backend
 from modelgit.store.pack import FOOTER, MAGIC, Entry, Index, parse_footer, parse_index, require
 
 SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
-LIVE, CONDEMNED = "packs/", "condemned/"
+LIVE, CONDEMNED, DAMAGED = "packs/", "condemned/", "damaged/"
 
 FSCK_HINT = "run `modelgit fsck`"
 
@@ -68,6 +68,16 @@ def read_index(backend: Backend, name: str) -> Index:
     offset, length, digest = parse_footer(footer, size, name)
     require(backend.read(name, 0, len(MAGIC)) == MAGIC, name, "does not begin as a pack of this version")
     return parse_index(memoryview(backend.read(name, offset, length)), offset, digest, name)
+
+
+def put_aside(backend: Backend, name: str) -> str:
+    """Move a damaged pack where nobody looks for objects, under a name that is free; return that."""
+    base = name.rpartition("/")[2].removesuffix(".pack")
+    taken, number = set(backend.list(DAMAGED)), 1
+    while (free := f"{DAMAGED}{base}{f'-{number}' * (number > 1)}.pack") in taken:
+        number += 1
+    backend.move(name, free)
+    return free
 
 
 class Catalog:

@@ -10,7 +10,7 @@ from blake3 import blake3
 from xxhash import xxh3_64
 
 from modelgit.store.backend import Backend, Stage
-from modelgit.store.catalog import Catalog, Place
+from modelgit.store.catalog import Catalog, Place, put_aside
 from modelgit.store.codec.frames import Parts, total_bytes
 from modelgit.store.identity import Buffer
 from modelgit.store.pack import MAGIC, Directory, Entry, write_directory, write_footer, write_index
@@ -137,6 +137,9 @@ class PackDraft:
         index = write_index({oid: place.entry for oid, place in self._places.items()})
         self._stage.write([index, write_footer(index, self.size)])
         name = f"packs/{blake3(index).hexdigest()}.pack"
+        if name in self._catalog.broken():
+            put_aside(self._backend, name)  # the same objects, but their index cannot be read
+            self._catalog.refresh()
         self._stage.publish(name)
         self._catalog.refresh()
         return name

@@ -1,12 +1,14 @@
 """Checking that all objects are there and right, and mending what is not."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelgit.errors import DamageFound, ModelgitError
 from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import parse
+from modelgit.porcelain import sharing
+from modelgit.porcelain.sharing import Transferred
 from modelgit.remotes.open import open_remote
 from modelgit.repo import transport
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
@@ -72,6 +74,13 @@ def fsck(
     missing = sorted(oid.hex() for oid in done.lost)
     refuse(needs, list(done.report.problems), missing, "name a repository that has them: modelgit fsck --repair PATH")
     return Checked(needs.versions, done.report.objects, full, done.salvaged, done.brought, done.put_aside)
+
+
+def fetch(repo: Repository, remote: str | None = None, listener: Listener = ignore) -> Transferred:
+    """Fetches, then replaces what is damaged here by what the remote has. Raises as both do."""
+    done = sharing.fetch(repo, remote, listener)
+    mended = fsck(repo, repair=True, remotes=[done.remote], listener=listener)
+    return replace(done, objects=done.objects + mended.brought)
 
 
 def refuse(needs: Needs, problems: list[str], missing: Sequence[str], hint: str) -> None:

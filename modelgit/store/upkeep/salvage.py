@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from modelgit.errors import CorruptObject, MissingObject, RemoteError, StoreError
 from modelgit.events import Listener, ignore
-from modelgit.store.catalog import Place
+from modelgit.store.catalog import DAMAGED, Place, put_aside
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.identity import HASH_BYTES, frame_count, frame_size, root
 from modelgit.store.objects import ObjectStore
@@ -22,7 +22,6 @@ from modelgit.store.upkeep.copying import alone, copy_records
 from modelgit.store.upkeep.fsck import FsckReport, check
 from modelgit.store.upkeep.survey import Stored, survey
 
-DAMAGED = "damaged/"
 ROW = HASH_BYTES + ENTRY.itemsize
 
 
@@ -101,7 +100,7 @@ class Mending:
         names = list(packs)
         self._salvage(names, None)
         for name in names:
-            self._store.backend.move(name, self._free_name(name))
+            put_aside(self._store.backend, name)
             self.aside.append(name)
         self._store.catalog.refresh()
 
@@ -144,13 +143,6 @@ class Mending:
                         stuck[name] = None
             if len(bad) == before:
                 return list(stuck)
-
-    def _free_name(self, name: str) -> str:
-        base = name.rpartition("/")[2].removesuffix(".pack")
-        taken, number = set(self._store.backend.list(DAMAGED)), 1
-        while (free := f"{DAMAGED}{base}{f'-{number}' * (number > 1)}.pack") in taken:
-            number += 1
-        return free
 
     def _bring(self, source: ObjectStore, wanted: set[bytes]) -> None:
         """Copy what a source has; if that fails, one by one, since the source may be damaged as well."""

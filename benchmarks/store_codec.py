@@ -18,9 +18,10 @@ from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import build_header
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.compiled import load_compiled
 from modelgit.store.codec.reference import NumpyTransforms
-from modelgit.store.codec.transforms import Bytes, Transforms
+from modelgit.store.codec.transforms import Transforms
 from modelgit.store.files.intake import store_file
 from modelgit.store.files.materialise import materialise
 from modelgit.store.identity import FRAME_BYTES

@@ -12,7 +12,7 @@ from io import BufferedIOBase, BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from modelgit.cli.screen.blocks import Table, plain_table
+from modelgit.cli.screen.blocks import Table, count_text, plain_table
 from modelgit.cli.screen.output import Output, is_terminal, safe
 from modelgit.errors import ModelgitError, StorageFull, UsageError
 from modelgit.events import Listener, ignore
@@ -70,6 +70,10 @@ def process(_words: Sequence[str]) -> int:
     try:
         run.serve(source, target)
         run.fill_in()
+    except KeyboardInterrupt:
+        if run.manifests:
+            complain(ModelgitError("stopped while writing weight files", hint="go on: modelgit checkout"))
+        return INTERRUPTED
     finally:
         close(listener)
     return 0
@@ -154,7 +158,8 @@ def closing_rows(shown: "Shown") -> Iterator[str]:
         yield f"and {len(shown.tensors) - SHOWN:,} more: modelgit diff lists all"
     if shown.unread:
         yield f"no numbers: {shown.unread}"
-    yield f"{len(shown.tensors):,} tensors differ, {shown.same:,} are the same"
+    count = len(shown.tensors)
+    yield f"{count_text(count, 'tensor')} {'differs' if count == 1 else 'differ'}, {shown.same:,} the same"
 
 
 # ---------------------------------------------------------------------------------------------------- merging

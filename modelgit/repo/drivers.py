@@ -44,6 +44,7 @@ def settings() -> dict[str, str]:
         "diff.modelgit.textconv": program("textconv"),
         "merge.modelgit.name": "weights: the mean of what is merged, or a change applied",
         "merge.modelgit.driver": program("merge %O %A %B %P"),
+        "merge.modelgit.recursive": "binary",  # of several merge bases: the mean asks for none
         "merge.modelgit-record.name": "the record of a version",
         "merge.modelgit-record.driver": program("merge-record %O %A %B %P"),
         "modelgit.python": sys.executable,

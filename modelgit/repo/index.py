@@ -6,10 +6,10 @@ what the blob says: written blindly, a changed file would look clean and its cha
 
 import os
 import re
-import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import urandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ def read_index(repo: Repository) -> Index:
     for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
         path = check_path(row[4].decode("utf-8", "surrogateescape"), "index")
         if row[3] != b"0":
-            raise RepositoryError("a git merge is under way here", hint="finish it, or: git merge --abort")
+            raise RepositoryError("a git merge is under way here", hint="git status says how to go on")
         if int(row[14], 16) & SKIP_WORKTREE:
             raise RepositoryError(
                 "sparse checkouts cannot hold models yet", hint="widen it: git sparse-checkout disable"
@@ -152,7 +152,7 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
         RepositoryError: another git command holds it, or has written it since it was read.
     """
     entries = [entry_for(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
-    scratch = index.place.with_name(f"index.{secrets.token_hex(8)}.tmp")
+    scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
         write_entries(scratch, entries)
         swap(index, scratch)

@@ -6,6 +6,7 @@ checkout is gone on with by running it again.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
 
 EMPTY: Mapping[str, Blob] = {}
+UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +193,16 @@ def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
 
 
 def refuse_merge(repo: Repository) -> None:
-    """Refuses a step in the middle of plain git's merge: it would lose the other parent.
+    """Refuses a step in the middle of plain git's merge, cherry-pick or revert: it would lose the other side.
 
     Raises:
         RepositoryError: saying how to end it.
     """
-    if (repo.private_dir / "MERGE_HEAD").exists():
-        raise RepositoryError("a git merge is under way here", hint="finish it: git commit; or: git merge --abort")
+    for name, verb in UNDER_WAY.items():
+        if (repo.private_dir / name).exists():
+            raise RepositoryError(
+                f"a git {verb} is under way here", hint=f"finish it: git commit; or: git {verb} --abort"
+            )
 
 
 def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool) -> Move:
@@ -302,18 +307,27 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     head = repo.head()
     parents = repo.version(head).manifests if head else {}
     files, stamps = dict(look.tracked), look.held()
-    with repo.store.begin() as pack:
-        for path in wanted_paths(look, paths):
-            if path in stamps:
-                continue
+    changed = {path: stat_of(look.root, path) for path in wanted_paths(look, paths) if path not in stamps}
+    if not changed:
+        return files
+    with pack_for(repo, changed) as pack:
+        for path, found in changed.items():
             files.pop(path, None)
-            found = stat_of(look.root, path)
             if found is not None:
                 files[path] = take_in(look, path, found, (pack, relatives(parents, path)), listener)
                 stamps |= proven_stamp(look, path, found)
-        pack.commit()
+        if pack is not None:
+            pack.commit()
     write_index(look.index, files, stamps)
     return files
+
+
+def pack_for(
+    repo: Repository, changed: Mapping[str, os.stat_result | None]
+) -> "AbstractContextManager[PackWriter | None]":
+    """Returns a pack for the weight files among those that changed, None if there are none: numpy loads slowly."""
+    weights = any(found is not None and is_weights(path, found) for path, found in changed.items())
+    return repo.store.begin() if weights else nullcontext()
 
 
 def wanted_paths(look: Look, paths: Sequence[str] | None) -> list[str]:
@@ -341,18 +355,22 @@ def wanted_paths(look: Look, paths: Sequence[str] | None) -> list[str]:
 
 
 def take_in(
-    look: Look, path: str, found: os.stat_result, target: "tuple[PackWriter, Manifest | None]", listener: Listener
+    look: Look,
+    path: str,
+    found: os.stat_result,
+    target: "tuple[PackWriter | None, Manifest | None]",
+    listener: Listener,
 ) -> Blob:
     """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
-    from modelgit.store.files.intake import store_file
-
     pack, parent = target
     place = look.root / path
-    if not is_weights(path, found):
+    if pack is None or not is_weights(path, found):
         return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode_of(found))
     with place.open("rb") as file:
         if is_manifest(file.read(PREFIX_BYTES)):
             return look.repo.write_blob(manifest_at(place))
+    from modelgit.store.files.intake import store_file
+
     return look.repo.write_blob(store_file(pack, place, parent, listener))
 
 

@@ -174,7 +174,7 @@ def test_diff_and_log_tell_of_tensors(place: Path) -> None:
     assert row[1:6] == ["F32", "[150,", "200]", "100.0", "%"] and float(row[6]) == pytest.approx(
         step / length, rel=0.01
     )
-    assert text.splitlines()[-1] == "1 tensors differ, 2 are the same"
+    assert text.splitlines()[-1] == "1 tensor differs, 2 the same"
     git(place, "reset", "--quiet", "--hard")
     assert "a.weight" in git(place, "diff", "main", "other")
     log = git(place, "log", "-p", "-1", "other")

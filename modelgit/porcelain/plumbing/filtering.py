@@ -105,7 +105,7 @@ class Filter:
         if not prefix or is_manifest(prefix) or (path and not path.endswith(WEIGHTS_SUFFIX)):
             yield from pieces(stream)
         else:
-            yield write(take_in(self.repo, path, stream)).encode()
+            yield write(take_in(self.repo, path, stream, self.listener)).encode()
 
     def smudge(self, path: str, content: Source) -> Iterator[bytes]:
         """Yields what comes; if it is a manifest, its file is to be written."""
@@ -140,7 +140,7 @@ def greet(packets: PacketReader, target: BufferedIOBase) -> None:
     write_lines(target, *(f"capability={word}" for word in CAPABILITIES))
 
 
-def take_in(repo: Repository, path: str, stream: Source) -> Manifest:
+def take_in(repo: Repository, path: str, stream: Source, listener: Listener = ignore) -> Manifest:
     """Returns the manifest of a weight file that comes through a pipe, its objects durable in the store.
 
     Raises:
@@ -149,7 +149,7 @@ def take_in(repo: Repository, path: str, stream: Source) -> Manifest:
     from modelgit.store.files.intake import store_stream  # brings numpy
 
     with repo.store.begin() as pack:
-        manifest = store_stream(pack, stream, path or "the weight file", parent_of(repo, path))
+        manifest = store_stream(pack, stream, path or "the weight file", parent_of(repo, path), listener)
         pack.commit()
     return manifest
 

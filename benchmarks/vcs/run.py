@@ -58,9 +58,8 @@ class Run:
         right = None if not holds else self._is(root / MODEL, holds)
         bytes_now = tree_bytes(*self.tool.stores(self.tool.at.work))
         self.steps.append({"step": kind, **as_json(total), "store_bytes": bytes_now, "exact": right})
-        say(
-            f"{self.tool.name:16} {kind:20} {total.wall_s:7.2f} s  CPU {total.cpu_s:6.2f}  store {bytes_now / 1e6:8.1f}"
-        )
+        cost = f"{total.wall_s:7.2f} s  CPU {total.cpu_s:6.2f}  {total.peak_bytes / 1e6:6.0f} MB"
+        say(f"{self.tool.name:16} {kind:20} {cost}  store {bytes_now / 1e6:8.1f} MB")
         if total.code and kind not in MAY_REFUSE:
             say(f"  exit code {total.code}: {total.tail.strip()[-300:]}")
         if right is False:

@@ -81,15 +81,18 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
     """
     if not message.strip():
         raise UsageError("empty commit message", hint='say what changed: -m "…"')
-    before = repo.store.size_on_disk()
+    before = repo.packed_bytes()
     head = repo.head()
-    record = {} if edited(repo, head, RECORD_PATH) else new_record(repo, head)
+
+    def record() -> Mapping[str, bytes]:
+        return {} if edited(repo, head, RECORD_PATH) else new_record(repo, head)
+
     made = worktree.commit_worktree(repo, message, files=record, listener=listener)
     if made is None:
         raise RepositoryError(
             "nothing to commit: the work tree is as HEAD has it", hint="modelgit status shows what git sees"
         )
-    return committed(repo, made, repo.branch(), repo.store.size_on_disk() - before)
+    return committed(repo, made, repo.branch(), repo.packed_bytes() - before)
 
 
 def edited(repo: Repository, head: str | None, path: str) -> bool:

@@ -56,6 +56,13 @@ class Repository:
 
         return ObjectStore(self.git_dir / STORE_FOLDER)
 
+    def packed_bytes(self) -> int:
+        """Returns the bytes of all packs, without opening the store."""
+        try:
+            return sum(entry.stat().st_size for entry in os.scandir(self.git_dir / STORE_FOLDER / "packs"))
+        except OSError:
+            return 0
+
     @classmethod
     def init(cls, path: Path, *, bare: bool = False, branch: str = "main") -> "Repository":
         """Returns the repository in `path`, made if it is not there yet; an existing one is set up for weights.

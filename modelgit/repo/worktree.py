@@ -5,7 +5,7 @@ checkout is gone on with by running it again.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -304,12 +304,12 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     keep_current(repo.git, repo.git_dir)
     look = Look(repo)
     refuse_lock(look.index)
-    head = repo.head()
-    parents = repo.version(head).manifests if head else {}
     files, stamps = dict(look.tracked), look.held()
     changed = {path: stat_of(look.root, path) for path in wanted_paths(look, paths) if path not in stamps}
     if not changed:
         return files
+    head = repo.head()
+    parents = repo.version(head).manifests if head else {}
     with pack_for(repo, changed) as pack:
         for path, found in changed.items():
             files.pop(path, None)
@@ -384,13 +384,13 @@ def commit_worktree(
     message: str,
     *,
     paths: Sequence[str] | None = None,
-    files: Mapping[str, Manifest | Blob | bytes] = EMPTY,
+    files: Callable[[], Mapping[str, Manifest | Blob | bytes]] = dict,
     trailers: tuple[tuple[str, str], ...] = (),
     listener: Listener = ignore,
 ) -> str | None:
     """Commits the changes of the work tree to the branch checked out; returns the commit, None if nothing has changed.
 
-    `paths` as in `add`. `files` are added to the commit, e.g. a record.
+    `paths` as in `add`. What `files` returns is added to the commit, e.g. a record.
 
     Raises:
         FormatError: a weight file is malformed; nothing is committed then. RepositoryError: the branch has moved.
@@ -403,7 +403,7 @@ def commit_worktree(
         return None
     branch = repo.branch()
     ref = f"refs/heads/{branch}" if branch else "HEAD"
-    draft = CommitDraft((head,) if head else (), {**tree, **files}, message, trailers, ref, head)
+    draft = CommitDraft((head,) if head else (), {**tree, **files()}, message, trailers, ref, head)
     commit = repo.commit(draft)
     settle(repo, repo.version(commit), tree)
     return commit

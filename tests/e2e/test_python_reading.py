@@ -121,6 +121,17 @@ def test_arrays_of_any_layout_are_taken(repo: modelgit.Repository) -> None:
     assert found["scalar"].shape == ()
 
 
+def test_the_howto_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "python.md").read_text()
+    blocks = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    assert len(blocks) == 4
+    scope: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "howto", "exec"), scope)
+    assert scope["weights"].rows("layer.weight", 10, 20).shape == (10, 64)
+
+
 def test_frameworks_and_devices_that_are_not_there(repo: modelgit.Repository) -> None:
     repo.commit({"w": torch.ones(2)}, message="one")
     with pytest.raises(UsageError, match="expected one of torch, numpy"):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from os import urandom
 from pathlib import Path
 
-from modelgit.errors import FormatError
+from modelgit.errors import FormatError, StorageFull
 from modelgit.events import Event, Listener, Noted, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse
 from modelgit.repo.files import PAST_NS, stat_of
@@ -65,6 +65,9 @@ def fill(repo: Repository, path: str, text: bytes, listener: Listener = ignore) 
         materialise(repo.store, manifest, scratch, renamed(listener, scratch.name, place.name))
         scratch.chmod(place.stat().st_mode & 0o777)
         return put(repo, path, scratch, text)
+    except OSError as error:
+        hint = "free some space, or check the permissions"
+        raise StorageFull(f"cannot write {path}: {error.strerror}", hint=hint) from error
     finally:
         with suppress(OSError):
             scratch.unlink()

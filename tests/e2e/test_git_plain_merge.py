@@ -155,6 +155,7 @@ def test_shapes_that_differ_are_a_conflict_and_ours_stays(place: Path) -> None:
     assert same(place, OURS), "a real file, ours, while the conflict lasts"
     assert git(place, "diff", "--", MODEL).startswith(f"diff --cc {MODEL}\n")
     assert git(place, "diff", "--ours", "--", MODEL).startswith(f"* Unmerged path {MODEL}\n")
+    assert "MODELGIT_MERGE=merge" in run(place, "git", "checkout", "--merge", "--", MODEL, code=None).stderr
     git(place, "checkout", "--theirs", "--", MODEL)
     assert load(place)["a.weight"].shape == (3, 4)
     git(place, "merge", "--abort")
@@ -203,6 +204,11 @@ def test_ours_keeps_its_header_and_the_mean_what_all_headers_say(place: Path) ->
     git(place, "cherry-pick", "theirs")
     with safe_open(place / MODEL, "numpy") as file:
         assert file.metadata() == {"format": "pt", "by": "me"}
+    git(place, "reset", "--quiet", "--hard", "ours")
+    git(place, "cherry-pick", "told")
+    with safe_open(place / MODEL, "numpy") as file:
+        assert file.metadata() == {"format": "pt", "by": "me"}, "a change of the header alone is a change too"
+    assert same(place, OURS), "what both changed alike is taken once"
     git(place, "reset", "--quiet", "--hard", "told")
     git(place, "merge", "--quiet", "theirs")
     with safe_open(place / MODEL, "numpy") as file:

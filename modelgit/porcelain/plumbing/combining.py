@@ -7,7 +7,8 @@ ours + (theirs - base), tensor by tensor; a tensor that one side left alone is t
 How they are told apart (git 2.39, by experiment): `git merge` and `git pull` put GITHEAD_<commit> into the environment,
 the name of each branch, for the drivers' conflict labels; nothing else does. A rebase that redoes merges
 (`rebase --rebase-merges`) merges in its own process, without those; but MERGE_HEAD is there by then. `git merge-tree`
-and `git replay` have no index, and so no lock on it: from those alone we cannot tell, and refuse.
+and `git replay` have no index, and so no lock on it; in the middle of a merge, `git checkout --merge FILE` and
+`git stash pop` look alike. There we cannot tell, and refuse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +50,11 @@ def question_of(repo: Repository, environment: Mapping[str, str]) -> Question:
     wanted = environment.get("MODELGIT_MERGE")
     if wanted in ("merge", "apply"):
         return "merge" if wanted == "merge" else "apply"
-    redone = (repo.private_dir / "MERGE_HEAD").exists() and (repo.private_dir / "rebase-merge").exists()
+    merging = (repo.private_dir / "MERGE_HEAD").exists()
+    redone = merging and (repo.private_dir / "rebase-merge").exists()
     if redone or any(name.startswith(HEAD_OF_MERGE) for name in environment):
         return "merge"
-    if not repo.index_file.with_name(f"{repo.index_file.name}.lock").exists():
+    if merging or not repo.index_file.with_name(f"{repo.index_file.name}.lock").exists():
         raise MergeConflict(
             "git does not say whether this is a merge or a change to apply",
             hint="say it: MODELGIT_MERGE=merge (the mean) or MODELGIT_MERGE=apply (ours + theirs - base)",
@@ -153,7 +155,9 @@ def applied(repo: Repository, sides: Sides, listener: Listener) -> Manifest:
         from modelgit.merge.plan import conflict_error
 
         raise conflict_error(conflicts)
-    return with_header(carried_out(repo, plan_of(repo, sides, both, taken), sides, listener), sides.ours)
+    made = carried_out(repo, plan_of(repo, sides, both, taken), sides, listener)
+    header = sides.theirs if sides.ours.header == sides.base.header else sides.ours
+    return with_header(with_header(made, sides.ours), header)
 
 
 Three = Sequence[Mapping[str, TensorEntry]]
@@ -219,12 +223,12 @@ def integers_ours(step: "Step", ours: Manifest) -> "Step":
     return step
 
 
-def with_header(made: Manifest, ours: Manifest) -> Manifest:
-    """Returns the result with our header, byte for byte, if that describes the same tensors."""
+def with_header(made: Manifest, side: Manifest) -> Manifest:
+    """Returns the result with the header of one side, byte for byte, if that describes the same tensors."""
     layout = [(entry.name, entry.dtype, entry.shape) for entry in made.tensors]
-    if layout != [(entry.name, entry.dtype, entry.shape) for entry in ours.tensors]:
+    if layout != [(entry.name, entry.dtype, entry.shape) for entry in side.tensors]:
         return made
-    return replace(made, header=ours.header, header_bytes=ours.header_bytes, size_bytes=ours.size_bytes)
+    return replace(made, header=side.header, header_bytes=side.header_bytes, size_bytes=side.size_bytes)
 
 
 # -------------------------------------------------------------------------------------------------- records

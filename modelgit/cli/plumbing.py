@@ -157,7 +157,7 @@ def closing_rows(shown: "Shown") -> Iterator[str]:
     if len(shown.tensors) > SHOWN:
         yield f"and {len(shown.tensors) - SHOWN:,} more: modelgit diff lists all"
     if shown.unread:
-        yield f"no numbers: {shown.unread}"
+        yield f"numbers are absent: {shown.unread}"
     count = len(shown.tensors)
     yield f"{count_text(count, 'tensor')} {'differs' if count == 1 else 'differ'}, {shown.same:,} the same"
 

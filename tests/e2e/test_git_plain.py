@@ -189,7 +189,7 @@ def test_a_diff_without_objects_names_the_tensors(place: Path) -> None:
     for pack in (place / ".git" / "modelgit" / "packs").iterdir():
         pack.unlink()
     text = git(place, "diff", "main", "other")
-    assert "a.weight" in text and "no numbers: their objects are not here" in text
+    assert "a.weight" in text and "numbers are absent: their objects are not here" in text
 
 
 def test_missing_objects_never_stop_a_checkout(place: Path) -> None:

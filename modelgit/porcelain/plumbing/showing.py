@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 NO_TENSORS = Manifest("", 0, 0, ())
 SHORT = 12  # hexadecimal digits of a tensor's id
-READ_BYTES = 2 * 1024**3  # tensors that differ are read up to this size; beyond it they are named only
+READ_BYTES = 256 * 1024**2  # what is read of tensors that differ, a few seconds' work; the rest are named only
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a weight file differs: tensors, how many are the same, and why there are no numbers, if there are none."""
+    """How a weight file differs: tensors, how many are the same, and why numbers are absent, if any are."""
 
     tensors: "tuple[TensorChange, ...]"
     same: int
@@ -61,22 +61,22 @@ def source_of(repo: Repository, path: Path) -> TensorSource:
     return FileTensors(path) if manifest is None else StoredTensors(repo.store, manifest)
 
 
-def difference(repo: Repository, path: str, old: TensorSource, new: TensorSource) -> Shown:
-    """Returns how the weight file at `path` differs; where that would take long, or objects are absent, names alone.
+def difference(repo: Repository, path: str, old: TensorSource, new: TensorSource, limit: int = READ_BYTES) -> Shown:
+    """Returns how the weight file at `path` differs; past `limit` bytes, or without objects, names alone.
 
     Raises:
         FormatError: a weight file is malformed. CorruptObject.
     """
     before, after = entries(old), entries(new)
-    unlike = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    unlike = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     same = len({*before, *after}) - len(unlike)
-    sizes = [size_bytes(before[n].dtype, before[n].shape) for n in unlike if n in before and n in after]
-    if sum(sizes) > READ_BYTES:
-        return Shown(named(path, before, after, unlike), same, f"more than {READ_BYTES >> 30} GiB of tensors differ")
     try:
-        return Shown(measured(path, old, new), same)
+        numbers = measured(path, old, new, limit)
     except MissingObject:
         return Shown(named(path, before, after, unlike), same, "their objects are not here (modelgit fetch)")
+    rest = unlike[len(numbers) :]
+    why = f"{len(rest):,} tensors were not read, to be quick (modelgit diff reads all)" if rest else None
+    return Shown((*numbers, *named(path, before, after, rest)), same, why)
 
 
 def entries(source: TensorSource) -> dict[str, TensorEntry]:
@@ -84,12 +84,20 @@ def entries(source: TensorSource) -> dict[str, TensorEntry]:
     return {name: source.entry(name) for name in source.names()}
 
 
-def measured(path: str, old: TensorSource, new: TensorSource) -> "tuple[TensorChange, ...]":
-    """Returns the tensors that differ, and how far."""
+def measured(path: str, old: TensorSource, new: TensorSource, limit: int) -> "tuple[TensorChange, ...]":
+    """Returns the tensors that differ, by name, and how far; those that come after `limit` bytes are left out."""
     from modelgit.merge.compare import compare
     from modelgit.porcelain.comparing import tensor_change
 
-    return tuple(tensor_change(path, found) for found in compare(old, new) if found.kind != "same")
+    changes, read = [], 0
+    for found in compare(old, new):
+        if found.kind != "same":
+            changes.append(tensor_change(path, found))
+        if found.kind == "changed" and found.new is not None:
+            read += size_bytes(found.new.dtype, found.new.shape)
+        if read >= limit:
+            break
+    return tuple(changes)
 
 
 def named(

@@ -14,6 +14,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.upkeep.database import needed_ids
 
 GRACE_SETTING = "modelgit.gcgrace"  # as git writes modelgit.gcGrace
+LOOK = "see what is needed"
 DEFAULT_GRACE = "14d"
 AGE = re.compile(r"(\d{1,9}) ?(s|m|h|d|w|)")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "": 86_400}
@@ -61,10 +62,10 @@ def gc(
     grace_s = age_seconds(grace or repo.git.settings.get(GRACE_SETTING) or DEFAULT_GRACE)
     if not dry_run:
         git_gc(repo, prune, listener)
-    needed = needed_ids(repo)  # before anything is touched: it refuses a damaged repository
+    needed = asked(repo, listener)  # before anything is touched: it refuses a damaged repository
     rules = Rules(time.time(), grace_s, dry_run)
     saved = deepen(repo.store, needed, lineage(repo), rules, listener) if deep and not dry_run else None
-    done = collect(repo.store, lambda: needed_ids(repo), rules, listener)
+    done = collect(repo.store, lambda: asked(repo, listener), rules, listener)
     return Swept(
         dry_run=dry_run,
         bytes_before=saved.bytes_before if saved else done.bytes_before,
@@ -77,6 +78,14 @@ def gc(
         leftovers=tuple(tidied(repo, dry_run)),
         postponed=done.postponed,
     )
+
+
+def asked(repo: Repository, listener: Listener) -> set[bytes]:
+    """Returns what is needed now. Raises RepositoryError."""
+    listener(Started(LOOK, None, "objects"))
+    needed = needed_ids(repo)
+    listener(Finished(LOOK, f"{len(needed)} objects"))
+    return needed
 
 
 def git_gc(repo: Repository, prune: str | None, listener: Listener) -> None:

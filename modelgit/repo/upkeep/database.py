@@ -7,14 +7,16 @@ stashes, indexes, other work trees, merges under way) and for how long is git's 
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import IO
 
 from modelgit.errors import RepositoryError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest
 from modelgit.repo.gitdir import ENVIRONMENT, FOREIGN, HARDENED, GitDirectory, last_line
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 
+PREFIX_BYTES, PIECE_BYTES = 64, 1 << 20
 AT_ONCE = 256  # requests that fit a pipe, however long the answers
 OID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 TREE_ROW = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
@@ -53,8 +55,11 @@ class ObjectReader:
         """Returns an object's content. Raises RepositoryError when git lacks it or cannot read it."""
         return next(self.each([sha]))
 
-    def each(self, shas: Sequence[str]) -> Iterator[bytes]:
-        """Yields objects' contents in the order asked; take them all. Raises as `read` does."""
+    def each(self, shas: Sequence[str], wanted: Callable[[bytes], bool] = bool) -> Iterator[bytes]:
+        """Yields objects' contents in the order asked; take them all. Raises as `read` does.
+
+        Of one whose first bytes are not `wanted` only those are given.
+        """
         requests, answers = self._process.stdin, self._process.stdout
         if requests is None or answers is None:
             return
@@ -68,9 +73,20 @@ class ObjectReader:
                 if len(words) != 3:
                     missing.append(sha)
                 else:
-                    yield answers.read(int(words[2]) + 1)[:-1]
+                    yield content(answers, int(words[2]), wanted)
             if missing:  # said only now: what was asked for must be taken
                 raise RepositoryError(f"{DAMAGED}: {missing[0]} cannot be read", hint=HINT)
+
+
+def content(answers: IO[bytes], size: int, wanted: Callable[[bytes], bool]) -> bytes:
+    """Returns an object's bytes, the first of them if those are not wanted; takes all off the stream, and the end."""
+    start = answers.read(min(size, PREFIX_BYTES))
+    if size <= PREFIX_BYTES or wanted(start):
+        return start + answers.read(size - len(start) + 1)[:-1]
+    left = size - len(start) + 1
+    while left:
+        left -= len(answers.read(min(left, PIECE_BYTES))) or left
+    return start
 
 
 def needed_ids(repo: Repository) -> set[bytes]:
@@ -85,7 +101,7 @@ def needed_ids(repo: Repository) -> set[bytes]:
     if code:
         raise RepositoryError(f"{DAMAGED}: {last_line(complaint)}", hint=HINT)
     with ObjectReader(repo.git) as reader:
-        texts = (text for text in reader.each(every_blob(repo)) if is_manifest(text[:64]))
+        texts = (text for text in reader.each(every_blob(repo), is_manifest) if is_manifest(text))
         return {bytes.fromhex(word.decode()) for text in texts for word in OID.findall(text)}
 
 
@@ -143,4 +159,4 @@ class Trees:
 def manifests(reader: ObjectReader, blobs: Sequence[str]) -> dict[str, bytes]:
     """Returns the texts of those blobs that are manifests. All are held at once: ask for a version's, not for all."""
     wanted = list(dict.fromkeys(blobs))
-    return {sha: text for sha, text in zip(wanted, reader.each(wanted), strict=True) if is_manifest(text[:64])}
+    return {sha: text for sha, text in zip(wanted, reader.each(wanted, is_manifest), strict=True) if is_manifest(text)}

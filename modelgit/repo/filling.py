@@ -77,7 +77,7 @@ def put(repo: Repository, path: str, scratch: Path, text: bytes) -> bool:
     """Puts a complete weight file into its place, and its stat into the index; git is kept out meanwhile."""
     root = repo.worktree or repo.git_dir
     place, sha = root / path, blob_id(text)
-    with index_lock(repo.index_file) as lock:
+    with repo.git.taking_locks(), index_lock(repo.index_file) as lock:
         if manifest_text(root, path) != text:
             return False
         set_back(scratch, repo.index_file)

@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 from modelgit.errors import DependencyMissing, FormatError, RepositoryError, StorageFull
+from modelgit.repo.upkeep.locks import Alive
 
 SETTINGS = (
     "core.hooksPath=/dev/null",
@@ -35,6 +37,7 @@ FULL = (
     "Permission denied",
     "unable to write",
 )
+LOCKING = frozenset(["update-ref", "symbolic-ref", "notes", "branch", "fetch", "gc"])
 MAX_PATH_BYTES = 4096
 PATH_HINT = "rename the file; paths are relative, without '..', '.git' and characters that do not show"
 Environment = Mapping[str, str]
@@ -46,6 +49,7 @@ class GitDirectory:
     def __init__(self, directory: Path, environment: Environment | None = None) -> None:
         self.directory = directory
         self.environment = environment or {}  # what tells git which repository, where the directory does not
+        self.alive: Alive | None = None  # told by commands that take git's locks
 
     def run(self, *arguments: str, stdin: bytes = b"", environment: Environment | None = None) -> str:
         """Returns what `git ARGUMENTS` prints, without its last line feed.
@@ -76,19 +80,32 @@ class GitDirectory:
         """
         inherited = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         try:
-            done = subprocess.run(
-                ["git", *HARDENED, *arguments],
-                cwd=self.directory,
-                input=stdin,
-                capture_output=True,
-                env={**inherited, **ENVIRONMENT, **self.environment, **(environment or {})},
-                check=False,
-            )
+            with self.taking_locks() if LOCKING.intersection(arguments) else nullcontext(()) as inherit:
+                done = subprocess.run(
+                    ["git", *HARDENED, *arguments],
+                    cwd=self.directory,
+                    input=stdin,
+                    capture_output=True,
+                    env={**inherited, **ENVIRONMENT, **self.environment, **(environment or {})},
+                    check=False,
+                    pass_fds=inherit,
+                )
+                if self.alive is not None and done.returncode < 0:
+                    self.alive.struck = True
         except FileNotFoundError as error:
             if not self.directory.is_dir():
                 raise RepositoryError(f"{self.directory}: no such folder") from error
             raise DependencyMissing("git is not installed", hint="install git 2.38 or later") from error
         return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
+
+    @contextmanager
+    def taking_locks(self) -> Iterator[tuple[int, ...]]:
+        """Surrounds a step that takes git's locks; those of a killed command go first. Gives what git is to inherit."""
+        if self.alive is None:
+            yield ()
+            return
+        with self.alive.held() as handle:
+            yield (handle,) if handle >= 0 else ()
 
     @cached_property
     def settings(self) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
-from modelgit.repo.gitdir import check_path
+from modelgit.repo.gitdir import GitDirectory, check_path
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob
 
@@ -59,6 +59,7 @@ class Index:
     blobs: Mapping[str, Blob]
     stamps: Mapping[str, Stamp]
     state: os.stat_result | None
+    git: GitDirectory
 
     def unchanged(self, path: str, stat: os.stat_result) -> bool:
         """Tells whether a file still is what its entry says, by its stat alone.
@@ -105,7 +106,7 @@ def read_index(repo: Repository) -> Index:
         numbers = [int(row[i]) for i in range(5, 14)]
         blobs[path] = Blob(row[2].decode(), row[1].decode())
         stamps[path] = Stamp((numbers[0], numbers[1]), (numbers[2], numbers[3]), *numbers[4:])
-    return Index(place, blobs, stamps, state)
+    return Index(place, blobs, stamps, state, repo.git)
 
 
 def state_of(place: Path) -> os.stat_result | None:
@@ -130,8 +131,9 @@ def refuse_lock(index: Index) -> None:
     Raises:
         RepositoryError: naming the lock.
     """
-    if lock_of(index).exists():
-        raise locked(index)
+    with index.git.taking_locks():
+        if lock_of(index).exists():
+            raise locked(index)
 
 
 def lock_of(index: Index) -> Path:
@@ -155,7 +157,8 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
     scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
         write_entries(scratch, entries)
-        swap(index, scratch)
+        with index.git.taking_locks():
+            swap(index, scratch)
     except OSError as error:
         raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
     finally:

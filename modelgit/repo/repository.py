@@ -17,6 +17,7 @@ from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageEr
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
 from modelgit.repo.gitdir import Environment, GitDirectory, check_path, last_line, sync_folder
+from modelgit.repo.upkeep.locks import Alive
 from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Repository:
         self.worktree = worktree
         self.private_dir = private_dir or git_dir  # another one in a linked work tree: its index and HEAD
         self.git = GitDirectory(worktree or git_dir, environment)
+        self.git.alive = Alive(git_dir)
         self.index_file = Path(self.git.environment.get("GIT_INDEX_FILE", self.private_dir / "index"))
         self.hooked = True  # False where `init` found another pre-push hook than ours
         self._versions: dict[str, Version] = {}
@@ -76,7 +78,8 @@ class Repository:
             raise RepositoryError(f"cannot make a repository in {path}: {error.strerror}") from error
         GitDirectory(path).run("init", "--quiet", f"--initial-branch={branch}", *(["--bare"] if bare else []))
         repo = cls.open(path)
-        repo.hooked = configure(repo.git, repo.git_dir)
+        with repo.git.taking_locks():
+            repo.hooked = configure(repo.git, repo.git_dir)
         sync_folder(repo.git_dir)
         sync_folder(path)
         return repo

@@ -19,7 +19,9 @@ from modelgit.store.pack import FOOTER, MAGIC, Entry, Index, parse_footer, parse
 SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
 LIVE, CONDEMNED, DAMAGED = "packs/", "condemned/", "damaged/"
 
-FSCK_HINT = "run `modelgit fsck`"
+DEPTH_AT, UNKNOWN_DEPTH = 3, 256  # of a record's directory, the byte that tells the depth
+
+FSCK_HINT = "run `modelgit fsck --repair`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,16 @@ class Place:
     entry: Entry
 
 
-def place_in(merged: Merged, oid: bytes) -> Place | None:
-    """Return the place of an object in merged packs."""
+def places_in(merged: Merged, oid: bytes) -> Iterator[Place]:
+    """Yield the places of an object in merged packs."""
     prefix = int.from_bytes(oid[:8], "big")
     at = bisect_left(merged.prefixes, prefix)
     while at < len(merged.prefixes) and merged.prefixes[at] == prefix:
         name, index = merged.packs[merged.rows[at] >> 32]
         row = merged.rows[at] & 0xFFFFFFFF
         if index.id(row) == oid:
-            return Place(name, index.entry(row))
+            yield Place(name, index.entry(row))
         at += 1
-    return None
 
 
 def read_index(backend: Backend, name: str) -> Index:
@@ -105,11 +106,25 @@ class Catalog:
 
     def known(self, oid: bytes) -> Place | None:
         """Return the place of an object in the packs read so far, condemned ones aside."""
-        return place_in(self._merged, oid)  # replaced whole by other threads, never changed
+        return self._shallowest(list(places_in(self._merged, oid)))  # replaced whole by other threads, never changed
 
     def condemned(self, oid: bytes) -> Place | None:
         """Return the place of an object in the condemned packs read so far."""
-        return place_in(self._condemned, oid)
+        return self._shallowest(list(places_in(self._condemned, oid)))
+
+    def _shallowest(self, places: list[Place]) -> Place | None:
+        """Return the place with the shortest chain when it was written: so the chains of a store never form a loop.
+
+        Two packs may hold each an object as a difference to what the other holds whole.
+        """
+        return min(places, key=self._depth) if len(places) > 1 else next(iter(places), None)
+
+    def _depth(self, place: Place) -> int:
+        directory = place.entry.offset + place.entry.length - place.entry.directory
+        try:
+            return self._backend.read(place.pack, directory + DEPTH_AT, 1)[0]
+        except StoreError:  # its pack has gone meanwhile
+            return UNKNOWN_DEPTH
 
     def refresh(self) -> bool:
         """Read the indexes of packs that were added or removed; return whether there were any."""

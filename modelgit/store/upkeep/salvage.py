@@ -98,9 +98,10 @@ class Mending:
     def put_aside(self, packs: Iterable[str]) -> None:
         """Copy what is sound out of packs, then move them where nobody looks."""
         names = list(packs)
-        self._salvage(names, None)
+        new = self._salvage(names, None)
         for name in names:
-            put_aside(self._store.backend, name)
+            if name not in new:  # else it was put aside to make room for its sound copy
+                put_aside(self._store.backend, name)
             self.aside.append(name)
         self._store.catalog.refresh()
 
@@ -155,8 +156,8 @@ class Mending:
                 with suppress(StoreError, RemoteError):
                     self.brought += source.copy_to(self._store, [oid]).objects
 
-    def _salvage(self, packs: Sequence[str], wanted: set[bytes] | None) -> None:
-        """Copy sound records out of packs: those that nothing else has, or those with the `wanted` objects."""
+    def _salvage(self, packs: Sequence[str], wanted: set[bytes] | None) -> list[str]:
+        """Copy sound records out of packs, all or those with the `wanted` objects; return the new packs."""
         records = [record for name in packs for record in readable(self._store, name)]
         found = {oid: record for record in records for oid in record.entries}
         elsewhere = self._elsewhere(set(packs))
@@ -168,9 +169,10 @@ class Mending:
                     kept = {one: entry for one, entry in record.entries.items() if sound(reader, one)}
                     chosen[id(record)] = replace(record, entries=kept)
         good = [record for record in chosen.values() if record.entries]
-        copy_records(self._store, good, self._listener)
+        new = copy_records(self._store, good, self._listener)
         self.salvaged += sum(len(record.entries) for record in good)
         self._store.catalog.refresh()
+        return new
 
     def _elsewhere(self, packs: set[str]) -> Callable[[bytes], Place | None]:
         """Return a function that finds an object outside some packs."""

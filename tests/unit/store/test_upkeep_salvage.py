@@ -155,6 +155,7 @@ def test_a_damaged_index_costs_nothing_but_a_copy() -> None:
     assert (done.lost, done.brought) == (frozenset(), 0)
     assert done.salvaged > 0
     assert contents(store) == OBJECTS
+    assert len(store.backend.list("damaged/")) == 1
 
 
 def test_condemned_packs_are_checked_and_mended_as_well() -> None:

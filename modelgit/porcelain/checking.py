@@ -69,7 +69,7 @@ def read_trailers(version: Version) -> Recorded:
     """
     trailers = version.entry.trailers
     where = f"commit {version.commit[:10]}"
-    if "Merge-Method" not in trailers or len(version.entry.parents) < 2:
+    if "Merge-Method" not in trailers:
         raise UsageError(
             f"{where} is no merge of models", hint="verify --rerun wants a commit that modelgit merge made"
         )

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = "model.safetensors"
 SETTLE_S = 1.1  # git compares times by the second
 NOTHING_TO_COMMIT = 10
+LIGHT, LITTLE_GIB = ("status", "log -1", "--help"), 0.25  # commands that need little memory
 STARTS, TENSOR_BYTES, FEW = 7, 32 * 1024, 8 * 1024 * 1024
 COMPILE = "import compileall, modelgit; compileall.compile_dir(modelgit.__path__[0], quiet=1)"
 IMPORTS = "import modelgit.cli.app, modelgit.porcelain.work, modelgit.store.files.materialise, modelgit.store.objects"
@@ -79,7 +80,8 @@ class Bench:
 
     def step(self, label: str, folder: Path, *words: str) -> None:
         """Run modelgit and keep what it cost."""
-        done = self.run(folder, *words, prime_gib=self.prime_gib)
+        prime_gib = min(LITTLE_GIB, self.prime_gib) if label in LIGHT else self.prime_gib
+        done = self.run(folder, *words, prime_gib=prime_gib)
         self.rows.setdefault(label, []).append(done)
         cost = f"{done.wall_s:7.2f} s  user {done.user_s:6.2f}  system {done.system_s:6.2f}"
         print(f"{label:34} {cost}  {done.peak_bytes / 1e6:7.1f} MB", file=sys.stderr, flush=True)

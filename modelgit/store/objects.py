@@ -16,9 +16,9 @@ import numpy as np
 
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.store.backend import Backend, DirBackend, translated
-from modelgit.store.catalog import Catalog
+from modelgit.store.catalog import Catalog, Place
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft
 from modelgit.store.identity import FRAME_BYTES, Kind, Oid, frame_count, frame_size, parse_oid
 from modelgit.store.pack import Entry
@@ -211,7 +211,7 @@ class ObjectStore:
         listener(Started("copy objects", total, "bytes"))
         try:
             for pack, offset, length in records:
-                draft.adopt(self._pieces(pack, offset, length), self._members(pack, offset))
+                draft.adopt(self._pieces(pack, offset, length), self._members(pack, offset, other))
                 listener(Advanced("copy objects", length))
             other.verify(Reader(draft.find, draft.read_into), draft.oids())
             draft.publish()
@@ -224,10 +224,16 @@ class ObjectStore:
         places = [place for oid in oids if (place := self.catalog.find(parse_oid(oid))) is not None]
         return sorted({(place.pack, place.entry.offset, place.entry.length) for place in places})
 
-    def _members(self, pack: str, offset: int) -> dict[bytes, Entry]:
+    def _members(self, pack: str, offset: int, other: "ObjectStore") -> dict[bytes, Entry]:
+        """Return a record's objects that are read from it here and are not there: none gets a second form there."""
         index = self.catalog.packs()[pack]
         rows = np.flatnonzero(index.entries["offset"] == offset)
-        return {index.id(row): index.entry(row) for row in rows.tolist()}
+        found = {index.id(row): index.entry(row) for row in rows.tolist()}
+        return {
+            oid: entry
+            for oid, entry in found.items()
+            if other.catalog.known(oid) is None and self.catalog.find(oid) == Place(pack, entry)
+        }
 
     def _pieces(self, pack: str, offset: int, length: int) -> Iterator[bytes]:
         for start in range(offset, offset + length, COPY_BYTES):

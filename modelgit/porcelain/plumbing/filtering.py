@@ -6,6 +6,7 @@ closes the pipe and waits for us, its index no longer locked. That covers every 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BufferedIOBase
@@ -120,15 +121,23 @@ class Filter:
 
     def fill_in(self) -> None:
         """Writes the real file where the work tree holds a manifest that this run gave. Complains, never fails."""
-        for path in sorted(self.manifests):
+        waiting = self.waiting()
+        if waiting:
+            with suppress(ModelgitError):  # what cannot be had is told of below, file by file
+                seek(self.repo, waiting, self.listener)
+        for path, text in waiting.items():
             try:
-                root = self.repo.worktree
-                text = manifest_text(root, path) if root is not None else None
-                if text is not None and blob_id(text) in self.manifests[path]:
-                    seek(self.repo, {path: text}, self.listener)
-                    fill(self.repo, path, text, self.listener)
+                fill(self.repo, path, text, self.listener)
             except ModelgitError as error:
                 self.complain(left_alone(path, error))
+
+    def waiting(self) -> dict[str, bytes]:
+        """Returns the manifests of this run that still lie in the work tree, by their paths."""
+        root = self.repo.worktree if self.manifests else None
+        if root is None:
+            return {}
+        texts = {path: manifest_text(root, path) for path in sorted(self.manifests)}
+        return {path: text for path, text in texts.items() if text and blob_id(text) in self.manifests[path]}
 
 
 def greet(packets: PacketReader, target: BufferedIOBase) -> None:

@@ -75,6 +75,7 @@ class Store:
 
     def __init__(self, packs: Path) -> None:
         self.entries: dict[bytes, Entry] = {}
+        self.depths: dict[bytes, int] = {}
         self.seen: Counter[str] = Counter()
         self.frames: dict[tuple[bytes, int], bytes] = {}
         for path in sorted(packs.iterdir()) if packs.is_dir() else []:
@@ -96,7 +97,10 @@ class Store:
             offset, length, size, begin, directory = struct.unpack_from("<QQQII", index, 32 * n + 32 * i)
             require(offset >= 8 and offset + length <= start, "entry outside")
             stretches.add((offset, offset + length))
-            self.entries[oid] = Entry(path, offset, length, size, begin, directory)
+            depth = data[offset + length - directory + 3]
+            if oid not in self.entries or depth < self.depths[oid]:  # section 4.5
+                self.entries[oid] = Entry(path, offset, length, size, begin, directory)
+                self.depths[oid] = depth
         end = 8
         for begin, stop in sorted(stretches):
             require(begin == end, "records do not tile")

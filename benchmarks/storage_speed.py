@@ -200,12 +200,16 @@ def size_of(label: str, sizes: Mapping[str, int]) -> int:
 def goals_table(bench: Bench, size_bytes: int) -> str:
     """Return the goals, and whether they are reached."""
     lines = []
+    start = middle(bench.rows["imports"], "cpu_s")
     for label, figure, relation, goal in GOALS:
         rows = bench.rows[label]
-        value = middle(rows, "cpu_s") if figure == "cpu" else rate(rows, size_bytes)
-        reached = value <= goal if relation == "<=" else value >= goal
-        unit = "CPU s" if figure == "cpu" else "GB/CPU s"
-        lines.append([label, f"{relation} {goal} {unit}", f"{value:.2f}", "yes" if reached else "no"])
+        if figure == "cpu":
+            value = middle(rows, "cpu_s")
+            lines.append([label, f"{relation} {goal} CPU s", f"{value:.2f}", yes(value <= goal)])
+        else:
+            whole, net = rate(rows, size_bytes), rate(rows, size_bytes, start)
+            reached = "but for the start-up" if whole < goal <= net else yes(whole >= goal)
+            lines.append([label, f"{relation} {goal} GB/CPU s", f"{whole:.2f}, net of start-up {net:.2f}", reached])
     lines += memory_goals(bench)
     for step in ("commit", "commit fine-tune"):
         if f"many tensors, {step}" in bench.rows:

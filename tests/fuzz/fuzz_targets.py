@@ -32,9 +32,10 @@ from modelgit.store.backend import MemoryBackend
 from modelgit.store.catalog import Catalog
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.compiled import load_compiled
 from modelgit.store.codec.reference import NumpyTransforms
-from modelgit.store.codec.transforms import Bytes, Transforms
+from modelgit.store.codec.transforms import Transforms
 from modelgit.store.identity import frame_count, frame_size
 from modelgit.store.pack import CODECS, FIXED, FOOTER, FRAME
 from modelgit.store.reading import Reader

@@ -16,10 +16,10 @@ from xxhash import xxh3_64_intdigest
 from modelgit.errors import CorruptObject, MissingObject
 from modelgit.store.catalog import FSCK_HINT, Place
 from modelgit.store.codec import arithmetic
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.differences import decode_delta
 from modelgit.store.codec.frames import decode_full, inflate
-from modelgit.store.codec.transforms import Bytes
 from modelgit.store.identity import HASH_BYTES, leaf, root, whole
 from modelgit.store.pack import MAX_COST, MAX_DEPTH, Directory, parse_directory, require
 

@@ -20,8 +20,8 @@ from modelgit.store.catalog import CONDEMNED, Catalog, Place
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
 from modelgit.store.codec.arithmetic import element_width
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.transforms import Bytes
 from modelgit.store.draft import PackDraft, Pipeline, checksum
 from modelgit.store.identity import FRAME_BYTES, Buffer, Kind, Oid, frame_count, frame_size, parse_oid
 from modelgit.store.pack import MAX_MEMBERS, MAX_TERMS, Codec, Directory

@@ -10,10 +10,11 @@ import pytest
 from modelgit.errors import CorruptObject
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.compiled import load_compiled
 from modelgit.store.codec.reference import NumpyTransforms
-from modelgit.store.codec.transforms import Bytes, Coded, Residuals, Transforms
+from modelgit.store.codec.transforms import Coded, Residuals, Transforms
 
 COMPILED, NARROW = load_compiled(), load_compiled(wide=False)
 IMPLEMENTATIONS: list[Transforms] = [NumpyTransforms(), *(found for found in (COMPILED, NARROW) if found)]

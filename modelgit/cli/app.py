@@ -38,7 +38,7 @@ HINTS: Mapping[type[ModelgitError], str] = {
     StorageFull: "free some space, or check the permissions, and run the command again",
     UsageError: "modelgit --help lists the commands, modelgit COMMAND --help their options",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @runtime_checkable
@@ -190,7 +190,9 @@ def translated(error: Exception) -> ModelgitError:
         return UsageError("stopped")
     if isinstance(error, OSError) and error.errno in FULL:
         where = f"{error.filename}: " if error.filename else ""
-        return StorageFull(f"{where}{error.strerror}", hint="free some space, or check the permissions, and try again")
+        broken = "the disk reports an error, the system's log may say more; nothing that was done before is lost"
+        hint = broken if error.errno == errno.EIO else "free some space, or check the permissions, and try again"
+        return StorageFull(f"{where}{error.strerror}", hint=hint)
     return ModelgitError(
         f"internal error: {type(error).__name__}: {error}",
         hint="run the command with --debug and report what it shows: modelgit --debug COMMAND",

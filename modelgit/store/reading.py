@@ -26,7 +26,7 @@ from modelgit.store.pack import MAX_COST, MAX_DEPTH, Directory, parse_directory,
 TOO_DEEP = f"a chain of more than {MAX_DEPTH} differences"
 MAX_NESTED = 8  # linear combinations of linear combinations
 RECORDS_KEPT = 4096
-BUNDLES_KEPT = 64
+BUNDLES_KEPT_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Reader:
         self._lock = threading.Lock()
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
         self._bundles: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
+        self._bundled_bytes = 0
 
     def link(self, oid: bytes, below: int = MAX_DEPTH + 1) -> Link:
         """Return an object's record, with all it hangs on.
@@ -202,9 +203,11 @@ class Reader:
         if record.directory.size:
             self.decode(record, 0, decoded)
         with self._lock:
-            self._bundles[key] = decoded
-            if len(self._bundles) > BUNDLES_KEPT:
-                self._bundles.popitem(last=False)
+            if key not in self._bundles:
+                self._bundles[key] = decoded
+                self._bundled_bytes += len(decoded)
+            while self._bundled_bytes > BUNDLES_KEPT_BYTES and len(self._bundles) > 1:
+                self._bundled_bytes -= len(self._bundles.popitem(last=False)[1])
         return decoded
 
     def _record(self, place: Place, oid: bytes, below: int) -> Record:

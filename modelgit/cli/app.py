@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
@@ -175,7 +176,8 @@ def explain(error: Exception, out: Output, *, debug: bool) -> int:
         return BROKEN_PIPE
     known = translated(error)
     known.hint = known.hint or next((hint for kind, hint in HINTS.items() if isinstance(known, kind)), None)
-    out.error(known)
+    with suppress(OSError):  # the message cannot be written either; the exit code still tells
+        out.error(known)
     return known.exit_code
 
 

@@ -37,6 +37,7 @@ FULL = (
     "Permission denied",
     "unable to write",
 )
+KILLED = b"died of signal"  # what git says of a process that it started itself
 LOCKING = frozenset(["update-ref", "symbolic-ref", "notes", "branch", "fetch", "gc"])
 MAX_PATH_BYTES = 4096
 PATH_HINT = "rename the file; paths are relative, without '..', '.git' and characters that do not show"
@@ -90,7 +91,7 @@ class GitDirectory:
                     check=False,
                     pass_fds=inherit,
                 )
-                if self.alive is not None and done.returncode < 0:
+                if self.alive is not None and (done.returncode < 0 or KILLED in done.stderr):
                     self.alive.struck = True
         except FileNotFoundError as error:
             if not self.directory.is_dir():

@@ -96,7 +96,7 @@ def test_no_acknowledged_commit_is_lost(disk: Path, tmp_path: Path) -> None:
         with mounted(copy, tmp_path / f"after{crash}") as after:
             check_all_there(after / place.name, commits)
             assert not (after / place.name / CARELESS).exists(), (
-                "what was not durable is there: the trial shows nothing"
+                "what was not durable is there: it shows nothing"
             )
             gc.collect()  # nothing may hold a file of it when it goes
         copy.unlink()

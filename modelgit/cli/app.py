@@ -1,6 +1,8 @@
 """The command line: its commands, its global options, and how errors become messages and exit codes."""
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     session = Session(Output(sys.stdout, sys.stderr, json="--json" in words))
+    atexit.register(gc.freeze)  # nothing is left to collect that the end of the process does not free
     try:
         return carry_out(words, session)
     except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code

@@ -17,10 +17,11 @@ from typing import Protocol
 
 from modelgit.errors import StorageFull, StoreError
 from modelgit.store.identity import Buffer
-from modelgit.store.mapping import MappedFile, read_all
+from modelgit.store.mapping import MappedFile, flush_ahead, read_all
 
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NEWBORN_S = 60.0
+FLUSH_BYTES = 8 * 1024 * 1024  # written before the system is asked to begin with the disk
 FILES_KEPT = 32  # open, of those read last
 PARTS_AT_ONCE = 512  # buffers a gathering write may take
 
@@ -137,10 +138,14 @@ class FileStage:
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             fcntl.flock(self._handle, fcntl.LOCK_EX)
         self._open = True
+        self._written = self._flushed = 0
 
     def write(self, parts: Iterable[Buffer]) -> None:
         with translated(self._path):
-            write_all(self._handle, parts)
+            self._written += write_all(self._handle, parts)
+        if self._written - self._flushed >= FLUSH_BYTES:
+            flush_ahead()(self._handle, self._flushed, self._written - self._flushed)
+            self._flushed = self._written
 
     def read_into(self, start: int, into: memoryview) -> None:
         with translated(self._path):
@@ -151,6 +156,7 @@ class FileStage:
         with translated(self._path):
             os.ftruncate(self._handle, size_bytes)
             os.lseek(self._handle, size_bytes, os.SEEK_SET)
+        self._written, self._flushed = size_bytes, min(self._flushed, size_bytes)
 
     def publish(self, name: str) -> bool:
         target = self._folder / name.rpartition("/")[2]

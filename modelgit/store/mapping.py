@@ -7,6 +7,7 @@ file; and a file that is cut short meanwhile is an error like any other.
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ import numpy as np
 
 from modelgit.store.codec.compiled import load_library
 
+SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h
 LARGE_BYTES = 64 * 1024  # files below are read: a mapping costs as much
 
 
@@ -66,6 +68,16 @@ class MappedFile:
             return False
         to = ctypes.c_void_p(np.frombuffer(into, np.uint8).ctypes.data)
         return not self._copy(to, ctypes.c_void_p(self._start + start), ctypes.c_size_t(len(into)))
+
+
+@cache
+def flush_ahead() -> Callable[[int, int, int], None]:
+    """Return what has the system begin to write a stretch (handle, start, bytes) to disk: a later sync is short."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is None:
+        return lambda _handle, _start, _size: None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return lambda handle, start, size: call(handle, start, size, SYNC_FILE_RANGE_WRITE)
 
 
 def read_all(handle: int, start: int, into: memoryview) -> int:

@@ -20,7 +20,7 @@ from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.files.intake import opened
 from modelgit.store.files.tensors import open_tensor, stored_header
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf
-from modelgit.store.mapping import MappedFile
+from modelgit.store.mapping import MappedFile, flush_ahead
 from modelgit.store.objects import ObjectStore, write_at
 from modelgit.store.reading import Link, parent_of
 
@@ -92,6 +92,7 @@ def put_batch(store: ObjectStore, target: Target, batch: list[Slot]) -> None:
         start += slot.size
     with target.turn:  # threads that write to one file at a time wait for each other in the system, spinning
         write_at(target.handle, whole.data, batch[0].at)
+    flush_ahead()(target.handle, batch[0].at, len(whole))
 
 
 def copied(target: Target, slot: Slot, into: Bytes) -> bool:

@@ -30,9 +30,8 @@ ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
 }
 WRAPPER = """#!/bin/sh
-read -r turn < "$SWEEP/turn"
-echo $((turn - 1)) > "$SWEEP/turn"
-if [ "$turn" = 1 ]; then
+echo . >> "$SWEEP/calls"
+if [ "$(wc -l < "$SWEEP/calls")" -eq "$SWEEP_TURN" ]; then
     exec strace -f -qq -o /dev/null -e trace="$SWEEP_CALLS" -e inject="$SWEEP_EFFECT" "$SWEEP_GIT" "$@"
 fi
 exec "$SWEEP_GIT" "$@"
@@ -107,14 +106,12 @@ def struck(place: Path, words: tuple[str, ...], effect: str, git_turn: int = 0) 
     tools.mkdir(exist_ok=True)
     (tools / "git").write_text(WRAPPER)
     (tools / "git").chmod(0o755)
-    (tools / "turn").write_text(f"{git_turn}\n")
-    names = {"SWEEP": str(tools), "SWEEP_CALLS": CALLS, "SWEEP_EFFECT": effect, "SWEEP_GIT": str(shutil.which("git"))}
-    environment = {**ENVIRONMENT, **names, "PATH": f"{tools}:{os.environ['PATH']}"}
-    done = subprocess.run(
+    names = {"SWEEP": tools, "SWEEP_TURN": git_turn, "SWEEP_CALLS": CALLS, "SWEEP_EFFECT": effect}
+    told = {**{key: str(value) for key, value in names.items()}, "SWEEP_GIT": str(shutil.which("git"))}
+    environment = {**ENVIRONMENT, **told, "PATH": f"{tools}:{os.environ['PATH']}"}
+    return subprocess.run(
         [*MODELGIT, *words], cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
-    assert git_turn == 1 or int((tools / "turn").read_text()) < git_turn, "no git was called"
-    return done
 
 
 def calls_made(scene: Scene, place: Path) -> int:
@@ -133,7 +130,7 @@ def gits_started(scene: Scene, place: Path) -> int:
     """Returns how many git processes a command starts."""
     shutil.copytree(scene.template, place)
     struck(place, scene.words, "rmdir:signal=SIGKILL:when=9999", git_turn=10_000)
-    return 10_000 - int((place.parent / f"{place.name}-tools" / "turn").read_text())
+    return len((place.parent / f"{place.name}-tools" / "calls").read_text().splitlines())
 
 
 def some(last: int, count: int) -> list[int]:

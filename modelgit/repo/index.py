@@ -153,6 +153,7 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
     Raises:
         RepositoryError: another git command holds it, or has written it since it was read.
     """
+    require_writer()
     entries = [entry_for(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
     scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
@@ -163,6 +164,16 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
         raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def require_writer() -> None:
+    """Loads GitPython, which runs git to see whether it is there. Raises RepositoryError if that fails."""
+    try:
+        import git.index  # noqa: F401
+    except ImportError as error:
+        raise RepositoryError(
+            f"git does not run: {str(error).splitlines()[0]}", hint="run the command again"
+        ) from error
 
 
 def swap(index: Index, scratch: Path) -> None:

@@ -252,6 +252,7 @@ def facts(folder: Path, prime_gib: float) -> dict[str, object]:
     script = "import json, sys, pathlib; from benchmarks.vcs.measuring import yardsticks; "
     script += "json.dump(yardsticks(pathlib.Path(sys.argv[1]), float(sys.argv[2])), sys.stdout)"
     root = Path(__file__).parents[2]
+    folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder.resolve()), str(prime_gib)],
         cwd=root, check=True, capture_output=True, text=True,

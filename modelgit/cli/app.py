@@ -130,6 +130,11 @@ def carry_out(words: list[str], session: Session) -> int:
         show_version_line()
         return 0
     verb = handed_on.verb_at(words)
+    if verb is None and not words:
+        words = ["--help"]
+    if verb is not None and words[verb] == "help":
+        words = [*words[:verb], *words[verb + 1 :], "--help"]
+        verb = handed_on.verb_at(words)
     if verb is not None and words[verb] == "plumbing":
         from modelgit.cli import plumbing  # an earlier modelgit has told git so
 

@@ -123,9 +123,9 @@ class Repository:
             raise RevisionError("there are no commits yet", hint="make one: modelgit import FILE, or modelgit commit")
         names = [name.split("/", 2)[2] for name in self.refs("refs/heads/", "refs/tags/", "refs/remotes/")]
         near = difflib.get_close_matches(rev, names, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(near)}?" if near else f"branches: {', '.join(sorted(self.branches())) or 'none'}"
-        )
+        known = ", ".join(sorted(self.branches()))
+        others = f"branches: {known}" if known else "there are no commits yet; make one: modelgit import FILE"
+        hint = f"did you mean {', '.join(near)}?" if near else others
         raise RevisionError(f"unknown revision '{rev}'", hint=hint)
 
     def head(self) -> str | None:

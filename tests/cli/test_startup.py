@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from modelgit.cli.app import main
+
 HEAVY = ("torch", "numpy", "git", "rich", "zstandard")
 PROBE = """
 import sys
@@ -46,3 +48,16 @@ def test_the_public_names_are_there() -> None:
     assert "Repository" in dir(modelgit)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = modelgit.Nothing
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
+def test_help_is_found_wherever_it_is_looked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("Usage: modelgit") or "Usage: modelgit [OPTIONS] COMMAND" in told.out
+    assert told.err == ""
+
+
+def test_help_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "merge"]) == 0
+    assert "Average versions into the branch you are on." in capsys.readouterr().out

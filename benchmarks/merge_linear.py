@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import build_header
-from modelgit.merge.engine import execute
+from modelgit.merge.engine.execution import execute
+from modelgit.merge.engine.plan import Head, Policy, plan
 from modelgit.merge.methods import make
-from modelgit.merge.plan import Head, Policy, plan
 from modelgit.store.codec.arithmetic import finish, widen
 from modelgit.store.files.intake import store_file
 from modelgit.store.files.materialise import materialise

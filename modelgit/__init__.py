@@ -11,7 +11,7 @@ from modelgit.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from modelgit.errors import ModelgitError
-    from modelgit.porcelain.merging import Choices
+    from modelgit.porcelain.merging.values import Choices
     from modelgit.porcelain.python import Repository, Weights
     from modelgit.porcelain.records import Record
 

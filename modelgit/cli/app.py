@@ -11,7 +11,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from modelgit.cli import handed_on, history, learn, objects, upkeep
+from modelgit.cli import handed_on, history, learn, merging, objects, upkeep
 from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session
 from modelgit.errors import (
@@ -68,6 +68,7 @@ def new_app() -> typer.Typer:
     )
     app.callback()(options)
     history.register(app)
+    merging.register(app)
     objects.register(app)
     upkeep.register(app)
     learn.register(app)

@@ -1,50 +1,23 @@
 """Commands of every day: versions in, history out, other versions, merges."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Force, Message, Rev, Revs, choice, numbers, pairs
+from modelgit.cli.words import Force, Message, Rev
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.porcelain.comparing import Difference
-    from modelgit.porcelain.merging import Choices, Merged
     from modelgit.porcelain.versions import History, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
     from modelgit.repo.worktree import Status
 
 EVERY_DAY = "Versions"
 LOOKING = "Looking"
-MERGING = "Merging"
-POLICY = "Where models do not match"
-
-Method = Annotated[str, typer.Option("--method", help="linear, task_arithmetic, ties, slerp …")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
-]
-Weights = Annotated[str | None, typer.Option("--weights", metavar="0.5,0.3,…", help="One for each head, HEAD's first.")]
-Base = Annotated[str | None, typer.Option("--base", metavar="REV", help="Instead of the common ancestor.")]
-NoForward = Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")]
-Gates = Annotated[list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")]
-Data = Annotated[
-    str | None,
-    typer.Option("--on", metavar="DATA", help="What gates are measured on: a folder, a .zip, FILE.toml#NAME."),
-]
-OnMissing = Annotated[
-    str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
-]
-Heads = Annotated[str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)]
-HeadNames = Annotated[
-    list[str] | None,
-    typer.Option("--head-name", metavar="NAME", help="A classifier's tensor or module.", rich_help_panel=POLICY),
-]
-Integers = Annotated[str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)]
-Files = Annotated[str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +25,6 @@ def register(app: typer.Typer) -> None:
     register_versions(app)
     register_moves(app)
     register_looks(app)
-    register_merge(app)
 
 
 def register_versions(app: typer.Typer) -> None:
@@ -195,56 +167,3 @@ def register_looks(app: typer.Typer) -> None:
         from modelgit.porcelain import comparing
 
         return comparing.diff(session.repo(), old, new, depth=depth if stat else 0, listener=session.listener)
-
-
-def register_merge(app: typer.Typer) -> None:
-    """Enters `merge`."""
-
-    @command(app, "merge", panel=MERGING)
-    def merge(
-        session: Session,
-        revs: Revs,
-        message: Message = None,
-        method: Method = "linear",
-        settings: Settings = None,
-        weights: Weights = None,
-        base: Base = None,
-        no_ff: NoForward = False,
-        dry_run: DryRun = False,
-        gates: Gates = None,
-        data: Data = None,
-        on_missing: OnMissing = "error",
-        heads: Heads = "error",
-        head_names: HeadNames = None,
-        integers: Integers = "ours",
-        files: Files = "error",
-    ) -> "Merged":
-        """Average versions into the branch you are on.
-
-        What takes part are the independent heads among HEAD and those named; the base is their common ancestor. The
-        merge commit has all of them as parents, and can be recomputed (verify --rerun). A gate that fails ends with
-        exit code 1, nothing changed.
-        """
-        from modelgit.porcelain.merging import Request
-        from modelgit.porcelain.merging import merge as merge_versions
-
-        choices = merge_choices(
-            method=method,
-            settings=pairs(settings or (), "--set"),
-            weights=numbers(weights, "--weights"),
-            base=base,
-            on_missing=choice(on_missing, ("error", "keep", "drop"), "--on-missing"),
-            heads=choice(heads, ("error", "drop", "ours"), "--heads"),
-            head_names=tuple(head_names or ()),
-            integers=choice(integers, ("ours", "error"), "--integers"),
-            files=choice(files, ("error", "ours"), "--files"),
-        )
-        request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data)
-        return merge_versions(session.repo(), request, session.listener)
-
-
-def merge_choices(**choices: object) -> "Choices":
-    """Returns the choices, whose words were checked one by one."""
-    from modelgit.porcelain.merging import Choices
-
-    return Choices(**cast("dict[str, Any]", choices))

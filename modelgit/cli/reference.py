@@ -16,7 +16,7 @@ from modelgit.cli.app import new_app
 HOMES = (
     "modelgit.porcelain.versions",
     "modelgit.porcelain.work",
-    "modelgit.porcelain.merging",
+    "modelgit.porcelain.merging.values",
     "modelgit.porcelain.comparing",
     "modelgit.porcelain.checking",
     "modelgit.porcelain.upkeep.collecting",

@@ -16,7 +16,9 @@ from modelgit.events import Listener
 from modelgit.pipeline.keys import STEP_REFS, keep
 from modelgit.pipeline.outcome import StepScore
 from modelgit.porcelain.importing import Import, single_file
-from modelgit.porcelain.merging import Choices, carry_out, common_base, draft_of, prepare
+from modelgit.porcelain.merging.making import carry_out, draft_of
+from modelgit.porcelain.merging.preparing import common_base, prepare
+from modelgit.porcelain.merging.values import Choices
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.scores import note, noted, split_key
 from modelgit.porcelain.versions import DEFAULT_PATH, contents_id

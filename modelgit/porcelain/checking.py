@@ -8,7 +8,9 @@ from typing import Any
 from modelgit.errors import DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
-from modelgit.porcelain.merging import Choices, carry_out, prepare
+from modelgit.porcelain.merging.making import carry_out
+from modelgit.porcelain.merging.preparing import prepare
+from modelgit.porcelain.merging.values import Choices
 from modelgit.porcelain.versions import contents_id
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version

@@ -10,8 +10,9 @@ from modelgit.errors import FormatError, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.manifest import TensorEntry, relatives
-from modelgit.porcelain import merging, versions, work
-from modelgit.porcelain.merging import Choices, Merged
+from modelgit.porcelain import versions, work
+from modelgit.porcelain.merging.merge import merge
+from modelgit.porcelain.merging.values import Choices, Merged, Request
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import DEFAULT_PATH, HistoryEntry
 from modelgit.repo import repository
@@ -214,8 +215,8 @@ class Repository:
             MergeConflict: naming every reason; nothing has changed then.
         """
         chosen = choices or Choices(**options)
-        request = merging.Request(tuple(revs), chosen, message, fast_forward=fast_forward)
-        return merging.merge(self._repo, request, self._listener)
+        request = Request(tuple(revs), chosen, message, fast_forward=fast_forward)
+        return merge(self._repo, request, self._listener)
 
     def log(self, rev: str = "HEAD", limit: int | None = None) -> list[HistoryEntry]:
         """Returns the versions that lead to `rev`, newest first."""

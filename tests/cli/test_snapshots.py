@@ -12,7 +12,7 @@ from modelgit.pipeline.outcome import Row, Spread
 from modelgit.pipeline.start import Ran
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
-from modelgit.porcelain.merging import Merged, MergedHead
+from modelgit.porcelain.merging.values import Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation

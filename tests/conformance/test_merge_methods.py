@@ -10,11 +10,11 @@ import pytest
 
 from modelgit.errors import MergeConflict
 from modelgit.formats.manifest import write
-from modelgit.merge.engine import MergeResult, execute
-from modelgit.merge.linear_form import Array
+from modelgit.merge.engine.execution import MergeResult, execute
+from modelgit.merge.engine.plan import Head, Policy, plan
 from modelgit.merge.methods import METHODS, Inputs, Method, make, settings_of
-from modelgit.merge.plan import Head, Policy, plan
-from modelgit.merge.registry import Value
+from modelgit.merge.methods.linear_form import Array
+from modelgit.merge.methods.registry import Value
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, widen
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import StoredTensors

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
-    from modelgit.porcelain.merging import Merged
+    from modelgit.porcelain.merging.values import Merged
     from modelgit.porcelain.scorebook import Score
     from modelgit.porcelain.scores import Evaluation
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred

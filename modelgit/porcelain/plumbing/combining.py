@@ -24,7 +24,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import refuse_missing
 
 if TYPE_CHECKING:
-    from modelgit.merge.plan import Plan, Step
+    from modelgit.merge.engine.plan import Plan, Step
 
 Question = Literal["merge", "apply"]
 OURS, THEIRS = "ours", "theirs"
@@ -107,8 +107,8 @@ def merged_commits(repo: Repository, environment: Mapping[str, str]) -> dict[str
 
 def mean(repo: Repository, sides: Sides, commits: Mapping[str, str], listener: Listener) -> Manifest:
     """Returns the uniform mean of both sides. Raises MergeConflict."""
+    from modelgit.merge.engine.plan import Head, Policy, plan
     from modelgit.merge.methods import make
-    from modelgit.merge.plan import Head, Policy, plan
     from modelgit.store.files.tensors import StoredTensors
 
     known = list(commits.items())[:2] if len(commits) == 2 else []
@@ -130,7 +130,7 @@ def classes_of(repo: Repository, commit: str) -> tuple[str, ...] | None:
 
 def carried_out(repo: Repository, plan: "Plan", sides: Sides, listener: Listener) -> Manifest:
     """Returns a planned merge, its objects durable; the header says what both headers say."""
-    from modelgit.merge.engine import execute
+    from modelgit.merge.engine.execution import execute
     from modelgit.store.files.tensors import stored_header
 
     headers = [stored_header(repo.store, side).metadata for side in (sides.ours, sides.theirs)]
@@ -152,7 +152,7 @@ def applied(repo: Repository, sides: Sides, listener: Listener) -> Manifest:
     three = [{entry.name: entry for entry in side.tensors} for side in (sides.base, sides.ours, sides.theirs)]
     taken, both, conflicts = settled(three)
     if conflicts:
-        from modelgit.merge.plan import conflict_error
+        from modelgit.merge.engine.plan import conflict_error
 
         raise conflict_error(conflicts)
     made = carried_out(repo, plan_of(repo, sides, both, taken), sides, listener)
@@ -184,8 +184,8 @@ def settled(three: Three) -> tuple[dict[str, TensorEntry], list[str], list[Confl
 
 def plan_of(repo: Repository, sides: Sides, both: Sequence[str], taken: Mapping[str, TensorEntry]) -> "Plan":
     """Returns the plan for the tensors that both sides changed, those that are taken as they are added."""
+    from modelgit.merge.engine.plan import Head, Plan, Policy, plan
     from modelgit.merge.methods import make
-    from modelgit.merge.plan import Head, Plan, Policy, plan
     from modelgit.store.files.tensors import StoredTensors
 
     method = make("task_arithmetic", {})
@@ -211,7 +211,7 @@ def only(manifest: Manifest, names: Sequence[str]) -> Manifest:
 
 def kept(entry: TensorEntry) -> "Step":
     """Returns the step that takes a stored tensor as it is."""
-    from modelgit.merge.plan import Step
+    from modelgit.merge.engine.plan import Step
 
     return Step(entry.name, entry.dtype, entry.shape, (0,), (entry,), True, "changed on one side")
 

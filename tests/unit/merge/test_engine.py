@@ -13,11 +13,11 @@ from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.formats.manifest import TensorEntry, write
 from modelgit.formats.safetensors import read_header
 from modelgit.formats.source import TensorSource
-from modelgit.merge.engine import MergeResult, execute
-from modelgit.merge.linear_form import Array
+from modelgit.merge.engine.execution import MergeResult, execute
+from modelgit.merge.engine.plan import HINTS, Head, Policy, plan
+from modelgit.merge.engine.reading import whole
 from modelgit.merge.methods import make
-from modelgit.merge.plan import HINTS, Head, Policy, plan
-from modelgit.merge.reading import whole
+from modelgit.merge.methods.linear_form import Array
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.files.materialise import materialise
 from modelgit.store.files.tensors import FileTensors, StoredTensors

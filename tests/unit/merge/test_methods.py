@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from modelgit.errors import UsageError
-from modelgit.merge.linear_form import Array, LinearForm, tree_sum, weighted_mean
 from modelgit.merge.methods import METHODS, Inputs, check_arguments, make, settings_of
-from modelgit.merge.registry import Value
-from modelgit.merge.sparse import elect, random_mask, rank_mask, top_mask
+from modelgit.merge.methods.linear_form import Array, LinearForm, tree_sum, weighted_mean
+from modelgit.merge.methods.registry import Value
+from modelgit.merge.methods.sparse import elect, random_mask, rank_mask, top_mask
 
 DATA = Path(__file__).parents[2] / "data" / "merge"
 WEIGHTS = (0.5, 0.3, 0.4)

@@ -8,7 +8,8 @@ from modelgit.errors import FormatError, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.porcelain.checking import differing, read_trailers
 from modelgit.porcelain.importing import config_classes
-from modelgit.porcelain.merging import Choices, MergedHead, conflicts_error, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import conflicts_error, ordinary_files, policy_of
+from modelgit.porcelain.merging.values import Choices, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score, parse_scores
 from modelgit.porcelain.versions import contents_id, together

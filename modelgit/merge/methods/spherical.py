@@ -1,7 +1,6 @@
-"""Merge methods that end in a weighted sum of the inputs: means, task arithmetic, interpolation, spherical ones.
+"""Methods that see models as directions with a length: arcs and centres on the sphere.
 
-Importing this module fills the registry, with the sparse methods of `modelgit.merge.sparse` too.
-Notation: heads x_i, base b, differences d_i = x_i - b, weights w_i. Everything is per tensor.
+Notation: heads x_i, base b, weights w_i. Everything is per tensor.
 """
 
 import math
@@ -11,132 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from modelgit.errors import UsageError
-from modelgit.merge import sparse  # noqa: F401  its methods enter the registry
-from modelgit.merge.linear_form import Array, LinearForm, about_base, small_dot, weighted_mean
-from modelgit.merge.registry import (
-    METHODS,
-    Combined,
-    Fitted,
-    Inputs,
-    Linear,
-    Method,
-    call_fitted,
-    call_linear,
-    make,
-    method,
-    setting,
-    setting_types,
-    settings_of,
-    within,
-)
-
-__all__ = [
-    "METHODS",
-    "Combined",
-    "Fitted",
-    "Inputs",
-    "Linear",
-    "Method",
-    "check_arguments",
-    "make",
-    "setting_types",
-    "settings_of",
-]
-
-
-def check_arguments(chosen: Method, weights: Sequence[float], *, has_base: bool) -> None:
-    """Raise UsageError unless the method can merge this many heads, with these weights, with or without a base."""
-    fewest, most = chosen.heads
-    if not fewest <= len(weights) <= (most or len(weights)):
-        wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        raise UsageError(f"method {chosen.name} merges {wanted} models, got {len(weights)}.")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError(f"weights must be finite numbers, got {list(weights)}.")
-    if not chosen.weighted and len(set(weights)) > 1:
-        hint = "Leave weights out, or use the method linear."
-        raise UsageError(f"method {chosen.name} treats all models alike, got weights {list(weights)}.", hint=hint)
-    if chosen.needs_base and not has_base:
-        hint = "Name a common ancestor with --base, or use the method linear."
-        raise UsageError(f"method {chosen.name} needs a merge base, and there is none.", hint=hint)
-    if isinstance(chosen, Linear):
-        chosen.linear_terms(weights)
-
-
-@method("linear", "Wortsman et al. 2022, arXiv:2203.05482; Ramé et al. 2022, arXiv:2205.09739")
-@dataclass(frozen=True)
-class LinearMean:
-    """The weighted mean of the models: sum w_i x_i / sum w_i. With equal weights, the uniform soup."""
-
-    heads: ClassVar[tuple[int, int | None]] = (1, None)
-    weighted: ClassVar[bool] = True
-    needs_base: ClassVar[bool] = False
-    normalize: bool = setting(True, "divide by the sum of the weights")
-
-    def linear_terms(self, weights: Sequence[float]) -> LinearForm:
-        """Return w_i over their sum."""
-        return weighted_mean(weights, normalize=self.normalize)
-
-    __call__ = call_linear
-
-
-@method("task_arithmetic", "Ilharco et al. 2023, arXiv:2212.04089")
-@dataclass(frozen=True)
-class TaskArithmetic:
-    """The base plus the scaled sum of task vectors: b + scale * sum w_i d_i. Papers scale many by 0.3 to 0.4."""
-
-    heads: ClassVar[tuple[int, int | None]] = (1, None)
-    weighted: ClassVar[bool] = True
-    needs_base: ClassVar[bool] = True
-    scale: float = setting(1.0, "factor on the sum of the task vectors")
-    normalize: bool = setting(False, "divide the sum by the sum of the weights")
-
-    def linear_terms(self, weights: Sequence[float]) -> LinearForm:
-        """Return scale * w_i, and on the base what is left of 1."""
-        return about_base(_scaled(weighted_mean(weights, normalize=self.normalize), self.scale))
-
-    __call__ = call_linear
-
-
-@method("wise_ft", "Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903")
-@dataclass(frozen=True)
-class WiseFt:
-    """A point on the line from the base to the weighted mean of the models: (1 - alpha) b + alpha * mean."""
-
-    heads: ClassVar[tuple[int, int | None]] = (1, None)
-    weighted: ClassVar[bool] = True
-    needs_base: ClassVar[bool] = True
-    alpha: float = setting(0.5, "how far to go from the base: 0 is the base, 1 the mean of the models")
-
-    def linear_terms(self, weights: Sequence[float]) -> LinearForm:
-        """Return alpha * w_i over their sum, and 1 - alpha on the base."""
-        return about_base(_scaled(weighted_mean(weights, normalize=True), self.alpha))
-
-    __call__ = call_linear
-
-
-@method("model_stock", "Jang et al. 2024, arXiv:2403.19522")
-@dataclass(frozen=True)
-class ModelStock:
-    """Between base and mean, as far as the models agree: t * mean + (1 - t) b, t = N c / (1 + (N - 1) c).
-
-    c is the mean cosine of the angles between the d_i, tensor by tensor. Cosines are taken in float64 and not
-    clamped, so that small tensors are not drawn to the base; where the models do not agree (c <= 0) t is 0.
-    """
-
-    heads: ClassVar[tuple[int, int | None]] = (2, None)
-    weighted: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = True
-
-    def fitted_terms(self, products: Array, weights: Sequence[float]) -> LinearForm:
-        """Return t / N on each head and 1 - t on the base."""
-        n = len(products)
-        cosines = [_cosine(products, i, j) for i in range(n) for j in range(i + 1, n)]
-        c = max(0.0, math.fsum(cosines) / len(cosines))
-        t = n * c / (1 + (n - 1) * c)
-        return about_base(LinearForm((t,) * n, divisor=float(n)))
-
-    __call__ = call_fitted
+from modelgit.merge.methods.linear_form import Array, LinearForm, about_base, cosine_of, small_dot, weighted_mean
+from modelgit.merge.methods.registry import call_fitted, method, setting, within
 
 
 @method("slerp", "Shoemake 1985; on task vectors: Ramé et al. 2024, WARP, arXiv:2406.16768")
@@ -164,7 +39,7 @@ class Slerp:
         """Return the sines over sin a, or 1 - t and t."""
         mean = weighted_mean(weights, normalize=True)
         t = mean.heads[1] / mean.divisor
-        cosine = _cosine(products, 0, 1)
+        cosine = cosine_of(products, 0, 1)
         straight = min(products[0, 0], products[1, 1]) == 0 or abs(cosine) > self.threshold
         angle = math.acos(cosine)
         pair = (1 - t, t) if straight else (math.sin((1 - t) * angle), math.sin(t * angle))
@@ -246,19 +121,9 @@ class Karcher:
 # --------------------------------------------------------------------------------------- small arithmetic
 
 
-def _scaled(form: LinearForm, factor: float) -> LinearForm:
-    return LinearForm(tuple(factor * c for c in form.heads), divisor=form.divisor)
-
-
 def _shares(weights: Sequence[float]) -> list[float]:
     mean = weighted_mean(weights, normalize=True)
     return [c / mean.divisor for c in mean.heads]
-
-
-def _cosine(products: Array, i: int, j: int) -> float:
-    """Return the cosine of the angle between inputs i and j; 0 where one of them is zero."""
-    size = math.sqrt(products[i, i]) * math.sqrt(products[j, j])
-    return min(1.0, max(-1.0, float(products[i, j]) / size)) if size else 0.0
 
 
 def _norm(coefficients: Sequence[float], products: Array) -> float:

@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from modelgit.merge.linear_form import Array
-from modelgit.merge.registry import Inputs, call_combined, method, setting, within
+from modelgit.merge.methods.linear_form import Array
+from modelgit.merge.methods.registry import Inputs, call_combined, method, setting, within
 
 Mask = npt.NDArray[np.bool_]
 

@@ -83,3 +83,9 @@ def gram(vectors: Sequence[Array]) -> Array:
 def small_dot(left: Sequence[float], right: Sequence[float]) -> float:
     """Return the inner product of two short vectors, exactly rounded but for the products."""
     return math.fsum(a * b for a, b in zip(left, right, strict=True))
+
+
+def cosine_of(products: Array, i: int, j: int) -> float:
+    """Return the cosine of the angle between inputs i and j; 0 where one of them is zero."""
+    size = math.sqrt(products[i, i]) * math.sqrt(products[j, j])
+    return min(1.0, max(-1.0, float(products[i, j]) / size)) if size else 0.0

@@ -17,10 +17,10 @@ from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import build_header
 from modelgit.formats.source import TensorSource
-from modelgit.merge.linear_form import LinearForm
+from modelgit.merge.engine.plan import Plan, Step, conflict_error
+from modelgit.merge.engine.reading import LARGEST, frame_peak, peak, products, whole
 from modelgit.merge.methods import Fitted, Inputs, Linear, make
-from modelgit.merge.plan import Plan, Step, conflict_error
-from modelgit.merge.reading import LARGEST, frame_peak, peak, products, whole
+from modelgit.merge.methods.linear_form import LinearForm
 from modelgit.store.codec.arithmetic import finish, linear
 from modelgit.store.objects import ObjectStore
 from modelgit.store.writing import PackWriter, Pending

@@ -9,11 +9,12 @@ The first two end in a weighted sum, which the store keeps as a recipe of a few 
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 from modelgit.errors import UsageError
-from modelgit.merge.linear_form import Array, LinearForm, gram
+from modelgit.merge.methods.linear_form import Array, LinearForm, gram
 
 T = TypeVar("T")
 Value = bool | int | float | str
@@ -149,6 +150,24 @@ def setting_types(cls: type[Method]) -> dict[str, type]:
 def settings_of(chosen: Method) -> dict[str, Value]:
     """Return the settings as plain values; `make(chosen.name, settings_of(chosen))` is the same method."""
     return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+
+
+def check_arguments(chosen: Method, weights: Sequence[float], *, has_base: bool) -> None:
+    """Raise UsageError unless the method can merge this many heads, with these weights, with or without a base."""
+    fewest, most = chosen.heads
+    if not fewest <= len(weights) <= (most or len(weights)):
+        wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+        raise UsageError(f"method {chosen.name} merges {wanted} models, got {len(weights)}.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UsageError(f"weights must be finite numbers, got {list(weights)}.")
+    if not chosen.weighted and len(set(weights)) > 1:
+        hint = "Leave weights out, or use the method linear."
+        raise UsageError(f"method {chosen.name} treats all models alike, got weights {list(weights)}.", hint=hint)
+    if chosen.needs_base and not has_base:
+        hint = "Name a common ancestor with --base, or use the method linear."
+        raise UsageError(f"method {chosen.name} needs a merge base, and there is none.", hint=hint)
+    if isinstance(chosen, Linear):
+        chosen.linear_terms(weights)
 
 
 def within(where: str, value: float, low: float, high: float) -> None:

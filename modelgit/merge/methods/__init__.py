@@ -1,0 +1,28 @@
+"""Merge methods, one file a family; importing this package fills the registry with all of them."""
+
+from modelgit.merge.methods import agreement, means, sparse, spherical  # noqa: F401  their methods enter the registry
+from modelgit.merge.methods.registry import (
+    METHODS,
+    Combined,
+    Fitted,
+    Inputs,
+    Linear,
+    Method,
+    check_arguments,
+    make,
+    setting_types,
+    settings_of,
+)
+
+__all__ = [
+    "METHODS",
+    "Combined",
+    "Fitted",
+    "Inputs",
+    "Linear",
+    "Method",
+    "check_arguments",
+    "make",
+    "setting_types",
+    "settings_of",
+]

@@ -1,0 +1,93 @@
+"""A merge carried out: its objects, and the commit that records all that is needed to recompute it."""
+
+import json
+from collections.abc import Mapping
+
+from modelgit.events import Listener, ignore
+from modelgit.formats.manifest import Manifest
+from modelgit.merge.engine.execution import MergeResult, execute
+from modelgit.merge.methods import settings_of
+from modelgit.porcelain.merging.values import Made, Prepared
+from modelgit.porcelain.records import RECORD_PATH, Record, write_record
+from modelgit.porcelain.versions import contents_id
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Blob, CommitDraft
+from modelgit.store.files.tensors import stored_header
+from modelgit.store.writing import PackWriter
+from modelgit.version import VERSION
+
+Files = Mapping[str, Manifest | Blob | bytes]
+
+
+def carry_out(repo: Repository, prepared: Prepared, listener: Listener = ignore, *, keep: bool = True) -> Made:
+    """Returns the merged weight files; their objects are in the store with `keep`, else nowhere.
+
+    Raises:
+        MergeConflict: values that are not finite, or too large for their type. MissingObject, CorruptObject.
+    """
+    with repo.store.begin() as pack:
+        results = {path: one_file(repo, prepared, path, (pack, listener)) for path in prepared.plans}
+        if keep:
+            pack.commit()
+    return Made(results)
+
+
+def one_file(repo: Repository, prepared: Prepared, path: str, to: tuple[PackWriter, Listener]) -> MergeResult:
+    """Returns one merged weight file; its header says what all the models' headers say."""
+    headers = [stored_header(repo.store, v.manifests[path]) for v in prepared.versions if path in v.manifests]
+    shared = set(headers[0].metadata.items()).intersection(*(header.metadata.items() for header in headers[1:]))
+    return execute(prepared.plans[path], to[0], repo.store, dict(sorted(shared)), to[1])
+
+
+def draft_of(
+    repo: Repository, prepared: Prepared, made: Made, parents: tuple[str, ...], message: str | None
+) -> CommitDraft:
+    """Returns the merge commit to be made, with all that is needed to recompute it in its trailers."""
+    names = [member.name for member in prepared.heads]
+    text = message or f"Merge {', '.join(names)} ({prepared.method.name})"
+    record = write_record(merge_record(prepared, made))
+    files: Files = {**made.manifests(), **prepared.files, RECORD_PATH: record}
+    return CommitDraft(parents, files, text, merge_trailers(prepared))
+
+
+def merge_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+    """Returns what a merge commit says of itself; `read_trailers` of `checking` is its inverse."""
+    inputs = [("Merge-Input", f"{v.commit} {contents_id(v)}") for v in prepared.versions]
+    base = [("Merge-Base", prepared.base.commit)] if prepared.base is not None else []
+    return (
+        ("Merge-Method", prepared.method.name),
+        ("Merge-Settings", compact(settings_of(prepared.method))),
+        ("Merge-Weights", compact([member.weight for member in prepared.heads])),
+        ("Merge-Policy", compact(prepared.choices.policy())),
+        *base,
+        *inputs,
+        ("Merge-Tool", f"modelgit {VERSION}"),
+    )
+
+
+def compact(value: object) -> str:
+    """Returns a value as one line of JSON, keys sorted."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def merge_record(prepared: Prepared, made: Made) -> Record:
+    """Returns the record of the result: what the models agree on, unless their heads were dropped or one was taken."""
+    known = [record for record in prepared.records if record is not None]
+    first, heads = prepared.records[0], prepared.choices.heads
+    agreed = len(known) == len(prepared.records)
+    architectures = {record.architecture for record in known} if agreed else {None}
+    classes: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    if heads == "ours" and first is not None:
+        classes, head = first.classes, first.head
+    elif heads == "error" and agreed:
+        classes = known[0].classes if len({record.classes for record in known}) == 1 else ()
+        head = known[0].head if len({record.head for record in known}) == 1 else ()
+    details = {
+        "method": prepared.method.name,
+        "settings": dict(settings_of(prepared.method)),
+        "base": prepared.base.commit if prepared.base is not None else None,
+        "inputs": [{"name": m.name, "commit": m.commit, "weight": m.weight} for m in prepared.heads],
+        "dropped": sorted({name for result in made.results.values() for name in result.dropped}),
+    }
+    return Record("merge", architectures.pop() if len(architectures) == 1 else None, classes, head, details)

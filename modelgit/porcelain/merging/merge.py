@@ -1,0 +1,105 @@
+"""Merging versions: what takes part and the base come from the graph; the result is a commit that can be recomputed.
+
+Everything that could speak against the merge is found before anything is written; the branch moves last of all.
+"""
+
+from collections.abc import Mapping
+
+from modelgit.certify.gate import check_bars, parse_bar
+from modelgit.errors import UsageError
+from modelgit.events import Listener, ignore
+from modelgit.merge.methods import make, settings_of
+from modelgit.porcelain.merging.making import carry_out, draft_of
+from modelgit.porcelain.merging.preparing import common_base, named_heads, prepare
+from modelgit.porcelain.merging.values import Made, Merged, Prepared, Request
+from modelgit.porcelain.work import land, require_clean
+from modelgit.repo.repository import Repository
+
+
+def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Merged:
+    """Merges the versions asked for into the branch checked out.
+
+    What takes part are the independent heads among HEAD and those named, HEAD first.
+
+    Raises:
+        MergeConflict: naming every reason. GateFailed: the result scores below a bar. DirtyWorktree. UsageError.
+        Nothing has changed in each case.
+    """
+    bars = [parse_bar(text) for text in request.gates]
+    make(request.choices.method, request.choices.settings)
+    if bool(bars) != bool(request.data):
+        raise UsageError("--gate and --on belong together", hint="--on DATA --gate 'accuracy>=0.75'")
+    if not request.dry_run:
+        require_clean(repo)
+    named = named_heads(repo, request.revs)
+    head = repo.head()
+    taking_part = repo.independent(list(named))
+    if taking_part == [head]:
+        return Merged("up-to-date", head, repo.branch())
+    forward = len(taking_part) == 1 and request.fast_forward and request.choices.plain
+    if forward and request.dry_run:
+        return Merged("dry-run", taking_part[0], repo.branch())
+    if forward:
+        scores = gate(repo, taking_part[0], request, listener)
+        return Merged("fast-forward", taking_part[0], land(repo, taking_part[0], listener), scores=scores)
+    base = request.choices.base or common_base(repo, list(named), request.choices)
+    prepared = prepare(repo, {named[commit]: commit for commit in taking_part}, request.choices, base)
+    if request.dry_run:
+        return rehearsed(repo, prepared)
+    made = carry_out(repo, prepared, listener)
+    parents = tuple(taking_part) if request.fast_forward or head in (None, *taking_part) else (str(head), *taking_part)
+    commit = repo.commit(draft_of(repo, prepared, made, parents, request.message))
+    scores = gate(repo, commit, request, listener)
+    return report(prepared, made, commit, land(repo, commit, listener), scores)
+
+
+def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scores: Mapping[str, float]) -> Merged:
+    """Returns what a merge did."""
+    return Merged(
+        kind="merge",
+        commit=commit,
+        branch=branch,
+        method=prepared.method.name,
+        settings=settings_of(prepared.method),
+        base=prepared.base.commit if prepared.base is not None else None,
+        heads=prepared.heads,
+        copied=made.count("copied"),
+        recipes=made.count("recipe"),
+        computed=made.count("computed"),
+        dropped=tuple(name for result in made.results.values() for name in result.dropped),
+        notes=tuple(note for result in made.results.values() for note in result.notes),
+        scores=scores,
+    )
+
+
+def rehearsed(repo: Repository, prepared: Prepared) -> Merged:
+    """Returns what a merge would do; which tensors become recipes is known only once it is done."""
+    steps = [step for one in prepared.plans.values() for step in one.steps]
+    return Merged(
+        kind="dry-run",
+        commit=None,
+        branch=repo.branch(),
+        method=prepared.method.name,
+        settings=settings_of(prepared.method),
+        base=prepared.base.commit if prepared.base is not None else None,
+        heads=prepared.heads,
+        copied=sum(step.copied for step in steps),
+        computed=sum(not step.copied for step in steps),
+        dropped=tuple(name for one in prepared.plans.values() for name in one.dropped),
+        notes=tuple(note for one in prepared.plans.values() for note in one.notes),
+    )
+
+
+def gate(repo: Repository, commit: str, request: Request, listener: Listener) -> Mapping[str, float]:
+    """Returns the scores of a version that is about to become the branch's, once every bar is cleared.
+
+    Raises:
+        GateFailed: naming the bars that were missed.
+    """
+    if request.data is None:
+        return {}
+    from modelgit.porcelain.scores import evaluate  # brings PyTorch
+
+    measured = evaluate(repo, commit, request.data, listener=listener)
+    check_bars([parse_bar(text) for text in request.gates], measured, commit[:10])
+    return measured

@@ -1,0 +1,141 @@
+"""A merge decided but not begun: everything that could speak against it is found here, before anything is written."""
+
+from collections.abc import Mapping, Sequence
+
+from modelgit.errors import Conflict, MergeConflict, UsageError
+from modelgit.formats.manifest import Manifest
+from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error, plan
+from modelgit.merge.methods import Method, check_arguments, make
+from modelgit.porcelain.merging.values import Choices, MergedHead, Prepared
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Blob, Version
+from modelgit.store.files.tensors import StoredTensors
+
+NO_TENSORS = Manifest("", 0, 0, ())
+
+
+def named_heads(repo: Repository, revs: Sequence[str]) -> dict[str, str]:
+    """Returns the name of each commit that is to be merged, HEAD first if there is one."""
+    if not revs:
+        raise UsageError("nothing to merge", hint="name branches: modelgit merge BRANCH…")
+    head = repo.head()
+    found = {head: repo.branch() or "HEAD"} if head else {}
+    for rev in revs:
+        found.setdefault(repo.resolve(rev), rev)
+    return found
+
+
+def common_base(repo: Repository, commits: Sequence[str], choices: Choices) -> str | None:
+    """Returns the best common ancestor of the commits, None if they share no history.
+
+    Raises:
+        UsageError: there are several, and the method needs one.
+    """
+    bases = repo.merge_base(commits) if len(commits) > 1 else []
+    if len(bases) > 1 and make(choices.method, choices.settings).needs_base:
+        names = ", ".join(base[:10] for base in bases)
+        raise UsageError(f"there are {len(bases)} best common ancestors: {names}", hint="choose one with --base")
+    return min(bases, default=None)
+
+
+def prepare(repo: Repository, heads: Mapping[str, str], choices: Choices, base: str | None) -> Prepared:
+    """Returns the merge of versions, commits by their names, decided but not begun; the first one is "ours".
+
+    Raises:
+        MergeConflict: naming every reason. UsageError: choices that make no sense together.
+    """
+    method = make(choices.method, choices.settings)
+    weights = choices.weights or (1.0,) * len(heads)
+    if len(weights) != len(heads):
+        raise UsageError(f"{len(weights)} weights for {len(heads)} models", hint=f"in this order: {', '.join(heads)}")
+    check_arguments(method, weights, has_base=base is not None)
+    members = tuple(MergedHead(n, c, w) for (n, c), w in zip(heads.items(), weights, strict=True))
+    versions = tuple(repo.version(member.commit) for member in members)
+    records = tuple(read_record(repo, member.commit) for member in members)
+    ancestor = repo.version(base) if base else None
+    policy = policy_of(choices, records)
+    plans, conflicts = weight_plans(repo, members, versions, (ancestor, records, method, policy))
+    files, more = ordinary_files(members, versions, ancestor, choices)
+    if conflicts or more:
+        raise conflicts_error([*conflicts, *more])
+    return Prepared(members, versions, ancestor, method, choices, plans, files, records)
+
+
+def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
+    """Returns the policy for tensors; which of them are the head is what records say, unless the user does.
+
+    Raises:
+        UsageError: heads are to be dropped or kept, and nobody says which tensors they are.
+    """
+    recorded = sorted({name for record in records if record is not None for name in record.head})
+    names = choices.head_names or tuple(recorded)
+    if choices.heads != "error" and not names:
+        hint = "name the classifier's tensors or modules: --head-name classifier"
+        raise UsageError(f"--heads {choices.heads}: no record says which tensors are the head", hint=hint)
+    return Policy(choices.on_missing, choices.heads, names, choices.integers)
+
+
+Setting = tuple[Version | None, Sequence[Record | None], Method, Policy]
+
+
+def weight_plans(
+    repo: Repository, members: Sequence[MergedHead], versions: Sequence[Version], setting: Setting
+) -> tuple[dict[str, Plan], list[Conflict]]:
+    """Returns a plan for each weight file, and the conflicts of all of them."""
+    base, records, method, policy = setting
+    plans: dict[str, Plan] = {}
+    conflicts: list[Conflict] = []
+    for path in sorted({path for version in versions for path in version.manifests}):
+        have = [i for i, version in enumerate(versions) if path in version.manifests]
+        if len(have) < len(versions) and policy.on_missing != "keep":
+            absent = ", ".join(m.name for i, m in enumerate(members) if i not in have)
+            if policy.on_missing == "error":
+                conflicts.append(Conflict("missing", path, "in every version", f"absent from {absent}"))
+            continue
+        heads = [member_head(repo, members[i], versions[i].manifests[path], records[i]) for i in have]
+        origin = None if base is None else StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
+        try:
+            plans[path] = plan(heads, origin, method, policy)
+        except MergeConflict as error:
+            conflicts.extend(error.conflicts)
+    if not plans and not conflicts:
+        conflicts.append(Conflict("empty", "the result", "at least one weight file", "none is left"))
+    return plans, list(dict.fromkeys(conflicts))
+
+
+def member_head(repo: Repository, member: MergedHead, manifest: Manifest, record: Record | None) -> Head:
+    """Returns one model as the merge sees it."""
+    classes = record.classes if record is not None and record.classes else None
+    return Head(member.name, StoredTensors(repo.store, manifest), member.weight, classes)
+
+
+def ordinary_files(
+    members: Sequence[MergedHead], versions: Sequence[Version], base: Version | None, choices: Choices
+) -> tuple[dict[str, Blob], list[Conflict]]:
+    """Returns the other files of the result, merged three-way as git does, and those on which versions disagree."""
+    files: dict[str, Blob] = {}
+    conflicts: list[Conflict] = []
+    for path in sorted({path for version in versions for path in version.files} - {RECORD_PATH}):
+        found = [version.files.get(path) for version in versions]
+        origin = base.files.get(path) if base is not None else None
+        changed = list(dict.fromkeys(blob for blob in found if blob != origin or base is None))
+        if len(changed) > 1 and choices.files == "error":
+            names = ", ".join(m.name for m, blob in zip(members, found, strict=True) if blob != found[0])
+            conflicts.append(Conflict("file", path, f"as in {members[0].name}", f"another content in {names}"))
+            continue
+        chosen = found[0] if len(changed) > 1 else (changed[0] if changed else origin)
+        if chosen is not None:
+            files[path] = chosen
+    return files, conflicts
+
+
+def conflicts_error(conflicts: Sequence[Conflict]) -> MergeConflict:
+    """Returns the error for conflicts of tensors and of files."""
+    tensors = [conflict for conflict in conflicts if conflict.kind != "file"]
+    if tensors:
+        error = conflict_error(tensors)
+        return MergeConflict(error.message, conflicts, hint=error.hint)
+    more = f" ({len(conflicts)} files)" if len(conflicts) > 1 else ""
+    hint = "Take those of the version you are on: --files ours."
+    return MergeConflict(f"versions disagree on {conflicts[0].where}{more}", conflicts, hint=hint)

@@ -4,6 +4,7 @@ from modelgit.merge.methods import agreement, means, sparse, spherical  # noqa: 
 from modelgit.merge.methods.registry import (
     METHODS,
     Combined,
+    Elementwise,
     Fitted,
     Inputs,
     Linear,
@@ -17,6 +18,7 @@ from modelgit.merge.methods.registry import (
 __all__ = [
     "METHODS",
     "Combined",
+    "Elementwise",
     "Fitted",
     "Inputs",
     "Linear",

@@ -1,10 +1,12 @@
 """The registry of merge methods: a method is a frozen dataclass, and its fields are its settings.
 
-Three kinds, by how much of the inputs a method must see to merge one tensor:
-`Linear`   nothing: coefficients follow from the weights alone;
-`Fitted`   inner products of the inputs, from which it gives coefficients;
-`Combined` the values themselves.
-The first two end in a weighted sum, which the store keeps as a recipe of a few bytes.
+Four kinds, by how much of the inputs a method must see to merge one tensor:
+`Linear`      nothing: coefficients follow from the weights alone;
+`Fitted`      inner products of the inputs, from which it gives coefficients;
+`Elementwise` the values at one place (or in one row) of all inputs, and a few facts about the tensor;
+`Combined`    all values at once.
+The first two end in a weighted sum, which the store keeps as a recipe of a few bytes. The first three are streamed:
+their memory does not depend on the size of the tensor.
 """
 
 import dataclasses
@@ -12,6 +14,8 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+
+import numpy as np
 
 from modelgit.errors import UsageError
 from modelgit.merge.methods.linear_form import Array, LinearForm, gram
@@ -25,7 +29,9 @@ MethodClass = TypeVar("MethodClass", bound=type)
 class Inputs:
     """One tensor of every model: `heads` (M arrays of one shape), a weight each, the base where there is one.
 
-    `name` is the tensor's and `keys` are the ids of the heads: what random methods are seeded from.
+    `name` is the tensor's and `keys` are the ids of the heads: what random methods are seeded from. `heads` may load
+    each array when it is asked for, and keep none: go through them one after another (`delta`) where that is possible.
+    A block is the same for a part of a tensor, which begins at element `start`.
     """
 
     heads: Sequence[Array]
@@ -33,6 +39,7 @@ class Inputs:
     base: Array | None = None
     name: str = ""
     keys: Sequence[str] = ()
+    start: int = 0
 
     def origin(self) -> Array:
         """Return the base. Raises UsageError without one."""
@@ -40,9 +47,45 @@ class Inputs:
             raise UsageError(f"tensor {self.name!r}: differences to a base are asked for, and there is none.")
         return self.base
 
+    def delta(self, head: int) -> Array:
+        """Return head - base for one head. Raises UsageError without a base."""
+        difference: Array = self.heads[head] - self.origin()
+        return difference
+
     def deltas(self) -> list[Array]:
-        """Return head - base for every head. Raises UsageError without a base."""
-        return [head - self.origin() for head in self.heads]
+        """Return head - base for every head, all at once. Raises UsageError without a base."""
+        return [self.delta(i) for i in range(len(self.heads))]
+
+
+class Tensor(Protocol):
+    """One tensor of every model, to be looked at block by block."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """A weight for each head."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The ids of the heads."""
+
+    @property
+    def model(self) -> Any:
+        """What the method's `survey` found over all tensors; None for a method that has none."""
+
+    def each(self, look: Callable[[Inputs], T]) -> list[T]:
+        """Return what `look` says of every block, in the order of the blocks; it may run in several threads at once.
+
+        Each call reads all inputs again (or finds them in memory, when they are few). Blocks are the same in every
+        call, and lie in scratch memory that is used again: `look` must keep no part of one.
+        """
 
 
 class Method(Protocol):
@@ -76,6 +119,25 @@ class Fitted(Method, Protocol):
 
     def fitted_terms(self, products: Array, weights: Sequence[float]) -> LinearForm:
         """Return the coefficients; `products` (M, M) are those of the heads, or of head - base when it `needs_base`."""
+
+
+@runtime_checkable
+class Elementwise(Method, Protocol):
+    """A method that merges each element (or row) by itself, once it knows some facts about the tensor.
+
+    It may have `survey(self, tensors: Sequence[Tensor]) -> object` too, which then sees all tensors of the model
+    before the first is merged; what it returns is every tensor's `model`.
+    """
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether blocks hold whole rows of the last axis, (rows, length); else they are flat, (n,)."""
+
+    def facts(self, tensor: Tensor) -> Any:
+        """Return what must be known of the whole tensor: thresholds, sums; None if nothing (`no_facts`)."""
+
+    def block(self, block: Inputs, facts: Any) -> Array:
+        """Return the merged values of one block, in its shape; the block is left as it is. Runs in several threads."""
 
 
 @runtime_checkable
@@ -117,9 +179,86 @@ def call_fitted(self: Fitted, inputs: Inputs) -> Array:
     return self.fitted_terms(products, inputs.weights)(inputs.heads, inputs.base)
 
 
+def call_elementwise(self: Elementwise, inputs: Inputs) -> Array:
+    """`__call__` of an Elementwise method, for a tensor that is a model of its own."""
+    tensor = ArrayTensor(inputs, self.whole_rows)
+    if survey := getattr(self, "survey", None):
+        tensor.model = survey([tensor])
+    facts = self.facts(tensor)
+    merged = tensor.each(lambda block: self.block(block, facts).reshape(-1))
+    return np.concatenate([np.empty(0), *merged]).reshape(tensor.shape)
+
+
+def no_facts(self: object, tensor: Tensor) -> None:
+    """`facts` of an Elementwise method that needs none."""
+
+
 def call_combined(self: Combined, inputs: Inputs) -> Array:
     """`__call__` of a Combined method."""
     return self.combine(inputs)
+
+
+# ------------------------------------------------------------------------------------------------------ blocks
+
+
+BLOCK_ELEMENTS = 1 << 15  # of each input: a frame holds whole blocks, and a few of them stay in the cache
+
+
+def grid(shape: Sequence[int], *, whole_rows: bool) -> tuple[int, int]:
+    """Return how many elements a block has, and a row of it: 0 where blocks are flat."""
+    row = shape[-1] if whole_rows and shape else 0
+    return (max(1, BLOCK_ELEMENTS // row) * row, row) if row else (BLOCK_ELEMENTS, 0)
+
+
+@dataclasses.dataclass(slots=True)
+class ArrayTensor:
+    """A tensor at hand (a `Tensor`)."""
+
+    inputs: Inputs
+    whole_rows: bool = False
+    model: object = None
+
+    @property
+    def name(self) -> str:
+        """Return the tensor's name."""
+        return self.inputs.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+        return self.inputs.heads[0].shape
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Return a weight for each head."""
+        return self.inputs.weights
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Return the ids of the heads."""
+        return self.inputs.keys
+
+    def each(self, look: Callable[[Inputs], T]) -> list[T]:
+        """Return what `look` says of every block."""
+        step, row = grid(self.shape, whole_rows=self.whole_rows)
+        heads = [head.reshape(-1) for head in self.inputs.heads]
+        base = None if self.inputs.base is None else self.inputs.base.reshape(-1)
+
+        def part(values: Array, start: int) -> Array:
+            cut = values[start : start + step]
+            return cut.reshape(-1, row) if row else cut
+
+        return [
+            look(
+                dataclasses.replace(
+                    self.inputs,
+                    heads=[part(head, start) for head in heads],
+                    base=None if base is None else part(base, start),
+                    start=start,
+                )
+            )
+            for start in range(0, math.prod(self.shape), step)
+        ]
 
 
 # ------------------------------------------------------------------------------------------ by name, from text

@@ -5,8 +5,8 @@ needs the memory of one link. Every frame given out hashes to what the id promis
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -25,6 +25,7 @@ from modelgit.store.pack import MAX_COST, MAX_DEPTH, Directory, parse_directory,
 
 TOO_DEEP = f"a chain of more than {MAX_DEPTH} differences"
 MAX_NESTED = 8  # linear combinations of linear combinations
+TERMS_AT_ONCE = 8  # frames of a combination's terms that are in memory together
 RECORDS_KEPT = 4096
 BUNDLES_KEPT_BYTES = 32 * 1024 * 1024
 
@@ -182,15 +183,48 @@ class Reader:
             start += link.size
 
     def combine(self, directory: Directory, links: tuple[Link, ...], number: int, into: Bytes) -> None:
-        """Fill `into` with a frame of a linear combination of `links`."""
-        level = nested(links)
-        count = len(into) // arithmetic.element_width(directory.dtype)
-        total = TOOLS.buffer(f"total{level}", 8 * count).view(np.float64)
-        term = TOOLS.buffer(f"term{level}", len(into))
-        for i, (link, coefficient) in enumerate(zip(links, directory.coefficients, strict=True)):
-            self.raw(link, number, term)
-            arithmetic.accumulate(total, term.data, coefficient, directory.dtype, first=i == 0)
-        arithmetic.finish(total, directory.divisor, directory.dtype, into)
+        """Fill `into` with a frame of a linear combination of `links`, a few of them at a time."""
+        level, dtype, sums = nested(links), directory.dtype, arithmetic.sums()
+        width, coefficients = arithmetic.element_width(dtype), np.array(directory.coefficients, np.float64)
+        for start in range(0, len(links), TERMS_AT_ONCE):
+            some = links[start : start + TERMS_AT_ONCE]
+            places = [TOOLS.buffer(f"term{level}.{i}", len(into)) for i in range(len(some))]
+            self.together(some, number, places)
+            if len(some) == len(links):
+                sums.combine(places, coefficients, directory.divisor, dtype, into)
+                return
+            total = TOOLS.buffer(f"total{level}", 8 * (len(into) // width)).view(np.float64)
+            chosen = coefficients[start : start + TERMS_AT_ONCE]
+            sums.accumulate(total, places, chosen, dtype, first=start == 0)
+        sums.finish(total, directory.divisor, dtype, into)
+
+    def together(self, links: Sequence[Link], number: int, places: Sequence[Bytes]) -> None:
+        """Fill `places` with a frame of several objects, as `raw`; what several are made from is decoded once."""
+        sources = [source for link in links for source in (link, differs_from(link)) if source is not None]
+        uses, decoded = Counter(place_of(source) for source in sources), dict[tuple[str, int], Bytes]()
+        level = nested(tuple(links))
+
+        def once(link: Link, into: Bytes) -> None:
+            if link.record.directory.bundle or uses[place_of(link)] < 2:
+                self._grown(link, number, into, once)
+                return
+            if place_of(link) not in decoded:
+                kept = TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
+                self._grown(link, number, kept, once)
+                decoded[place_of(link)] = kept
+            into[:] = decoded[place_of(link)]
+
+        for link, into in zip(links, places, strict=True):
+            once(link, into)
+
+    def _grown(self, link: Link, number: int, into: Bytes, parent: Callable[[Link, Bytes], None]) -> None:
+        """As `raw`, with `parent` to fill in what a difference is to."""
+        origin = differs_from(link)
+        if origin is None:
+            self.raw(link, number, into)
+            return
+        parent(origin, into)
+        self.grow(link.record, number, into)
 
     def _bundle(self, record: Record) -> Bytes:
         key = (record.pack, record.offset)
@@ -253,6 +287,17 @@ class Reader:
 
     def _where(self, record: Record) -> str:
         return f"record at {record.offset} of {record.pack or 'the pack being written'}"
+
+
+def differs_from(link: Link) -> Link | None:
+    """Return the object that a large one is stored as a difference to; None if it is stored otherwise."""
+    directory = link.record.directory
+    return link.record.parents[0] if directory.codec == "delta" and not directory.bundle else None
+
+
+def place_of(link: Link) -> tuple[str, int]:
+    """Return where an object's record lies."""
+    return link.record.pack, link.record.offset
 
 
 def make_record(pack: str, offset: int, directory: Directory, parents: tuple[Link, ...], where: str) -> Record:

@@ -3,30 +3,25 @@
 Each input is widened to float64 (exact), multiplied, added and divided one IEEE operation at a time, in the
 order given, never fused; the result is rounded once, to nearest even. Every NaN becomes the one quiet NaN of its
 type, since processors disagree on its sign. No library sum, norm or dot product is used: their order is not ours.
+
+There are two implementations that give the same bytes: `NumpySums`, and the compiled kernel (`sums.c`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Protocol
 
 import numpy as np
 
 from modelgit.errors import UsageError
 from modelgit.store.codec.arrays import Array, Bytes
+from modelgit.store.codec.transforms import aligned
 
 ARITHMETIC_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 BLOCK = 1 << 15  # elements worked on at once: float64 scratch stays in the second-level cache
 
 Floats = Array[np.float64]
 Frame = Bytes | bytes | bytearray | memoryview
-
-
-def widen(data: Bytes, dtype: str, into: Floats) -> None:
-    """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
-    if dtype == "BF16":
-        bits = data.view("<u2").astype(np.uint32)
-        np.left_shift(bits, np.uint32(16), out=bits)
-        into[:] = bits.view(np.float32)
-    else:
-        into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
 
 
 def round_to_odd(values: Floats) -> Array[np.uint32]:
@@ -89,28 +84,92 @@ def element_width(dtype: str) -> int:
     return ARITHMETIC_WIDTHS[dtype]
 
 
-def accumulate(total: Floats, frame: Frame, coefficient: float, dtype: str, *, first: bool) -> None:
-    """Add `coefficient` times `frame` to `total` (n,); with `first`, `total` is overwritten (so -0.0 survives)."""
-    data, width = np.frombuffer(frame, np.uint8), ARITHMETIC_WIDTHS[dtype]
-    scratch = np.empty(BLOCK, np.float64)
-    with np.errstate(all="ignore"):
-        for start in range(0, len(total), BLOCK):
-            part = total[start : start + BLOCK]
-            value = part if first else scratch[: len(part)]
-            widen(data[start * width : (start + len(part)) * width], dtype, value)
-            np.multiply(value, coefficient, out=value)
-            if not first:
-                np.add(part, value, out=part)
+class Sums(Protocol):
+    """Weighted sums. Raw inputs are (n * width,) and aligned, `total` and `into` contiguous; sizes agree."""
+
+    def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
+        """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
+
+    def accumulate(
+        self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
+    ) -> None:
+        """Add coefficient times input to `total` (n,), one input after another.
+
+        With `first`, `total` is overwritten by the first of them (so -0.0 survives).
+        """
+
+    def finish(self, total: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        """Write `total / divisor`, rounded once to `dtype`, as little-endian bytes into `into` (n * width,)."""
+
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        """Accumulate and finish in one go."""
+
+
+class NumpySums:
+    """The sums in numpy: the reference, and what is used without the kernel."""
+
+    def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
+        if dtype == "BF16":
+            bits = data.view("<u2").astype(np.uint32)
+            np.left_shift(bits, np.uint32(16), out=bits)
+            into[:] = bits.view(np.float32)
+        else:
+            with np.errstate(invalid="ignore"):
+                into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+
+    def accumulate(
+        self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
+    ) -> None:
+        width, scratch = ARITHMETIC_WIDTHS[dtype], np.empty(BLOCK, np.float64)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(total), BLOCK):
+                part = total[start : start + BLOCK]
+                for number, (data, coefficient) in enumerate(zip(inputs, coefficients, strict=True)):
+                    value = part if first and number == 0 else scratch[: len(part)]
+                    self.widen(data[start * width : (start + len(part)) * width], dtype, value)
+                    np.multiply(value, coefficient, out=value)
+                    if value is not part:
+                        np.add(part, value, out=part)
+
+    def finish(self, total: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        width = ARITHMETIC_WIDTHS[dtype]
+        with np.errstate(all="ignore"):
+            for start in range(0, len(total), BLOCK):
+                bits = NARROW[dtype](total[start : start + BLOCK] / divisor)
+                little = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
+                into[start * width : start * width + little.nbytes] = little.view(np.uint8)
+
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        total = np.empty(len(into) // ARITHMETIC_WIDTHS[dtype], np.float64)
+        self.accumulate(total, inputs, coefficients, dtype, first=True)
+        self.finish(total, divisor, dtype, into)
+
+
+@cache
+def sums() -> Sums:
+    """Return the fastest sums there are here."""
+    from modelgit.store.codec.compiled import CompiledSums, load_library
+
+    library = load_library()
+    return NumpySums() if library is None else CompiledSums(library)
+
+
+def ready(data: Bytes, dtype: str) -> Bytes:
+    """Return raw bytes as the sums want them: themselves, or a copy when they lie at an odd place."""
+    return aligned(data, ARITHMETIC_WIDTHS[dtype])
+
+
+def widen(data: Bytes, dtype: str, into: Floats) -> None:
+    """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
+    sums().widen(ready(data, dtype), dtype, into)
 
 
 def finish(total: Floats, divisor: float, dtype: str, into: Bytes) -> None:
     """Write `total / divisor`, rounded once to `dtype`, as little-endian bytes into `into` (n * width,)."""
     width = ARITHMETIC_WIDTHS[dtype]
-    with np.errstate(all="ignore"):
-        for start in range(0, len(total), BLOCK):
-            bits = NARROW[dtype](total[start : start + BLOCK] / divisor)
-            little = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
-            into[start * width : start * width + little.nbytes] = little.view(np.uint8)
+    if into.ctypes.data % width or not (into.flags.c_contiguous and total.flags.c_contiguous):
+        raise UsageError("rounded values are written to a contiguous, aligned place")
+    sums().finish(total, divisor, dtype, into)
 
 
 def check(inputs: Sequence[Frame], coefficients: Sequence[float], divisor: float, dtype: str) -> None:
@@ -136,9 +195,7 @@ def linear(inputs: Sequence[Frame], coefficients: Sequence[float], divisor: floa
         UsageError: unequal lengths, an unknown dtype, a coefficient that is not finite, a divisor of zero.
     """
     check(inputs, coefficients, divisor, dtype)
-    result = bytearray(len(np.frombuffer(inputs[0], np.uint8)))
-    total = np.empty(len(result) // ARITHMETIC_WIDTHS[dtype], np.float64)
-    for number, (frame, coefficient) in enumerate(zip(inputs, coefficients, strict=True)):
-        accumulate(total, frame, coefficient, dtype, first=number == 0)
-    finish(total, divisor, dtype, np.frombuffer(result, np.uint8))
+    data = [ready(np.frombuffer(frame, np.uint8), dtype) for frame in inputs]
+    result = bytearray(len(data[0]))
+    sums().combine(data, np.array(coefficients, np.float64), divisor, dtype, np.frombuffer(result, np.uint8))
     return result

@@ -1,7 +1,8 @@
-"""The compiled kernel (`planes.c`, `differences.c`), called through ctypes, which lets other threads run meanwhile."""
+"""The compiled kernel (the C files beside), called through ctypes, which lets other threads run meanwhile."""
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
 
-KERNEL_VERSION = 3  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 4  # of the functions in the kernel; another build is not used
+TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 VECTOR = 8  # words that may be written beyond the last
+Floats = Array[np.float64]
 
 
 def pointer(array: Array[np.generic]) -> ctypes.c_void_p:
@@ -19,7 +23,7 @@ def pointer(array: Array[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def pointers(planes: Bytes | list[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
+def pointers(planes: Bytes | Sequence[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
     """Return a C array of the planes' addresses."""
     return (ctypes.c_void_p * len(planes))(*[plane.ctypes.data for plane in planes])
 
@@ -100,14 +104,38 @@ class CompiledTransforms:
         return not wrong
 
 
-def load_library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
+class CompiledSums:
+    """The weighted sums of the kernel."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
+        self._library.modelgit_widen(TYPES[dtype], pointer(data), size(len(into)), pointer(into))
+
+    def accumulate(
+        self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
+    ) -> None:
+        places = (size(len(inputs)), pointers(inputs), pointer(coefficients))
+        self._library.modelgit_accumulate(TYPES[dtype], *places, size(len(total)), pointer(total), int(first))
+
+    def finish(self, total: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        share = ctypes.c_double(divisor)
+        self._library.modelgit_finish(TYPES[dtype], pointer(total), share, size(len(total)), pointer(into))
+
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+        places = (size(len(inputs)), pointers(inputs), pointer(coefficients), ctypes.c_double(divisor))
+        self._library.modelgit_combine(TYPES[dtype], *places, size(len(into) // WIDTHS[dtype]), pointer(into))
+
+
+def load_library(folder: Path = Path(__file__).parent, version: int = KERNEL_VERSION) -> ctypes.CDLL | None:
     """Return the kernel built into `folder`, or None: not built, another version, another byte order."""
     if sys.byteorder != "little":
         return None
     for path in sorted(folder.glob("_kernel*.so")):
         try:
             library = ctypes.CDLL(str(path))
-            if library.modelgit_kernel_version() == KERNEL_VERSION:
+            if library.modelgit_kernel_version() == version:
                 return library
         except (OSError, AttributeError):
             continue

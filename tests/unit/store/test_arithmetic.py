@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from modelgit.errors import UsageError
-from modelgit.store.codec.arithmetic import finish, linear
+from modelgit.store.codec.arithmetic import NumpySums, finish, linear, sums
 
 FORMATS = {"F32": (24, -149, 127), "F16": (11, -24, 15), "BF16": (8, -133, 127)}  # precision, least exponent, greatest
 BITS = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
@@ -118,3 +118,41 @@ def test_what_cannot_be_added_is_refused(
 ) -> None:
     with pytest.raises(UsageError):
         linear(inputs, coefficients, divisor, dtype)
+
+
+@pytest.mark.parametrize("dtype", sorted(BITS))
+@pytest.mark.parametrize("divisor", [1.0, 3.0, 4.0, 2.0**-1040, -0.7])
+def test_the_kernel_gives_the_bytes_that_numpy_gives(dtype: str, divisor: float) -> None:
+    random, width = np.random.default_rng(3), np.dtype(BITS[dtype]).itemsize
+    count, plain, fast = 5000, NumpySums(), sums()
+    inputs = [random.integers(0, 256, count * width, np.uint8).astype(np.uint8) for _ in range(3)]
+    coefficients = np.array([0.3, -1.0, 2.5])
+    wanted, got = (np.zeros(count * width, np.uint8) for _ in range(2))
+    plain.combine(inputs, coefficients, divisor, dtype, wanted)
+    fast.combine(inputs, coefficients, divisor, dtype, got)
+    assert np.array_equal(wanted, got)
+    total, apart = np.zeros(count), np.zeros(count)
+    plain.accumulate(total, inputs, coefficients, dtype, first=True)
+    fast.accumulate(apart, inputs[:1], coefficients[:1], dtype, first=True)
+    fast.accumulate(apart, inputs[1:], coefficients[1:], dtype, first=False)
+    assert np.array_equal(total, apart, equal_nan=True)
+    plain.widen(inputs[0], dtype, total)
+    fast.widen(inputs[0], dtype, apart)
+    assert np.array_equal(total, apart, equal_nan=True)
+
+
+def test_narrow_values_of_all_bit_patterns_come_back() -> None:
+    for dtype in ("BF16", "F16"):
+        bits, values = np.arange(65536, dtype="<u2"), np.empty(65536)
+        sums().widen(bits.view(np.uint8), dtype, values)
+        NumpySums().widen(bits.view(np.uint8), dtype, (wanted := np.empty(65536)))
+        assert np.array_equal(values, wanted, equal_nan=True)
+        back = np.empty(131072, np.uint8)
+        finish(values, 1.0, dtype, back)
+        assert np.array_equal(back.view("<u2")[~np.isnan(values)], bits[~np.isnan(values)])
+
+
+def test_bytes_at_an_odd_place_are_summed_too() -> None:
+    data = np.zeros(9, np.uint8)
+    data[1:].view("<f4")[:] = [1.5, 2.5]
+    assert np.frombuffer(linear([data[1:].data], [2.0], 1.0, "F32"), "<f4").tolist() == [3.0, 5.0]

@@ -1,0 +1,158 @@
+/* Weighted sums of raw weights: widened to float64, multiplied, added and divided one IEEE operation at a time, in the
+ * order given, rounded once to nearest even. Compiled without contraction: no multiply-add is fused.
+ *
+ * `modelgit/store/codec/arithmetic.py` does the same in numpy: both must give the same bytes. */
+#include "kernel.h"
+
+#define BLOCK 1024 /* elements worked on at once: their float64 stay in the first-level cache */
+
+enum { BF16, F16, F32, F64 };
+
+static inline float as_float(u32 bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+static inline u32 float_bits(float value) {
+  u32 bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+static inline u64 double_bits(double value) {
+  u64 bits;
+  memcpy(&bits, &value, 8);
+  return bits;
+}
+
+/* Half precision: the exponent's bias is corrected by a product, which is exact, for subnormal numbers too. */
+static inline float half_value(u16 half) {
+  u32 magnitude = (u32)(half & 0x7FFF) << 13, sign = (u32)(half & 0x8000) << 16;
+  u32 scaled = float_bits(as_float(magnitude) * 0x1p112f);
+  u32 special = magnitude | 0x7F800000;
+  return as_float(sign | ((half & 0x7C00) == 0x7C00 ? special : scaled));
+}
+
+#define LOADS(NAME, T, VALUE)                                                                                        \
+  WIDE static void widen_##NAME(const T *restrict x, size_t n, double *restrict to) {                                \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
+  }                                                                                                                  \
+  WIDE static void times_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                      \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)*c;                                                        \
+  }                                                                                                                  \
+  WIDE static void add_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                        \
+    for (size_t i = 0; i < n; i++) to[i] += (double)(VALUE)*c;                                                       \
+  }
+LOADS(BF16, u16, as_float((u32)x[i] << 16))
+LOADS(F16, u16, half_value(x[i]))
+LOADS(F32, float, x[i])
+LOADS(F64, double, x[i])
+
+#define FOR_TYPE(CALL)                                                                                               \
+  switch (type) {                                                                                                    \
+  case BF16: CALL(BF16, u16); break;                                                                                 \
+  case F16: CALL(F16, u16); break;                                                                                   \
+  case F32: CALL(F32, float); break;                                                                                 \
+  case F64: CALL(F64, double); break;                                                                                \
+  }
+static const size_t WIDTHS[] = {2, 2, 4, 8};
+
+/* Float32 bits cut towards zero, last bit set where anything was cut off: rounding these again to a narrower type
+ * equals one rounding (Boldo and Melquiond 2008, theorem 3). */
+WIDE static void to_odd(const double *restrict x, size_t n, u32 *restrict bits) {
+  for (size_t i = 0; i < n; i++) {
+    float near = (float)x[i];
+    u64 back = double_bits((double)near), value = double_bits(x[i]);
+    u64 magnitude = back & 0x7FFFFFFFFFFFFFFFULL, wanted = value & 0x7FFFFFFFFFFFFFFFULL;
+    u32 cut = (u32)((int64_t)magnitude > (int64_t)wanted), inexact = (u32)(back != value);
+    bits[i] = (float_bits(near) - cut) | inexact;
+  }
+}
+WIDE static void narrow_BF16(const double *restrict x, const u32 *restrict bits, size_t n, u16 *restrict to) {
+  for (size_t i = 0; i < n; i++) {
+    u32 v = bits[i];
+    to[i] = x[i] != x[i] ? 0x7FC0 : (u16)((v + 0x7FFF + (v >> 16 & 1)) >> 16);
+  }
+}
+WIDE static void narrow_F16(const double *restrict x, const u32 *restrict bits, size_t n, u16 *restrict to) {
+  for (size_t i = 0; i < n; i++) {
+    u32 v = bits[i] & 0x7FFFFFFF, sign = bits[i] >> 16 & 0x8000;
+    u32 normal = (v - 0x38000000 + 0xFFF + (v >> 13 & 1)) >> 13;
+    u32 small = float_bits(as_float(v) + 0.5f) - 0x3F000000; /* the sum rounds at the last place of subnormal halves */
+    u32 half = v >= 0x47800000 ? 0x7C00 : v < 0x38800000 ? small : normal;
+    to[i] = x[i] != x[i] ? 0x7E00 : (u16)(sign | half);
+  }
+}
+WIDE static void narrow_F32(const double *restrict x, size_t n, u32 *restrict to) {
+  for (size_t i = 0; i < n; i++) {
+    u32 v = float_bits((float)x[i]);
+    to[i] = x[i] != x[i] ? 0x7FC00000 : v;
+  }
+}
+WIDE static void narrow_F64(const double *restrict x, size_t n, u64 *restrict to) {
+  for (size_t i = 0; i < n; i++) {
+    u64 v = double_bits(x[i]);
+    to[i] = x[i] != x[i] ? 0x7FF8000000000000ULL : v;
+  }
+}
+static void narrow(int type, const double *x, size_t n, void *to) {
+  u32 bits[BLOCK];
+  if (type == F32) {
+    narrow_F32(x, n, to);
+  } else if (type == F64) {
+    narrow_F64(x, n, to);
+  } else {
+    to_odd(x, n, bits);
+    if (type == BF16) narrow_BF16(x, bits, n, to);
+    else narrow_F16(x, bits, n, to);
+  }
+}
+
+/* Division by a power of two is a product with its inverse, to the last bit, while that is a normal number. */
+WIDE static void divide(const double *restrict x, double divisor, size_t n, double *restrict to) {
+  u64 bits = double_bits(divisor), exponent = bits >> 52 & 0x7FF;
+  double inverse = 1.0 / divisor;
+  if ((bits & 0xFFFFFFFFFFFFFULL) == 0 && exponent > 1 && exponent < 2045)
+    for (size_t i = 0; i < n; i++) to[i] = x[i] * inverse;
+  else
+    for (size_t i = 0; i < n; i++) to[i] = x[i] / divisor;
+}
+
+static void add(int type, const void *x, double c, size_t n, double *to, int first) {
+#define CALL(NAME, T) first ? times_##NAME((const T *)x, c, n, to) : add_##NAME((const T *)x, c, n, to)
+  FOR_TYPE(CALL)
+#undef CALL
+}
+
+void modelgit_widen(int type, const void *x, size_t n, double *to) {
+#define CALL(NAME, T) widen_##NAME((const T *)x, n, to)
+  FOR_TYPE(CALL)
+#undef CALL
+}
+
+/* Adds c[i] * x[i] for each of `count` inputs to `total`; with `first` it is overwritten by the first. */
+void modelgit_accumulate(int type, size_t count, const u8 *const *x, const double *c, size_t n, double *total,
+                         int first) {
+  for (size_t i = 0; i < n; i += BLOCK) {
+    size_t m = n - i < BLOCK ? n - i : BLOCK;
+    for (size_t j = 0; j < count; j++) add(type, x[j] + i * WIDTHS[type], c[j], m, total + i, first && j == 0);
+  }
+}
+
+/* total / divisor, rounded. */
+void modelgit_finish(int type, const double *total, double divisor, size_t n, u8 *to) {
+  double quotient[BLOCK];
+  for (size_t i = 0; i < n; i += BLOCK) {
+    size_t m = n - i < BLOCK ? n - i : BLOCK;
+    divide(total + i, divisor, m, quotient), narrow(type, quotient, m, to + i * WIDTHS[type]);
+  }
+}
+
+/* Both at once, with nothing in between but what is in the cache. */
+void modelgit_combine(int type, size_t count, const u8 *const *x, const double *c, double divisor, size_t n, u8 *to) {
+  double total[BLOCK];
+  for (size_t i = 0; i < n; i += BLOCK) {
+    size_t m = n - i < BLOCK ? n - i : BLOCK;
+    for (size_t j = 0; j < count; j++) add(type, x[j] + i * WIDTHS[type], c[j], m, total, j == 0);
+    modelgit_finish(type, total, divisor, m, to + i * WIDTHS[type]);
+  }
+}

@@ -1,8 +1,9 @@
-"""Builds the optional compiled kernel; without a compiler the package works the same, only slower."""
+"""Builds the optional compiled kernels; without a compiler the package works the same, only slower."""
 
 from setuptools import Extension, setup
 
-CODEC = "modelgit/store/codec"
+CODEC, BLOCKS = "modelgit/store/codec", "modelgit/merge/blocks"
+FLAGS = ["-O3", "-std=gnu11", "-fno-trapping-math", "-ffp-contract=off"]
 
 setup(
     ext_modules=[
@@ -10,8 +11,16 @@ setup(
             "modelgit.store.codec._kernel",
             sources=[f"{CODEC}/{name}.c" for name in ("planes", "differences", "copying", "sums")],
             depends=[f"{CODEC}/kernel.h"],
-            extra_compile_args=["-O3", "-std=gnu11", "-fno-trapping-math", "-ffp-contract=off"],
+            extra_compile_args=FLAGS,
             optional=True,
-        )
+        ),
+        Extension(
+            "modelgit.merge.blocks._kernel",
+            sources=[f"{BLOCKS}/vectors.c"],
+            depends=[f"{CODEC}/kernel.h"],
+            include_dirs=[CODEC],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
     ]
 )

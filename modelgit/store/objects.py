@@ -5,7 +5,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -148,6 +148,10 @@ class ObjectStore:
     def fill(self, link: Link, number: int, into: Bytes) -> None:
         """Fill `into` with a frame of an opened object. Raises CorruptObject."""
         self.reader.frame(link, number, into)
+
+    def fill_together(self, links: Sequence[Link], number: int, places: Sequence[Bytes]) -> None:
+        """As `fill`, for a frame of several objects; what they are stored as differences to is decoded once."""
+        self.reader.frames(links, number, places)
 
     def grow(self, link: Link, number: int, into: Bytes) -> None:
         """Apply an opened object's difference to `into`, which holds the parent's frame. Raises CorruptObject."""

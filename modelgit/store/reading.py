@@ -120,13 +120,19 @@ class Reader:
 
     def frame(self, link: Link, number: int, into: Bytes) -> None:
         """Fill `into` (aligned, as long as the frame) with raw bytes that the id vouches for. Raises CorruptObject."""
-        self.raw(link, number, into)
-        if link.record.directory.bundle:
-            right = whole(link.record.directory.kind, into.data) == link.oid
-        else:
-            right = leaf(into.data) == link.leaf(number)
-        if not right:
-            raise CorruptObject(f"object {link.oid.hex()}: frame {number} has other bytes than its id", hint=FSCK_HINT)
+        self.frames([link], number, [into])
+
+    def frames(self, links: Sequence[Link], number: int, places: Sequence[Bytes]) -> None:
+        """As `frame`, for a frame of several objects; what they are stored as differences to is decoded once."""
+        self.together(links, number, places)
+        for link, into in zip(links, places, strict=True):
+            if link.record.directory.bundle:
+                right = whole(link.record.directory.kind, into.data) == link.oid
+            else:
+                right = leaf(into.data) == link.leaf(number)
+            if not right:
+                where = f"object {link.oid.hex()}: frame {number}"
+                raise CorruptObject(f"{where} has other bytes than its id", hint=FSCK_HINT)
 
     def raw(self, link: Link, number: int, into: Bytes) -> None:
         """Fill `into` with a frame's bytes, not yet checked against the id. Raises CorruptObject."""
@@ -200,6 +206,9 @@ class Reader:
 
     def together(self, links: Sequence[Link], number: int, places: Sequence[Bytes]) -> None:
         """Fill `places` with a frame of several objects, as `raw`; what several are made from is decoded once."""
+        if len(links) == 1:
+            self.raw(links[0], number, places[0])
+            return
         sources = [source for link in links for source in (link, differs_from(link)) if source is not None]
         uses, decoded = Counter(place_of(source) for source in sources), dict[tuple[str, int], Bytes]()
         level = nested(tuple(links))

@@ -109,12 +109,12 @@ class NumpySums:
     """The sums in numpy: the reference, and what is used without the kernel."""
 
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
-        if dtype == "BF16":
-            bits = data.view("<u2").astype(np.uint32)
-            np.left_shift(bits, np.uint32(16), out=bits)
-            into[:] = bits.view(np.float32)
-        else:
-            with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # of what is no number in the narrow type
+            if dtype == "BF16":
+                bits = data.view("<u2").astype(np.uint32)
+                np.left_shift(bits, np.uint32(16), out=bits)
+                into[:] = bits.view(np.float32)
+            else:
                 into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
 
     def accumulate(

@@ -1,6 +1,6 @@
 """The tensors of a version or of a weight file, one at a time (`TensorSource`s)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from modelgit.errors import CorruptObject, FormatError
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import Header, TensorSpan, parse_header, read_header
+from modelgit.store.backend import translated
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.files.intake import file_fill, opened
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf, root
@@ -71,6 +73,10 @@ class StoredTensors:
         array = np.frombuffer(data, np.uint8)
         self._store.decode_frames(link, partial(piece, array), lambda _number, _frame: None)
         return data
+
+    def opened(self, name: str) -> tuple[ObjectStore, Link]:
+        """Return the store and a tensor's object in it, for `ObjectStore.fill_together`. Raises as `frames` does."""
+        return self._store, open_tensor(self._store, self.entry(name))
 
     def read_part(self, name: str, start: int, stop: int) -> bytearray:
         """Return bytes `start` to `stop` of a tensor; only the frames they lie in are read. Raises as `frames` does."""
@@ -137,6 +143,18 @@ class FileTensors:
         fill = file_fill(opened(self.path), self.path, self.header.data_start + span.start)
         for number in range(frame_count(size)):
             yield fill(number, buffer[: frame_size(size, number)]).data
+
+    def reader(self, name: str) -> Callable[[int, Bytes], None]:
+        """Return what fills a buffer with a tensor's bytes from a given one on. Raises FormatError, as it does."""
+        file, start = opened(self.path), self.header.data_start + self._span(name).start
+
+        def fill(first: int, into: Bytes) -> None:
+            with translated(self.path):
+                complete = file.read_into(start + first, into.data)
+            if not complete:
+                raise FormatError(f"{self.path}: became shorter while it was read", hint="wait for its writer to end")
+
+        return fill
 
     def read(self, name: str) -> bytearray:
         """Return a tensor's raw little-endian bytes. Raises FormatError."""

@@ -1,0 +1,176 @@
+/* What merge methods do to blocks of float64: inner products, selection, trimming, sign election.
+ *
+ * Sizes are checked by the caller. `modelgit/merge/blocks/vectors.py` does the same in numpy: both must give the same
+ * bytes, so sums keep its order and nothing is fused. */
+#include "kernel.h"
+#include <stdlib.h>
+
+#define FOLD 16384 /* elements of an inner product at most */
+#define BLOCK 512  /* elements of every vector worked on at once */
+
+int modelgit_kernel_version(void) { return 1; }
+
+/* The inner product of a and b: products, then halves folded onto each other. */
+WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
+  size_t half = (n + 1) / 2;
+  for (size_t i = 0; i < n - half; i++) sum[i] = a[i] * b[i] + a[half + i] * b[half + i];
+  for (size_t i = n - half; i < half; i++) sum[i] = a[i] * b[i];
+  for (size_t size = half; size > 1; size = half) {
+    half = (size + 1) / 2;
+    for (size_t i = 0; i < size - half; i++) sum[i] += sum[half + i];
+  }
+  return n ? sum[0] : 0.0;
+}
+/* Eighths at once where the size allows: the same sums, with fewer of them passing through memory. */
+WIDE static double dot8(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
+  size_t m = n / 8;
+  for (size_t i = 0; i < m; i++) {
+    const double *x = a + i, *y = b + i;
+    double low = (x[0] * y[0] + x[4 * m] * y[4 * m]) + (x[2 * m] * y[2 * m] + x[6 * m] * y[6 * m]);
+    double high = (x[m] * y[m] + x[5 * m] * y[5 * m]) + (x[3 * m] * y[3 * m] + x[7 * m] * y[7 * m]);
+    sum[i] = low + high;
+  }
+  for (size_t size = m, half; size > 1; size = half) {
+    half = (size + 1) / 2;
+    for (size_t i = 0; i < size - half; i++) sum[i] += sum[half + i];
+  }
+  return m ? sum[0] : 0.0;
+}
+
+/* Inner products of `count` vectors, the upper triangle of (count, count), for each FOLD elements of n in turn. */
+void modelgit_gram(size_t count, const double *const *x, size_t n, double *products) {
+  double scratch[FOLD / 2];
+  for (size_t at = 0; at < n; at += FOLD, products += count * count) {
+    size_t m = n - at < FOLD ? n - at : FOLD;
+    for (size_t i = 0; i < count; i++)
+      for (size_t j = i; j < count; j++)
+        products[i * count + j] = (m % 8 ? dot : dot8)(x[j] + at, x[i] + at, m, scratch);
+  }
+}
+
+static inline double size_of(double x) { return __builtin_fabs(x); }
+
+/* Counts magnitudes above `high`, and writes those from `low` to `high` to `to`; returns how many these are. */
+size_t modelgit_band(const double *x, size_t n, double low, double high, double *to, size_t *above) {
+  size_t found = 0, over = 0;
+  for (size_t i = 0; i < n; i++) {
+    double size = size_of(x[i]);
+    to[found] = size;
+    found += (size >= low) & (size <= high);
+    over += size > high;
+  }
+  *above = over;
+  return found;
+}
+
+/* Zero where the magnitude is not from `low` to `high`. */
+WIDE void modelgit_trim(double *restrict x, size_t n, double low, double high) {
+  for (size_t i = 0; i < n; i++) x[i] = (size_of(x[i]) >= low) & (size_of(x[i]) <= high) ? x[i] : 0.0;
+}
+
+WIDE static void mix(size_t count, const double *const *x, const double *w, size_t n, double *restrict to) {
+  for (size_t i = 0; i < n; i++) to[i] = w[0] * x[0][i];
+  for (size_t j = 1; j < count; j++) {
+    const double *restrict v = x[j];
+    double c = w[j];
+    for (size_t i = 0; i < n; i++) to[i] += c * v[i];
+  }
+}
+WIDE static void agree(const double *restrict x, double w, const double *restrict total, size_t n,
+                       double *restrict sum, double *restrict share) {
+  for (size_t i = 0; i < n; i++) {
+    double term = w * x[i];
+    int agrees = total[i] > 0 ? term > 0 : term < 0;
+    sum[i] += agrees ? term : 0.0;
+    share[i] += agrees ? w : 0.0;
+  }
+}
+WIDE static void divide(double *restrict sum, const double *restrict share, size_t n) {
+  for (size_t i = 0; i < n; i++) sum[i] /= share[i] == 0 ? 1.0 : share[i];
+}
+
+/* sum w[j] * x[j] over all vectors. */
+void modelgit_mix(size_t count, const double *const *x, const double *w, size_t n, double *to) {
+  mix(count, x, w, n, to);
+}
+
+/* The same over the entries with the sign of the whole sum, or `even` where it is 0; divided by their weights with
+ * `normalize`. */
+void modelgit_elect(size_t count, const double *const *x, const double *w, size_t n, double even, int normalize,
+                    double *to) {
+  double total[BLOCK], share[BLOCK];
+  const double *at[count];
+  for (size_t i = 0; i < n; i += BLOCK) {
+    size_t m = n - i < BLOCK ? n - i : BLOCK;
+    for (size_t j = 0; j < count; j++) at[j] = x[j] + i;
+    mix(count, at, w, m, total);
+    for (size_t k = 0; k < m; k++) total[k] = total[k] == 0 ? even : total[k], to[i + k] = 0.0, share[k] = 0.0;
+    for (size_t j = 0; j < count; j++) agree(at[j], w[j], total, m, to + i, share);
+    if (normalize) divide(to + i, share, m);
+  }
+}
+
+/* Keeps x[i] / density where draws[i] < limit, else 0. */
+WIDE void modelgit_drop(double *restrict x, size_t n, const u32 *restrict draws, u64 limit, double density) {
+  for (size_t i = 0; i < n; i++) x[i] = draws[i] < limit ? x[i] / density : 0.0;
+}
+
+/* Ranks of the magnitudes of each row of n, 0 for the smallest; equal ones share their mean rank. Dealt into buckets by
+ * value, which leaves them almost in order. `scratch` holds n items of 16 bytes, `counts` SPREAD * n + 2. */
+#define SPREAD 2
+typedef struct {
+  double size;
+  u64 place;
+} Item;
+static int by_size(const void *a, const void *b) {
+  double x = ((const Item *)a)->size, y = ((const Item *)b)->size;
+  return (x > y) - (x < y);
+}
+static void sort_items(Item *items, size_t n) {
+  for (size_t i = 1, moves = 0; i < n; i++) {
+    Item item = items[i];
+    size_t j = i;
+    for (; j > 0 && items[j - 1].size > item.size; j--) items[j] = items[j - 1];
+    items[j] = item;
+    if ((moves += i - j) > 32 * n) {
+      qsort(items, n, sizeof *items, by_size);
+      return;
+    }
+  }
+}
+WIDE static double largest(const double *restrict x, size_t n) {
+  double most[16] = {0}, all = 0.0;
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int k = 0; k < 16; k++) most[k] = size_of(x[i + k]) > most[k] ? size_of(x[i + k]) : most[k];
+  for (; i < n; i++) all = size_of(x[i]) > all ? size_of(x[i]) : all;
+  for (int k = 0; k < 16; k++) all = most[k] > all ? most[k] : all;
+  return all;
+}
+static void rank_row(const double *x, size_t n, void *scratch, u32 *counts, double *ranks) {
+  Item *items = scratch;
+  double most = largest(x, n), scale = most > 0 ? (double)(SPREAD * n) / most : 0.0;
+  if (!(scale < 1e300)) scale = 0.0;
+  memset(counts, 0, (SPREAD * n + 2) * sizeof *counts);
+  for (size_t i = 0; i < n; i++) counts[(int)(size_of(x[i]) * scale) + 1]++;
+  for (size_t i = 0; i <= SPREAD * n; i++) counts[i + 1] += counts[i];
+  for (size_t i = 0; i < n; i++) items[counts[(int)(size_of(x[i]) * scale)]++] = (Item){size_of(x[i]), i};
+  sort_items(items, n);
+  for (size_t i = 0, end; i < n; i = end) {
+    for (end = i + 1; end < n && items[end].size == items[i].size; end++) {}
+    double rank = 0.5 * (double)(i + end - 1);
+    for (size_t k = i; k < end; k++) ranks[items[k].place] = rank;
+  }
+}
+void modelgit_ranks(const double *x, size_t rows, size_t n, void *scratch, u32 *counts, double *ranks) {
+  for (size_t i = 0; i < rows; i++) rank_row(x + i * n, n, scratch, counts, ranks + i * n);
+}
+
+/* Keeps x[i] / p where draws[i] is below p, else 0; p = low + slope * ranks[i]. Draws are fractions of 2^32. */
+WIDE void modelgit_drop_ranked(double *restrict x, size_t n, const u32 *restrict draws, const double *restrict ranks,
+                               double low, double slope) {
+  for (size_t i = 0; i < n; i++) {
+    double p = low + slope * ranks[i];
+    x[i] = (double)draws[i] * 0x1p-32 < p ? x[i] / p : 0.0;
+  }
+}

@@ -1,0 +1,194 @@
+"""Arithmetic on blocks of float64, in one order on every machine: inner products, selection, trimming, sign election.
+
+There are two implementations that give the same bytes: `NumpyVectors`, and the compiled kernel (`vectors.c`).
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from modelgit.merge.methods.linear_form import BLOCK, Array, folded
+from modelgit.store.codec.compiled import load_library
+
+KERNEL_VERSION = 1
+ITEM_BYTES, SPREAD = 16, 2  # of a row's element while it is ranked; buckets for each
+Draws = npt.NDArray[np.uint32]
+
+
+class Vectors(Protocol):
+    """What is done to blocks: contiguous float64 arrays of one size."""
+
+    def gram(self, vectors: Sequence[Array]) -> Array:
+        """Return the inner products of each `BLOCK` elements in turn (n / BLOCK, M, M), summed as `folded` does."""
+
+    def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
+        """Return how many magnitudes are above `high`, and those from `low` to `high`, in order."""
+
+    def trim(self, values: Array, low: float, high: float) -> None:
+        """Set to 0 what has no magnitude from `low` to `high`."""
+
+    def drop(self, values: Array, draws: Draws, density: float) -> None:
+        """Divide by `density` where the draw is below it, as a fraction of 2**32; set the rest to 0."""
+
+    def ranks(self, values: Array) -> Array:
+        """Return the ranks of the magnitudes in each row of (rows, n), 0 for the smallest; equals share their mean."""
+
+    def drop_ranked(self, values: Array, draws: Draws, ranks: Array, line: tuple[float, float]) -> None:
+        """As `drop`, with a density for each: line[0] + line[1] * rank."""
+
+    def mix(self, vectors: Sequence[Array], weights: Sequence[float]) -> Array:
+        """Return sum w_i v_i, terms in order."""
+
+    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
+        """Return the sum of w_i v_i over the entries with the sign of the whole sum; `normalize` divides by their w_i.
+
+        A sum of exactly 0 elects the sign of `even`; zeros never take part (Yadav et al. 2023, sections 3.2 and 3.3).
+        """
+
+
+class NumpyVectors:
+    """The arithmetic in numpy: the reference, and what is used without the kernel."""
+
+    def gram(self, vectors: Sequence[Array]) -> Array:
+        count, rows = len(vectors), np.stack([vector.reshape(-1) for vector in vectors])
+        parts = [rows[:, start : start + BLOCK] for start in range(0, rows.shape[1], BLOCK)]
+        result = np.zeros((len(parts), count, count))
+        for part, products in zip(parts, result, strict=True):
+            for i in range(count):
+                products[i, i:] = folded(part[i:] * part[i])
+        return mirrored(result)
+
+    def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
+        sizes = np.abs(values.reshape(-1))
+        return int(np.count_nonzero(sizes > high)), sizes[(sizes >= low) & (sizes <= high)]
+
+    def trim(self, values: Array, low: float, high: float) -> None:
+        sizes = np.abs(values)
+        values[~((sizes >= low) & (sizes <= high))] = 0.0
+
+    def drop(self, values: Array, draws: Draws, density: float) -> None:
+        values[:] = np.where(draws.reshape(values.shape) < limit_of(density), values / density, 0.0)
+
+    def ranks(self, values: Array) -> Array:
+        result = np.empty(values.shape)
+        for row, into in zip(np.abs(values), result, strict=True):
+            _, places, counts = np.unique(row, return_inverse=True, return_counts=True)
+            ends = np.cumsum(counts)
+            into[:] = (0.5 * (2 * ends - counts - 1))[places]
+        return result
+
+    def drop_ranked(self, values: Array, draws: Draws, ranks: Array, line: tuple[float, float]) -> None:
+        density = line[0] + line[1] * ranks
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values[:] = np.where(draws.reshape(values.shape) * 2.0**-32 < density, values / density, 0.0)
+
+    def mix(self, vectors: Sequence[Array], weights: Sequence[float]) -> Array:
+        total = weights[0] * vectors[0]
+        for weight, vector in zip(weights[1:], vectors[1:], strict=True):
+            total = total + weight * vector
+        return total
+
+    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
+        total = self.mix(vectors, weights)
+        positive = np.where(total == 0, even, total) > 0
+        summed, share = np.zeros(positive.shape), np.zeros(positive.shape)
+        for weight, vector in zip(weights, vectors, strict=True):
+            term = weight * vector
+            agrees = np.where(positive, term > 0, term < 0)
+            summed += np.where(agrees, term, 0.0)
+            share += np.where(agrees, weight, 0.0)
+        return summed / np.where(share == 0, 1.0, share) if normalize else summed
+
+
+class CompiledVectors:
+    """The arithmetic of the kernel."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        place, number, real, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double, ctypes.c_uint64
+        several = [number, place, place, number]
+        self._library = library
+        for name, kinds in {
+            "gram": [number, place, number, place],
+            "band": [place, number, real, real, place, place],
+            "trim": [place, number, real, real],
+            "drop": [place, number, place, count, real],
+            "ranks": [place, number, number, place, place, place],
+            "drop_ranked": [place, number, place, place, real, real],
+            "mix": [*several, place],
+            "elect": [*several, real, ctypes.c_int, place],
+        }.items():
+            getattr(library, f"modelgit_{name}").argtypes = kinds
+        library.modelgit_band.restype = number
+
+    def gram(self, vectors: Sequence[Array]) -> Array:
+        count, n = len(vectors), vectors[0].size
+        result = np.zeros((-(-n // BLOCK), count, count))
+        self._library.modelgit_gram(count, addresses(vectors), n, result.ctypes.data)
+        return mirrored(result)
+
+    def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
+        found, above = np.empty(values.size + 1), ctypes.c_size_t()
+        places = found.ctypes.data, ctypes.addressof(above)
+        count = self._library.modelgit_band(values.ctypes.data, values.size, low, high, *places)
+        return above.value, found[:count].copy()
+
+    def trim(self, values: Array, low: float, high: float) -> None:
+        self._library.modelgit_trim(values.ctypes.data, values.size, low, high)
+
+    def drop(self, values: Array, draws: Draws, density: float) -> None:
+        limit = limit_of(density)
+        self._library.modelgit_drop(values.ctypes.data, values.size, draws.ctypes.data, limit, density)
+
+    def ranks(self, values: Array) -> Array:
+        rows, n = values.shape
+        result, items = np.empty(values.shape), np.empty(n * ITEM_BYTES, np.uint8)
+        counts = np.empty(SPREAD * n + 2, np.uint32)
+        places = items.ctypes.data, counts.ctypes.data, result.ctypes.data
+        self._library.modelgit_ranks(values.ctypes.data, rows, n, *places)
+        return result
+
+    def drop_ranked(self, values: Array, draws: Draws, ranks: Array, line: tuple[float, float]) -> None:
+        places = draws.ctypes.data, ranks.ctypes.data
+        self._library.modelgit_drop_ranked(values.ctypes.data, values.size, *places, *line)
+
+    def mix(self, vectors: Sequence[Array], weights: Sequence[float]) -> Array:
+        result, shares = np.empty(vectors[0].shape), np.array(weights, np.float64)
+        self._library.modelgit_mix(
+            len(vectors), addresses(vectors), shares.ctypes.data, result.size, result.ctypes.data
+        )
+        return result
+
+    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
+        result, shares = np.empty(vectors[0].shape), np.array(weights, np.float64)
+        places = len(vectors), addresses(vectors), shares.ctypes.data, result.size
+        self._library.modelgit_elect(*places, even, int(normalize), result.ctypes.data)
+        return result
+
+
+def mirrored(products: Array) -> Array:
+    """Return matrices (n, M, M) with the upper triangle repeated below."""
+    lower = np.tril_indices(products.shape[1], -1)
+    products[:, lower[0], lower[1]] = products[:, lower[1], lower[0]]
+    return products
+
+
+def limit_of(density: float) -> int:
+    """Return the number that draws of 32 bits are below with this probability."""
+    return round(density * 2**32)
+
+
+def addresses(arrays: Sequence[Array]) -> ctypes.Array[ctypes.c_void_p]:
+    """Return a C array of where the arrays begin."""
+    return (ctypes.c_void_p * len(arrays))(*[array.ctypes.data for array in arrays])
+
+
+@cache
+def vectors() -> Vectors:
+    """Return the fastest arithmetic there is here."""
+    library = load_library(Path(__file__).parent, KERNEL_VERSION)
+    return NumpyVectors() if library is None else CompiledVectors(library)

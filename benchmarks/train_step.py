@@ -15,7 +15,7 @@ import torch
 
 from modelgit.train.config import FineTune
 from modelgit.train.features import Features, Place, embedded
-from modelgit.train.loop import Task, batches, freeze, update
+from modelgit.train.fitting.loop import Task, batches, freeze, update
 from modelgit.train.models import Network, build_network
 
 IMAGES = 64

@@ -1,8 +1,8 @@
 """Carrying one request out: load from the store, train or score, commit."""
 
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,10 +19,12 @@ from modelgit.repo.values import CommitDraft
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
 from modelgit.train.evaluate import Scores
+from modelgit.train.fitting.resuming import Resume
 from modelgit.train.task import TrainResult, Workbench, fine_tune, probe, score
 from modelgit.version import VERSION
 
 Say = Callable[[Event], None]
+RUNS_FOLDER = "cache/runs"
 
 
 def execute(repo: Repository, bench: Workbench, request: Request, say: Say) -> Done:
@@ -37,7 +39,9 @@ def execute(repo: Repository, bench: Workbench, request: Request, say: Say) -> D
         scores = score(bench, state, known_model(repo, request.commit), request.data, request.frozen_stages)
         return Done(request.step, request.commit, as_table(scores))
     result = train(repo, bench, request)
-    return Done(request.step, commit_result(repo, request, result), as_table(result.scores))
+    commit = commit_result(repo, request, result)
+    Resume(run_file(repo, request.key)).drop()
+    return Done(request.step, commit, as_table(result.scores))
 
 
 def as_table(scores: Scores) -> dict[str, Any]:
@@ -53,7 +57,13 @@ def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainRes
     dataset, _ = bench.dataset(request.data)
     origin = read_record(repo, request.head or request.start)
     fresh = origin is None or origin.classes != dataset.classes
+    bench.resume = run_file(repo, request.key)
     return fine_tune(bench, init, request.architecture, request.data, request.config, fresh_head=fresh)
+
+
+def run_file(repo: Repository, key: str) -> Path:
+    """Returns where a run under way is kept between its evaluations."""
+    return repo.git_dir / "modelgit" / RUNS_FOLDER / f"{key}.safetensors"
 
 
 def starting_state(repo: Repository, request: TrainRequest) -> dict[str, Tensor]:
@@ -69,20 +79,41 @@ def starting_state(repo: Repository, request: TrainRequest) -> dict[str, Tensor]
 
 def commit_result(repo: Repository, request: TrainRequest, result: TrainResult) -> str:
     """Returns the commit that holds the result; its step's ref keeps it."""
-    parent = repo.version(request.start).manifests[DEFAULT_PATH]
+    if result.raw is None:
+        made = commit_state(repo, request, result, Part(result.state, request.start, parents(repo, request)))
+    else:
+        said = f", before {request.config.averaging.name} averaging"
+        raw = commit_state(repo, request, result, Part(result.raw, request.start, parents(repo, request), said))
+        made = commit_state(repo, request, result, Part(result.state, raw, (raw,)))
+    return keep(repo, request.key, made)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One state of a run to commit: the version it is stored as a difference to, its parents, a word in the subject."""
+
+    state: Mapping[str, Tensor]
+    near: str
+    parents: tuple[str, ...]
+    said: str = ""
+
+
+def commit_state(repo: Repository, request: TrainRequest, result: TrainResult, part: Part) -> str:
+    """Returns the commit of one state of a run."""
+    parent = repo.version(part.near).manifests[DEFAULT_PATH]
     metadata = stored_header(repo.store, parent).metadata
     with repo.store.begin() as pack:
-        manifest = store_tensors(pack, raw_tensors(result.state), metadata, parent)
+        manifest = store_tensors(pack, raw_tensors(part.state), metadata, parent)
         pack.commit()
     record = Record(request.kind, request.architecture, result.classes, result.head, details(request, result))
     kept = {path: blob for path, blob in repo.version(request.start).files.items() if path != RECORD_PATH}
     draft = CommitDraft(
-        parents=parents(repo, request),
+        parents=part.parents,
         files={**kept, DEFAULT_PATH: manifest, RECORD_PATH: write_record(record)},
-        message=message(request, result),
+        message=message(request, result) + part.said,
         trailers=(("Step", request.step), ("Step-Key", request.key), ("Data-Digest", result.data_digest)),
     )
-    return keep(repo, request.key, repo.commit(draft))
+    return repo.commit(draft)
 
 
 def parents(repo: Repository, request: TrainRequest) -> tuple[str, ...]:

@@ -69,6 +69,9 @@ def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
     """The first option that fits; None only where the type allows it (JSON has a null, TOML has none)."""
     if value is None and type(None) in options:
         return None
+    named = {default_name(option): option for option in options if dataclasses.is_dataclass(option)}
+    if len(named) == len(options):
+        return convert_named(named, value, where)
     for option in options:
         if option is type(None):
             continue
@@ -78,6 +81,20 @@ def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
             continue
     names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
     raise RecipeError(f"{where}: expected {names}, got {describe(value)}")
+
+
+def default_name(shape: Any) -> str:
+    """Returns what a choice is called: the default of its field `name`."""
+    return str(next(field.default for field in dataclasses.fields(shape) if field.name == "name"))
+
+
+def convert_named(options: Mapping[str, Any], value: object, where: str) -> Any:
+    """One of several choices: its name, or a table with its name and settings."""
+    table = {"name": value} if isinstance(value, str) else expect_table(value, where)
+    name = convert_literal(
+        tuple(options), table.get("name"), f"{where}.name" if "name" in table and table is value else where
+    )
+    return bind(options[name], table, f"{where} ({name})")
 
 
 def convert_literal(options: tuple[Any, ...], value: object, where: str) -> Any:

@@ -9,17 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
-from modelgit.errors import RecipeError
+from modelgit.train.choices import ERM, NO_AVERAGING, Averaging, Objective, Sma, Swa, Swad, check
 
 T = TypeVar("T")
 Group = Literal["none", "name"]
-Averaging = Literal["none", "sma"]
-
-
-def check(name: str, value: object, holds: bool, expected: str) -> None:
-    """Raises RecipeError unless `holds`."""
-    if not holds:
-        raise RecipeError(f"{name} = {value}: expected {expected}")
+Keep = Literal["last", "best"]
+Trains = Literal["all", "head"]
+Optimiser = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["constant", "cosine", "linear"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +81,15 @@ class Augment:
 
 @dataclass(frozen=True, slots=True)
 class FineTune:
-    """One fine-tuning by AdamW: linear warm-up, then a constant learning rate.
+    """One fine-tuning: `steps` steps of an optimiser, the learning rate warmed up linearly, then on its `schedule`.
 
-    `batch` examples a step, in equal parts from every training domain. The first `frozen_stages` stages of the network
-    stay as they are; what they make of `views` augmented copies of every image is computed once and kept.
-    With `averaging = "sma"` the result is the mean of the weights after each step from `average_from` on
-    (Arpit et al. 2022, arXiv:2110.10832). `eval_every` 0 evaluates at the end only.
+    `batch` examples a step, in equal parts from every training domain; `accumulate` such batches to a step. The first
+    `frozen_stages` stages of the network stay as they are; what they make of `views` augmented copies of every image is
+    computed once and kept. With `trains = "head"`, and for the first `reprobe_steps` steps, the head alone is trained
+    (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps to starts from other tasks). `clip` bounds the
+    gradient's norm, 0 does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that
+    scored best on validation, before the first step and at every evaluation, instead of the last.
+    With `commit_raw` the weights before averaging are committed too, as the parent of the average.
     """
 
     steps: int
@@ -97,13 +98,22 @@ class FineTune:
     weight_decay: float = 1e-4
     dropout: float = 0.0
     batch: int = 33
+    accumulate: int = 1
     warmup_steps: int = 10
+    schedule: Schedule = "constant"
+    optimiser: Optimiser = "adamw"
+    clip: float = 0.0
+    precision: Precision = "float32"
+    trains: Trains = "all"
+    reprobe_steps: int = 0
     frozen_stages: int = 0
     views: int = 4
     augment: Augment = Augment()
-    averaging: Averaging = "none"
-    average_from: int = 0
+    objective: Objective = ERM
+    averaging: Averaging = NO_AVERAGING
     eval_every: int = 0
+    keep: Keep = "last"
+    commit_raw: bool = False
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")
@@ -111,13 +121,36 @@ class FineTune:
         check("weight_decay", self.weight_decay, 0 <= self.weight_decay <= 10, "from 0 to 10")
         check("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 up to, but not, 1")
         check("batch", self.batch, self.batch >= 1, "at least 1")
-        check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
-        check("frozen_stages", self.frozen_stages, self.frozen_stages >= 0, "0 or more")
+        check("accumulate", self.accumulate, 1 <= self.accumulate <= 10_000, "from 1 to 10000")
+        check("clip", self.clip, self.clip >= 0, "0 or more")
+        for name in ("warmup_steps", "frozen_stages", "eval_every"):
+            check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         check("views", self.views, 0 <= self.views <= 64, "from 0 to 64")
-        check("eval_every", self.eval_every, self.eval_every >= 0, "0 or more")
-        check("averaging", repr(self.averaging), self.averaging in get_args(Averaging), "one of 'none', 'sma'")
-        below = self.averaging == "none" or 0 <= self.average_from < self.steps
-        check("average_from", self.average_from, below, f"from 0 to {self.steps - 1}, below steps")
+        for name, words in WORDS.items():
+            value = getattr(self, name)
+            check(name, repr(value), value in words, f"one of {', '.join(map(repr, words))}")
+        check("reprobe_steps", self.reprobe_steps, 0 <= self.reprobe_steps < self.steps, "0 or more, below steps")
+        check_averaging(self)
+
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "schedule": get_args(Schedule),
+    "optimiser": get_args(Optimiser),
+    "precision": get_args(Precision),
+    "trains": get_args(Trains),
+    "keep": get_args(Keep),
+}
+
+
+def check_averaging(config: FineTune) -> None:
+    """Raises RecipeError unless the average along the run has something to average."""
+    choice = config.averaging
+    if isinstance(choice, Sma | Swa):
+        check(f"{choice.name}.start", choice.start, choice.start < config.steps, f"below steps = {config.steps}")
+    if isinstance(choice, Swad):
+        enough = 0 < config.eval_every * choice.converge <= config.steps
+        wanted = f"above 0, and {choice.converge} evaluations in {config.steps} steps: swad watches them"
+        check("eval_every", config.eval_every, enough, wanted)
 
 
 def seed_hash(*arguments: object) -> int:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from modelgit.train.datasets import Integers
 from modelgit.train.features import Features, run_stages
-from modelgit.train.loop import apply_head
+from modelgit.train.fitting.loop import apply_head
 from modelgit.train.models import Network
 
 CHUNK = 256
@@ -57,6 +58,12 @@ class Outputs:
 
     validation: Mapping[str, tuple[Tensor, Tensor]]
     held_out: tuple[Tensor, Tensor] | None
+
+    @property
+    def val_loss(self) -> float:
+        """The cross-entropy, as an unweighted mean over the training domains."""
+        losses = [float(functional.cross_entropy(*pair)) for pair in self.validation.values()]
+        return sum(losses) / len(losses)
 
     def scores(self) -> Scores:
         """Returns the accuracies."""

@@ -18,9 +18,10 @@ from modelgit.train.config import Augment, DataConfig, FineTune
 from modelgit.train.datasets import Dataset, Integers, load_dataset
 from modelgit.train.evaluate import Accuracy, Outputs, Scores, accuracy, average_outputs, class_scores
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
-from modelgit.train.loop import Point, Task, fit, freeze
+from modelgit.train.fitting.loop import Point, Run, Task, Validation, fit, freeze, give, start
+from modelgit.train.fitting.probe import linear_probe
+from modelgit.train.fitting.resuming import Resume
 from modelgit.train.models import Network, build_network, head_tensors
-from modelgit.train.probe import linear_probe
 from modelgit.train.splits import Split, split
 
 NOTHING = np.empty(0, np.int64)
@@ -39,6 +40,7 @@ class TrainResult:
     data_digest: str
     device: str
     seconds: float
+    raw: dict[str, Tensor] | None = None  # the weights before averaging, where they are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Workbench:
         torch.set_num_threads(threads)
         self.device = choose_device(device)
         self.listener = listener
+        self.resume: Path | None = None  # where the next run is saved, and goes on from
         self._cache = cache
         self._datasets: dict[DataConfig, tuple[Dataset, Split]] = {}
         self._features: dict[str, Features] = {}
@@ -196,6 +199,8 @@ def fine_tune(
 ) -> TrainResult:
     """Returns the state after fine-tuning `init` on `data`.
 
+    The run is saved in the bench's `resume` file at every evaluation, and goes on from what that holds.
+
     With `fresh_head` a head is first learned by linear probing for this task (LP-FT, Kumar et al. 2022,
     arXiv:2202.10054); without, `init` must hold a head for the data's classes.
 
@@ -212,15 +217,33 @@ def fine_tune(
         set_head(network, ready, config)
     task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
 
-    def validate() -> float:
-        return measure(network, ready, config.frozen_stages, test=False).val_accuracy
+    def validate() -> Validation:
+        found = evaluate(network, ready, config.frozen_stages, test=False)
+        return Validation(found.scores().val_accuracy, found.val_loss)
 
-    history = tuple(fit(network, task, config, validate, bench.listener))
+    run = start(network, task, config)
+    saved = Resume(bench.resume) if bench.resume is not None else None
+    if saved is not None:
+        saved.restore(run)
+    history = tuple(fit(run, validate, bench.listener, saved.save if saved is not None else forget))
     scores = measure(network, ready, config.frozen_stages)
-    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    seconds = time.monotonic() - began
-    names = head_tensors(network)
-    return TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+    state, raw = state_of(network), None
+    if config.commit_raw and run.raw is not None:
+        give(run.parameters, run.raw)
+        raw = state_of(network)
+    names, seconds = head_tensors(network), time.monotonic() - began
+    return TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds, raw)
+
+
+def forget(_run: Run) -> None:
+    """Saves nothing."""
+
+
+def state_of(network: Network) -> dict[str, Tensor]:
+    """Returns a copy of the network's state, on the CPU."""
+    return {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in network.state_dict().items()
+    }
 
 
 def check_head(network: Network, init: Mapping[str, Tensor], dataset: Dataset, fresh_head: bool) -> None:

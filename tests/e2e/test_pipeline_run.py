@@ -162,6 +162,18 @@ def test_scores_can_be_measured_again(place: Path) -> None:
     assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
 
 
+def test_raw_weights_are_committed_below_their_average(place: Path) -> None:
+    choices = ["train.objective=coral", 'train.averaging={name="sma", start=5}', "train.commit_raw=true"]
+    run_json(place, *(word for choice in choices for word in ("--set", choice)))
+    average, raw, start = git(place, "log", "-3", "--format=%s", "plain/0/0").splitlines()
+    assert average == "plain/0/0: fine-tune on target, 20 steps, learning rate 0.01"
+    assert raw == f"{average}, before sma averaging"
+    assert start == "probe: linear probe on target"
+    record = json.loads(git(place, "show", "plain/0/0:.modelgit/record.json"))
+    assert record["details"]["config"]["averaging"] == {"name": "sma", "start": 5}
+    assert not list((place / "models/.git/modelgit/cache/runs").glob("*"))
+
+
 def steps_kept(place: Path) -> int:
     folder = place / "models/.git/refs/modelgit/steps"
     return len(list(folder.glob("[0-9a-f]*"))) if folder.exists() else 0

@@ -7,6 +7,8 @@ import pytest
 
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import bind
+from modelgit.train.choices import Coral, Irm
+from modelgit.train.config import FineTune
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,30 @@ def test_unknown_key_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError) as caught:
         bind(Inner, {"zzz": 1}, "[y]")
     assert caught.value.hint == "known keys: depth"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("coral", Coral()),
+        ({"name": "coral", "gamma": 2}, Coral(2.0)),
+        ({"name": "irm", "anneal": 3}, Irm(anneal=3)),
+    ],
+)
+def test_a_choice_is_a_name_or_a_table_with_its_settings(written: object, meant: object) -> None:
+    assert bind(FineTune, {"steps": 5, "lr": 0.1, "objective": written}, "[train]").objective == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("corel", r"\[train\]\.objective: expected one of 'erm', 'coral', .*, got a string \('corel'\)"),
+        ({"gamma": 1.0}, r"\[train\]\.objective: expected one of 'erm'"),
+        ({"name": "coral", "gama": 1.0}, r"\[train\]\.objective \(coral\): unknown key 'gama', did you mean 'gamma'"),
+        ({"name": "irm", "anneal": "5"}, r"\[train\]\.objective \(irm\)\.anneal: expected int"),
+        (3, r"\[train\]\.objective: expected a table"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(written: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        bind(FineTune, {"steps": 5, "lr": 0.1, "objective": written}, "[train]")

@@ -3,11 +3,13 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from modelgit.errors import RecipeError
+from modelgit.train.choices import Coral, Ema, GroupDro, Irm, Lawa, Mixup, Sma, Swa, Swad, Vrex
 from modelgit.train.config import Augment, DataConfig, FineTune, draw, seed_hash
 
 # (lr in 1e-5, dropout, weight decay) of the first 20 runs: science notes, section 6
@@ -59,7 +61,14 @@ def test_a_draw_from_nothing_is_refused() -> None:
         ("frozen_stages", -1),
         ("views", 65),
         ("eval_every", -1),
-        ("averaging", "ema"),
+        ("accumulate", 0),
+        ("clip", -1.0),
+        ("schedule", "steep"),
+        ("optimiser", "lion"),
+        ("precision", "float8"),
+        ("trains", "body"),
+        ("keep", "worst"),
+        ("reprobe_steps", 10),
     ],
 )
 def test_a_fine_tuning_that_makes_no_sense_is_refused(setting: str, value: Any) -> None:
@@ -68,8 +77,35 @@ def test_a_fine_tuning_that_makes_no_sense_is_refused(setting: str, value: Any) 
 
 
 def test_averaging_must_begin_before_the_end() -> None:
-    with pytest.raises(RecipeError, match="average_from = 10: expected from 0 to 9"):
-        FineTune(steps=10, lr=1e-3, averaging="sma", average_from=10)
+    with pytest.raises(RecipeError, match=r"sma\.start = 10: expected below steps = 10"):
+        FineTune(steps=10, lr=1e-3, averaging=Sma(start=10))
+
+
+def test_swad_needs_validations_to_watch() -> None:
+    with pytest.raises(RecipeError, match="eval_every = 0: expected above 0, and 3 evaluations in 10 steps"):
+        FineTune(steps=10, lr=1e-3, averaging=Swad())
+    with pytest.raises(RecipeError, match="eval_every = 4"):
+        FineTune(steps=10, lr=1e-3, averaging=Swad(), eval_every=4)
+    assert FineTune(steps=10, lr=1e-3, averaging=Swad(), eval_every=3).eval_every == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Coral(gamma=-1), "coral.gamma = -1"),
+        (lambda: Mixup(alpha=0), "mixup.alpha = 0"),
+        (lambda: GroupDro(eta=math.nan), "groupdro.eta = nan"),
+        (lambda: Irm(anneal=-1), "irm.anneal = -1"),
+        (lambda: Vrex(penalty=math.inf), "vrex.penalty = inf"),
+        (lambda: Ema(decay=1.0), "ema.decay = 1.0"),
+        (lambda: Swa(every=0), "swa.every = 0"),
+        (lambda: Lawa(keep=0), "lawa.keep = 0"),
+        (lambda: Swad(ratio=0.5), "swad.ratio = 0.5"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Event, Finished, Started
+from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
 from modelgit.train.config import DataConfig, FineTune
-from modelgit.train.loop import RunningMean, update
+from modelgit.train.features import Features
+from modelgit.train.fitting.averaging import Mean
+from modelgit.train.fitting.loop import Task, in_place, start, update
+from modelgit.train.fitting.optimisers import learning_rate
 from modelgit.train.models import Perceptron, Stage, build_network
 from modelgit.train.task import TrainResult, Workbench, fine_tune
 
@@ -69,20 +75,94 @@ def test_training_learns(init: dict[str, Tensor], data: DataConfig) -> None:
 
 def test_sma_is_the_mean_of_the_iterates(init: dict[str, Tensor], data: DataConfig) -> None:
     steps = [trained(init, data, replace(CONFIG, steps=n)).state["head.weight"] for n in (2, 3, 4, 5)]
-    averaged = trained(init, data, replace(CONFIG, steps=5, averaging="sma", average_from=2))
+    averaged = trained(init, data, replace(CONFIG, steps=5, averaging=Sma(start=2)))
     assert torch.allclose(averaged.state["head.weight"], torch.stack(steps).mean(0), atol=1e-3)
     assert averaged.history[-1].val_accuracy == averaged.scores.val_accuracy
 
 
-def test_before_its_start_the_mean_follows_the_weights() -> None:
+def test_the_average_is_in_place_only_while_it_is_looked_at() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
-    mean = RunningMean([weight], start=2)
+    mean = Mean(start=2, every=1)
     for step, value in enumerate([10.0, 20.0, 1.0, 3.0], 1):
         weight.data.fill_(value)
         mean.add([weight], step)
-    with mean.in_place([weight]):
+    with in_place([weight], mean.weights()):
         assert weight.tolist() == [8.0, 8.0]  # 20, 1 and 3: from step 2 on
     assert weight.tolist() == [3.0, 3.0]
+
+
+def test_the_head_alone_is_trained_where_it_is_asked_for(init: dict[str, Tensor], data: DataConfig) -> None:
+    state = trained(init, data, replace(CONFIG, trains="head")).state
+    assert {name for name in state if not torch.equal(state[name], init[name])} == {"head.weight", "head.bias"}
+
+
+def test_probing_again_moves_the_head_first(init: dict[str, Tensor], data: DataConfig) -> None:
+    start = {**init, "head.weight": torch.zeros_like(init["head.weight"])}
+    short = replace(CONFIG, steps=5, reprobe_steps=4)
+    body = "convolutions.2.weight"
+    bench = Workbench("cpu")
+    result = fine_tune(bench, start, "cnn", data, short, fresh_head=False)
+    plain = fine_tune(bench, start, "cnn", data, replace(short, reprobe_steps=0), fresh_head=False)
+    moved, plainly = (float((r.state[body] - init[body]).abs().max()) for r in (result, plain))
+    assert 0 < moved <= 1.01 * CONFIG.lr  # one step of AdamW
+    assert plainly > 1.5 * moved
+
+
+def test_the_best_weights_are_those_that_validated_best(init: dict[str, Tensor], data: DataConfig) -> None:
+    config = replace(CONFIG, steps=40, eval_every=4, lr=0.3, warmup_steps=0)
+    result = trained(init, data, replace(config, keep="best"))
+    curve = [point.val_accuracy or 0 for point in result.history]
+    assert result.scores.val_accuracy >= max(curve)
+    assert min(curve) < max(curve)  # so rough a rate loses what it had: there was something to choose
+
+
+def test_raw_weights_come_beside_their_average(init: dict[str, Tensor], data: DataConfig) -> None:
+    config = replace(CONFIG, averaging=Sma(start=2), commit_raw=True)
+    result, raw = trained(init, data, config), trained(init, data)
+    assert result.raw is not None and raw.raw is None
+    assert all(torch.equal(result.raw[name], raw.state[name]) for name in raw.state)
+    assert not torch.equal(result.state["head.weight"], raw.state["head.weight"])
+
+
+@pytest.mark.parametrize("objective", [Coral(), Mixup(), GroupDro(), Irm(anneal=3), Vrex(1.0, 3)])
+def test_every_objective_trains(init: dict[str, Tensor], data: DataConfig, objective: Objective) -> None:
+    result = trained(init, data, replace(CONFIG, steps=40, objective=objective))
+    assert result.scores.val_accuracy >= 0.8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimiser": "adam"}, {"optimiser": "sgd"}, {"schedule": "cosine"}, {"schedule": "linear"}, {"clip": 0.5}],
+)
+def test_every_way_to_follow_gradients_trains(
+    init: dict[str, Tensor], data: DataConfig, change: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, steps=60, lr=1e-2, eval_every=20)
+    plain, other = trained(init, data, config), trained(init, data, replace(config, **change))
+    assert not torch.equal(plain.state["head.weight"], other.state["head.weight"])
+    assert other.history[-1].loss < 0.9 * other.history[0].loss
+
+
+def test_accumulated_batches_are_one_larger_batch(init: dict[str, Tensor], data: DataConfig) -> None:
+    result = trained(init, data, replace(CONFIG, accumulate=3))
+    again = trained(init, data, replace(CONFIG, accumulate=3))
+    assert all(torch.equal(result.state[name], again.state[name]) for name in result.state)
+    assert not torch.equal(result.state["head.weight"], trained(init, data).state["head.weight"])
+
+
+def test_half_precision_stays_close_to_single(init: dict[str, Tensor], data: DataConfig) -> None:
+    single, half = trained(init, data), trained(init, data, replace(CONFIG, precision="bfloat16"))
+    apart = (single.state["head.weight"] - half.state["head.weight"]).norm() / single.state["head.weight"].norm()
+    assert 0 < float(apart) < 0.1
+
+
+def test_learning_rates_warm_up_and_come_down() -> None:
+    config = FineTune(steps=10, lr=1.0, warmup_steps=4)
+    assert [learning_rate(config, n) for n in (1, 2, 4, 10)] == [0.25, 0.5, 1.0, 1.0]
+    linear = replace(config, schedule="linear")
+    assert [learning_rate(linear, n) for n in (4, 5, 10)] == pytest.approx([1.0, 6 / 7, 1 / 7])
+    cosine = replace(config, schedule="cosine", warmup_steps=0)
+    assert learning_rate(cosine, 1) < 1 and 0 < learning_rate(cosine, 10) < 0.05
 
 
 def test_steps_are_told_with_loss_and_rate(init: dict[str, Tensor], data: DataConfig) -> None:
@@ -119,11 +199,12 @@ class Hungry(Perceptron):
 
 
 def test_out_of_memory_says_what_to_turn_down() -> None:
-    network = Hungry(2)
-    optimiser = torch.optim.AdamW(network.parameters())
+    features = Features(torch.zeros(2, 768), torch.zeros(1, 2, 768), {0: 0, 1: 1}, {0: 0, 1: 1})
+    task = Task("hungry", features, torch.zeros(2, dtype=torch.long), {"one": np.arange(2)})
+    run = start(Hungry(2), task, FineTune(9, 1e-3))
     with pytest.raises(TrainingError, match="step 7: out of memory on cpu") as caught:
-        update(network, optimiser, torch.zeros(2, 768), torch.zeros(2, dtype=torch.long), FineTune(9, 1e-3), 7)
-    assert caught.value.hint == "turn down batch or views, or freeze more stages"
+        update(run, 7, run.parameters)
+    assert caught.value.hint == "turn down batch or views, freeze more stages, or accumulate smaller batches"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -1,0 +1,153 @@
+"""What a step minimises: the arithmetic of `choices.Objective`, given the batch of every training domain.
+
+Each objective sees the network as a function from inputs to features (n, d) and class scores (n, classes), and the
+batch domain by domain. What it carries from step to step (GroupDRO's weights) can be saved and given back.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from modelgit.train.choices import Coral, Erm, GroupDro, Irm, Mixup, Objective, Vrex
+from modelgit.train.config import seed_hash
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Domain = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,)
+
+
+@dataclass(slots=True)
+class Step:
+    """One step: its number from 1, the run's seed, the network, the batch of each domain, what objectives carry."""
+
+    number: int
+    seed: int
+    forward: Forward
+    domains: Sequence[Domain]
+    carried: dict[str, Tensor] = field(default_factory=dict)
+
+    def outputs(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns features, class scores and labels of each domain, from one pass through the network."""
+        features, scores = self.forward(torch.cat([x for x, _ in self.domains]))
+        sizes = [len(y) for _, y in self.domains]
+        labels = [y for _, y in self.domains]
+        return list(zip(torch.split(features, sizes), torch.split(scores, sizes), labels, strict=True))
+
+
+def loss_of(objective: Objective, step: Step) -> Tensor:
+    """Returns the loss of a step, a scalar that gradients flow from."""
+    return LOSSES[objective.name](objective, step)
+
+
+def begins_afresh(objective: Objective, number: int) -> bool:
+    """Tells whether the optimiser begins afresh before step `number`: the loss changes its scale there."""
+    return isinstance(objective, Irm | Vrex) and objective.anneal > 0 and number == objective.anneal + 1
+
+
+def erm(_objective: Erm, step: Step) -> Tensor:
+    """Returns the mean cross-entropy over all examples."""
+    _, scores = step.forward(torch.cat([x for x, _ in step.domains]))
+    return functional.cross_entropy(scores, torch.cat([y for _, y in step.domains]))
+
+
+def domain_losses(step: Step) -> Tensor:
+    """Returns the mean cross-entropy of each domain, (domains,)."""
+    return torch.stack([functional.cross_entropy(scores, y) for _, scores, y in step.outputs()])
+
+
+def coral(objective: Coral, step: Step) -> Tensor:
+    """Returns mean loss + gamma * mean over pairs of [mean (mu_i - mu_j)^2 + mean (C_i - C_j)^2]."""
+    outputs = step.outputs()
+    loss = torch.stack([functional.cross_entropy(scores, y) for _, scores, y in outputs]).mean()
+    pairs = list(itertools.combinations([moments(features) for features, _, _ in outputs], 2))
+    if not pairs:
+        return loss
+    apart = [(m - n).square().mean() + (c - d).square().mean() for (m, c), (n, d) in pairs]
+    return loss + objective.gamma * torch.stack(apart).mean()
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean (1, d) and unbiased covariance (d, d) of features (n, d)."""
+    flat = features.flatten(1)
+    mean = flat.mean(0, keepdim=True)
+    centred = flat - mean
+    return mean, centred.T @ centred / max(1, len(flat) - 1)
+
+
+def mixup(objective: Mixup, step: Step) -> Tensor:
+    """Returns the mean over a random ring of domains of the mixed loss of neighbours."""
+    draws = torch.Generator().manual_seed(seed_hash("mixup", step.seed, step.number))
+    ring = torch.randperm(len(step.domains), generator=draws).tolist()
+    pairs = list(zip(ring, [*ring[1:], ring[0]], strict=True))
+    shares = beta(objective.alpha, len(pairs), draws)
+    mixed, labels = [], []
+    for (i, j), share in zip(pairs, shares, strict=True):
+        (x, y), (other, target) = step.domains[i], step.domains[j]
+        count = min(len(y), len(target))
+        mixed.append(share * x[:count] + (1 - share) * other[:count])
+        labels.append((y[:count], target[:count], share))
+    scores = torch.split(step.forward(torch.cat(mixed))[1], [len(y) for y, _, _ in labels])
+    return torch.stack([blended(s, *label) for s, label in zip(scores, labels, strict=True)]).mean()
+
+
+def blended(scores: Tensor, first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Returns the cross-entropy with two sets of labels, mixed as the inputs are."""
+    return share * functional.cross_entropy(scores, first) + (1 - share) * functional.cross_entropy(scores, second)
+
+
+def beta(alpha: float, count: int, draws: torch.Generator) -> list[float]:
+    """Returns draws from Beta(alpha, alpha): a share of two Gamma variables."""
+    parameter = torch.full((count, 2), alpha, dtype=torch.float64)
+    gammas = torch._standard_gamma(parameter, generator=draws)
+    total = gammas.sum(1)
+    return [float(a / t) if float(t) > 0 else 0.5 for a, t in zip(gammas[:, 0], total, strict=True)]
+
+
+def group_dro(objective: GroupDro, step: Step) -> Tensor:
+    """Returns q . losses, the weights q moved towards the worst domains first."""
+    losses = domain_losses(step)
+    weights = step.carried.get("groupdro")
+    weights = torch.ones_like(losses) if weights is None else weights.to(losses.device)
+    weights = weights * (objective.eta * losses.detach()).exp()
+    step.carried["groupdro"] = weights / weights.sum()
+    return step.carried["groupdro"] @ losses
+
+
+def irm(objective: Irm, step: Step) -> Tensor:
+    """Returns mean loss + weight * mean over domains of the product of the head's gradients on two half batches."""
+    outputs = step.outputs()
+    loss = torch.stack([functional.cross_entropy(scores, y) for _, scores, y in outputs]).mean()
+    penalty = torch.stack([scale_penalty(scores, y) for _, scores, y in outputs]).mean()
+    return loss + annealed(objective, step.number) * penalty
+
+
+def scale_penalty(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns g_even * g_odd, g the derivative of the loss by a factor on the scores at 1: unbiased for its square."""
+    factor = torch.ones((), device=scores.device, dtype=scores.dtype, requires_grad=True)
+    halves = [functional.cross_entropy(scores[i::2] * factor, labels[i::2]) for i in (0, 1)]
+    even, odd = (torch.autograd.grad(half, factor, create_graph=True)[0] for half in halves)
+    return even * odd
+
+
+def vrex(objective: Vrex, step: Step) -> Tensor:
+    """Returns mean loss + weight * variance of the domains' losses."""
+    losses = domain_losses(step)
+    return losses.mean() + annealed(objective, step.number) * (losses - losses.mean()).square().mean()
+
+
+def annealed(objective: Irm | Vrex, number: int) -> float:
+    """Returns the weight of the penalty at a step: 1 for the first `anneal`."""
+    return objective.penalty if number > objective.anneal else 1.0
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "erm": erm,
+    "coral": coral,
+    "mixup": mixup,
+    "groupdro": group_dro,
+    "irm": irm,
+    "vrex": vrex,
+}

@@ -1,0 +1,136 @@
+"""A run on disk: all that a step changes, so that a run that was killed goes on with the same bits.
+
+One safetensors file, replaced at once: nothing in it is executed, and a file that is not what it should be is left
+aside and the run begins anew.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from os import urandom
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modelgit.errors import StorageFull
+from modelgit.train.fitting.averaging import Weights, copies
+from modelgit.train.fitting.loop import Point, Run, give, trained_at
+from modelgit.train.fitting.optimisers import optimiser_for
+
+GENERATION = 1
+
+
+class Resume:
+    """The file of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, run: Run) -> None:
+        """Writes the run down. Raises StorageFull if the disk refuses; the older file is still there then."""
+        groups, values = run.average.state()
+        tensors = {
+            **numbered("parameter", copies(run.parameters)),
+            **{f"average/{n}/{i}": tensor for n, group in enumerate(groups) for i, tensor in enumerate(group)},
+            **numbered("best", run.best[1] if run.best else []),
+            **{f"carried/{name}": tensor for name, tensor in run.carried.items()},
+            **optimiser_tensors(run.optimiser),
+            "draws": run.draws.get_state(),
+        }
+        about = {
+            "generation": GENERATION,
+            "step": run.step,
+            "groups": len(groups),
+            "average": values,
+            "best": run.best[0] if run.best else None,
+            "points": [[p.step, p.loss, p.val_accuracy, p.val_loss] for p in run.points],
+        }
+        self._write({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, json.dumps(about))
+
+    def _write(self, tensors: dict[str, Tensor], about: str) -> None:
+        scratch = self.path.with_name(f"{self.path.name}.{urandom(8).hex()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, scratch, {"run": about})
+            scratch.replace(self.path)
+        except (OSError, SafetensorError) as error:
+            raise StorageFull(f"cannot save the run: {error}", hint="free some space; the last save is kept") from error
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
+
+    def restore(self, run: Run) -> bool:
+        """Sets the run to what the file holds; returns False, the run untouched, if there is none that fits."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = json.loads((file.metadata() or {})["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            if about["generation"] != GENERATION:
+                return False
+            return put(run, tensors, about)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+            return False
+
+    def drop(self) -> None:
+        """Removes the file; the run has ended."""
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
+    """Sets a run to saved values, all of them or none."""
+    device = run.task.labels.device
+    found = {name: tensor if name == "draws" else tensor.to(device) for name, tensor in tensors.items()}
+    parameters = collected("parameter", found)
+    if [p.shape for p in parameters] != [p.shape for p in run.parameters]:
+        return False
+    trained = trained_at(run.network, run.parameters, run.config, int(about["step"]))
+    optimiser = optimiser_for(trained, run.config)
+    optimiser.load_state_dict({"state": optimiser_state(found), "param_groups": optimiser.state_dict()["param_groups"]})
+    points = [Point(*row) for row in about["points"]]
+    run.average.restore([collected(f"average/{n}", found) for n in range(about["groups"])], about["average"])
+    run.draws.set_state(found["draws"])
+    give(run.parameters, parameters)
+    run.optimiser, run.step, run.points = optimiser, int(about["step"]), points
+    run.best = None if about["best"] is None else (float(about["best"]), collected("best", found))
+    run.carried = {n.removeprefix("carried/"): tensor for n, tensor in found.items() if n.startswith("carried/")}
+    return True
+
+
+def numbered(prefix: str, weights: Weights) -> dict[str, Tensor]:
+    """Returns tensors by prefix and number."""
+    return {f"{prefix}/{n}": tensor for n, tensor in enumerate(weights)}
+
+
+def collected(prefix: str, tensors: Mapping[str, Tensor]) -> Weights:
+    """Returns the tensors of a prefix, in order."""
+    found = list[Tensor]()
+    while (name := f"{prefix}/{len(found)}") in tensors:
+        found.append(tensors[name])
+    return found
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the moments and step counts of an optimiser."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"optimiser/{n}/{key}": value
+        for n, row in state.items()
+        for key, value in row.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def optimiser_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Returns what `optimiser_tensors` wrote, as the optimiser has it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "optimiser":
+            number, _, key = rest.partition("/")
+            state.setdefault(int(number), {})[key] = tensor
+    return state

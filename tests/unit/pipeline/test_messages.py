@@ -1,0 +1,16 @@
+"""What coordinator and workers say survives the way as it was."""
+
+import pytest
+
+from modelgit.pipeline.messages import TrainRequest, decode, encode
+from modelgit.train.choices import Averaging, Ema, Irm, Lawa, Mixup, Objective, Swad
+from modelgit.train.config import DataConfig, FineTune
+
+
+@pytest.mark.parametrize(
+    ("objective", "averaging"), [(Irm(2.0, 7), Swad(2, 3, 1.5)), (Mixup(0.4), Ema(0.9)), (Mixup(), Lawa(2, 3))]
+)
+def test_a_request_with_choices_comes_back_as_it_was(objective: Objective, averaging: Averaging) -> None:
+    config = FineTune(steps=30, lr=0.1, eval_every=5, objective=objective, averaging=averaging, keep="best")
+    request = TrainRequest("a/b", "train", "k", "cnn", "c" * 40, None, DataConfig(path="x.zip"), config)
+    assert decode(encode(request)) == request

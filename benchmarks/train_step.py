@@ -15,7 +15,7 @@ import torch
 
 from modelgit.train.config import FineTune
 from modelgit.train.features import Features, Place, embedded
-from modelgit.train.fitting.loop import Task, batches, freeze, update
+from modelgit.train.fitting.loop import Task, start, take_step
 from modelgit.train.models import Network, build_network
 
 IMAGES = 64
@@ -44,16 +44,12 @@ def step_times(network: Network, features: Features, stages: int, steps: int) ->
     """Return the time of each step, batches of 33 from three domains, after three steps of warm-up."""
     train = {name: np.arange(IMAGES) for name in ("a", "b", "c")}
     config = FineTune(steps=steps + 3, lr=1e-5, frozen_stages=stages)
-    freeze(network, stages)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, config.lr, fused=True)
-    task = Task("benchmark", features, torch.arange(IMAGES) % 10, train)
+    run = start(network, Task("benchmark", features, torch.arange(IMAGES) % 10, train), config)
     times = []
-    start = time.process_time()
-    for step, (x, y) in enumerate(batches(task, config), 1):
-        update(network, optimiser, x, y, config, step)
-        times.append(cpu_ms(start))
-        start = time.process_time()
+    for _ in range(config.steps):
+        began = time.process_time()
+        take_step(run)
+        times.append(cpu_ms(began))
     return times[3:]
 
 

@@ -232,8 +232,19 @@ class PackWriter:
         """
         return self.enter_linear(terms, divisor, dtype, size_bytes).oid()
 
-    def enter_linear(self, terms: Sequence[tuple[Oid, float]], divisor: float, dtype: str, size_bytes: int) -> Pending:
-        """As `add_linear`, but go on before it is computed. Raises as it does."""
+    def enter_linear(
+        self,
+        terms: Sequence[tuple[Oid, float]],
+        divisor: float,
+        dtype: str,
+        size_bytes: int,
+        using: Callable[[Fill], Fill] = lambda fill: fill,
+    ) -> Pending:
+        """As `add_linear`, but go on before it is computed. Raises as it does.
+
+        `using` gets what computes the frames of the result and returns what shall be used instead: something that
+        looks at them, or has them at hand.
+        """
         self._require_open()
         links = tuple(self._reader.link(parse_oid(oid)) for oid, _ in terms)
         check_terms(terms, links, divisor, size_bytes)
@@ -250,8 +261,8 @@ class PackWriter:
             coefficients=tuple(float(coefficient) for _, coefficient in terms),
         )
         if draft.depth > LINEAR_DEPTH_CAP or draft.cost > LINEAR_COST_CAP or nested(links) >= LINEAR_NEST_CAP:
-            return self._enter_computed(draft, links, dtype)
-        return self._enter_recipe(draft, links)
+            return self.enter(using(self._combined(draft, links)), size_bytes, dtype, links[0].oid.hex())
+        return self._enter_recipe(draft, using(self._combined(draft, links)))
 
     def commit(self) -> None:
         """Make everything durable and visible, as one pack."""
@@ -446,22 +457,20 @@ class PackWriter:
 
     # Linear combinations.
 
-    def _enter_computed(self, draft: Directory, links: tuple[Link, ...], dtype: str) -> Pending:
-        """Store a combination's result as bytes, since the recipe would hang on too much."""
+    def _combined(self, draft: Directory, links: tuple[Link, ...]) -> Fill:
+        """Return what computes the frames of a combination."""
 
         def fill(number: int, into: Bytes) -> Bytes:
             self._reader.combine(draft, links, number, into)
             return into
 
-        return self.enter(fill, draft.size, dtype, links[0].oid.hex())
+        return fill
 
-    def _enter_recipe(self, draft: Directory, links: tuple[Link, ...]) -> Pending:
+    def _enter_recipe(self, draft: Directory, fill: Fill) -> Pending:
         pending, leaves = Pending(self._pipeline.drain), list[bytes]()
 
         def work(number: int) -> bytes:
-            into = TOOLS.buffer("raw", frame_size(draft.size, number))
-            self._reader.combine(draft, links, number, into)
-            return identity.leaf(into.data)
+            return identity.leaf(fill(number, TOOLS.buffer("raw", frame_size(draft.size, number))).data)
 
         def finish() -> None:
             oid = pending.value = identity.root("tensor", draft.size, b"".join(leaves))

@@ -1,31 +1,50 @@
-"""Carries out a planned merge, one tensor at a time, into a pack.
+"""Carries out a planned merge, tensor by tensor, into a pack or a file.
 
 A tensor that no model changed keeps its object. A weighted sum is written as a recipe: ids and coefficients, no tensor
-bytes. Anything else is computed in float64 and rounded once. Inputs and results that are not finite are refused.
+bytes. Anything else is computed in float64 and rounded once. Inputs and results that are not finite are refused: the
+values are looked at as they are used, and only when something is found are they read again, to tell where it is.
 """
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from modelgit.errors import Conflict
+from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
-from modelgit.formats.dtypes import size_bytes
+from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import build_header
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.plan import Plan, Step, conflict_error
-from modelgit.merge.engine.reading import LARGEST, frame_peak, peak, products, whole
-from modelgit.merge.methods import Fitted, Inputs, Linear, make
+from modelgit.merge.engine.reading import frame_peak, peak
+from modelgit.merge.engine.sinks import Done, FileSink, PackSink, Sink, Sum
+from modelgit.merge.engine.streams import (
+    NotFinite,
+    Passing,
+    Stream,
+    Subject,
+    Unchanged,
+    combined_inputs,
+    products,
+    raw_of,
+)
+from modelgit.merge.engine.windows import Workshop
+from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make
 from modelgit.merge.methods.linear_form import LinearForm
-from modelgit.store.codec.arithmetic import finish, linear
-from modelgit.store.objects import ObjectStore
-from modelgit.store.writing import PackWriter, Pending
+from modelgit.merge.methods.registry import Tensor
+from modelgit.store.codec.arrays import Bytes
+from modelgit.store.files.tensors import FileTensors
+from modelgit.store.objects import ObjectStore, available_threads
+from modelgit.store.writing import PackWriter, Pending, piece
 
 Action = Literal["copied", "recipe", "computed"]
+ACTIONS: tuple[Action, ...] = ("copied", "recipe", "computed")
 RECIPE_BYTES, TERM_BYTES = 128, 40  # what a recipe takes in a pack: a tensor that is no longer is stored itself
 
 
@@ -51,7 +70,7 @@ class MergeResult:
     def counts(self) -> dict[Action, int]:
         """Return how many tensors were copied, written as recipes, and computed."""
         found = Counter(outcome.action for outcome in self.outcomes)
-        return {"copied": found["copied"], "recipe": found["recipe"], "computed": found["computed"]}
+        return {action: found[action] for action in ACTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +81,21 @@ class Input:
     source: TensorSource
     entry: TensorEntry
 
-
-Term = tuple[Input, float]
+    @property
+    def place(self) -> tuple[TensorSource, TensorEntry]:
+        """Where its bytes are."""
+        return self.source, self.entry
 
 
 @dataclass(slots=True)
 class Work:
-    """A merge under way: the plan, where objects go, which are there, and what has been seen of inputs."""
+    """A merge under way: the plan, where results go, with which threads, and what the method found over all tensors."""
 
     plan: Plan
-    pack: PackWriter
-    store: ObjectStore
-    peaks: dict[tuple[str, str], float] = field(default_factory=dict)  # by id and dtype: largest magnitude
-    done: dict[str, tuple[str | Pending, Action]] = field(default_factory=dict)  # by tensor: id and how
+    sink: Sink
+    shop: Workshop
+    survey: object = None
+    done: dict[str, tuple[Done, Action]] = field(default_factory=dict)  # by tensor: its object and how it came
 
 
 def execute(
@@ -86,41 +107,101 @@ def execute(
 ) -> MergeResult:
     """Return the merged model, its tensors in `pack` or already in `store`; the caller commits the pack.
 
-    `metadata` goes into the new file's header. One tensor of each model is in memory at a time, and for weighted
-    sums only a frame of each.
+    `metadata` goes into the new file's header. Work is done in the store's threads, a few frames of each model at a
+    time; only methods that must see all values at once have whole tensors in memory.
 
     Raises: MergeConflict of kind "non-finite" or "overflow", naming tensor and model.
     """
-    work, task = Work(plan, pack, store), "merge"
-    listener(Started(task, len(plan.steps), "tensors"))
-    outcomes = []
-    for step in plan.steps:
-        done, action = work.done[step.same_as] if step.same_as else _carry_out(work, step)
-        work.done[step.name] = done, action
-        outcomes.append(Outcome(step.name, action, f"as {step.same_as}" if step.same_as else step.why))
-        listener(Advanced(task, 1))
-    manifest = _manifest(work, metadata or {})
+    work = Work(plan, PackSink(pack, store), Workshop(store.pool, store.threads))
+    outcomes = carry_out(work, listener, lambda: _settled(work))
+    manifest = _manifest(work, pack, metadata or {})
     order = tuple(head.name for head in plan.heads)
-    result = MergeResult(manifest, tuple(outcomes), order, plan.dropped, plan.notes)
-    listener(Finished(task, ", ".join(f"{n} {action}" for action, n in result.counts().items() if n)))
-    return result
+    return MergeResult(manifest, outcomes, order, plan.dropped, plan.notes)
 
 
-def _manifest(work: Work, metadata: Mapping[str, str]) -> Manifest:
-    ids = {name: done if isinstance(done, str) else done.oid() for name, (done, _) in work.done.items()}
+def write_merged(
+    plan: Plan, path: Path, metadata: Mapping[str, str] | None = None, *, threads: int | None = None
+) -> tuple[Outcome, ...]:
+    """Write the merged model to a safetensors file, without any store; return what was done for each tensor.
+
+    Raises: as `execute`, and StorageFull; `path` is then as it was.
+    """
+    count = threads or available_threads()
+    with ThreadPoolExecutor(count, thread_name_prefix="modelgit-merge") as pool:
+        shop = Workshop(pool, count)
+        with FileSink(path, plan.steps, metadata or {}, shop) as sink:
+            return carry_out(Work(plan, sink, shop), ignore, sink.finish)
+
+
+def carry_out(work: Work, listener: Listener, finish: Callable[[], None]) -> tuple[Outcome, ...]:
+    """Return what was done for each tensor, after `finish` has waited for all of it. Raises MergeConflict."""
+    task, outcomes = "merge", list[Outcome]()
+    framed = sum(not isinstance(head.source, FileTensors) for head in work.plan.heads)
+    work.shop.limit(framed + (work.plan.base is not None))
+    listener(Started(task, len(work.plan.steps), "tensors"))
+    try:
+        work.survey = _survey(work)
+        for step in work.plan.steps:
+            done, action = _again(work, step, step.same_as) if step.same_as else _one(work, step)
+            work.done[step.name] = done, action
+            outcomes.append(Outcome(step.name, action, f"as {step.same_as}" if step.same_as else step.why))
+            listener(Advanced(task, 1))
+        finish()
+    except NotFinite as error:
+        raise _blamed(work, error.tensor) from error
+    counts = Counter(outcome.action for outcome in outcomes)
+    listener(Finished(task, ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action])))
+    return tuple(outcomes)
+
+
+def _settled(work: Work) -> None:
+    """Wait for all ids."""
+    for done, _ in work.done.values():
+        _oid(done)
+
+
+def _oid(done: Done) -> str:
+    return done.oid() if isinstance(done, Pending) else done or ""
+
+
+def _manifest(work: Work, pack: PackWriter, metadata: Mapping[str, str]) -> Manifest:
+    ids = {name: _oid(done) for name, (done, _) in work.done.items()}
     entries = [TensorEntry(step.name, step.dtype, step.shape, ids[step.name]) for step in work.plan.steps]
     header = build_header([(entry.name, entry.dtype, entry.shape) for entry in entries], metadata)
     by_name = tuple(sorted(entries, key=lambda entry: entry.name.encode()))
-    return Manifest(work.pack.add_blob(header.raw), len(header.raw), header.size_bytes, by_name)
+    return Manifest(pack.add_blob(header.raw), len(header.raw), header.size_bytes, by_name)
 
 
-def _carry_out(work: Work, step: Step) -> tuple[str | Pending, Action]:
-    """Return the id of a step's result and how it was had."""
+# ------------------------------------------------------------------------------------------------- one tensor
+
+
+def _one(work: Work, step: Step) -> tuple[Done, Action]:
+    """Return a step's result and how it was had. Raises NotFinite."""
     if step.copied:
-        return _stored(work, _inputs(work, step)[0]), "copied"
-    _refuse_non_finite(work, step)
-    form = _form(work, step)
-    return _compute(work, step) if form is None else _recipe(work, step, form)
+        return work.sink.copy(step, _inputs(work, step)[0].place), "copied"
+    method, subject = _method(work, step), _subject(work, step)
+    if isinstance(method, Linear):
+        return _sum(work, step, method.linear_terms(subject.weights), Stream(work.shop, subject))
+    if isinstance(method, Fitted):
+        stream = Stream(work.shop, subject)
+        return _sum(work, step, method.fitted_terms(products(stream), subject.weights), stream)
+    if isinstance(method, Elementwise):
+        stream = Stream(work.shop, subject, whole_rows=method.whole_rows, model=work.survey)
+        facts = method.facts(stream)
+        return work.sink.values(step, stream.merged(lambda block: method.block(block, facts))), "computed"
+    merged = raw_of(method(combined_inputs(subject)), step.dtype, size_bytes(step.dtype, step.shape))
+    return _at_hand(work, step, merged), "computed"
+
+
+def _again(work: Work, step: Step, earlier: str) -> tuple[Done, Action]:
+    done, action = work.done[earlier]
+    return work.sink.again(step, earlier, done), action
+
+
+def _method(work: Work, step: Step) -> Method:
+    """Return the method for a step: the mean for a tensor that a base is needed for and that the base lacks."""
+    method = work.plan.method
+    return make("linear", {}) if method.needs_base and not step.use_base else method
 
 
 def _inputs(work: Work, step: Step) -> list[Input]:
@@ -131,97 +212,76 @@ def _inputs(work: Work, step: Step) -> list[Input]:
     return [Input(name, source, entry) for (name, source), entry in zip(sources, step.inputs, strict=True)]
 
 
-def _weights(work: Work, step: Step) -> list[float]:
-    return [work.plan.heads[i].weight for i in step.members]
+def _subject(work: Work, step: Step) -> Subject:
+    places = tuple(given.place for given in _inputs(work, step))
+    weights = tuple(work.plan.heads[i].weight for i in step.members)
+    return Subject(step.name, step.dtype, step.shape, places, weights, step.use_base)
 
 
-def _stored(work: Work, given: Input) -> str:
-    """Return the id of an input, stored now if it is not yet."""
-    entry = given.entry
-    if entry.oid in work.store:
-        return entry.oid
-    return work.pack.add_frames(given.source.frames(entry.name), size_bytes(entry.dtype, entry.shape), entry.dtype)
+def _survey(work: Work) -> object:
+    """Return what the method finds out over all tensors before the first is merged, if it does so."""
+    method = work.plan.method
+    survey = getattr(method, "survey", None)
+    if survey is None:
+        return None
+    found, base = list[Tensor](), work.plan.base
+    same = {base.entry(name).oid for name in base.names()} if base is not None else set()
+    for step in work.plan.steps:
+        if step.copied and step.inputs[0].oid in same and DTYPES[step.dtype].floating:
+            found.append(Unchanged(step.name, step.shape))
+        elif not step.copied and step.same_as is None and _method(work, step) is method:
+            found.append(Passing(work.shop, _subject(work, step)))
+    return survey(found)
 
 
-def _peak(work: Work, given: Input) -> float:
-    """Return an input's largest magnitude, infinity if any value is not finite; each object is looked at once."""
-    key = given.entry.oid, given.entry.dtype
-    if key not in work.peaks:
-        work.peaks[key] = peak(given.source, given.entry)
-    return work.peaks[key]
+# ---------------------------------------------------------------------------------------------- weighted sums
 
 
-def _refuse_non_finite(work: Work, step: Step) -> None:
-    """Raise MergeConflict naming every input of the step that holds an infinity or what is not a number."""
-    bad = [given.name for given in _inputs(work, step) if _peak(work, given) == np.inf]
+def _sum(work: Work, step: Step, form: LinearForm, stream: Stream) -> tuple[Done, Action]:
+    """Return a weighted sum: its only input, its bytes where they are few, or a recipe."""
+    coefficients = [*form.heads, form.base] if step.use_base else list(form.heads)
+    inputs = _inputs(work, step)
+    used = [i for i, c in enumerate(coefficients) if c != 0] or [0]
+    factors = [coefficients[i] for i in used]
+    copied = len(used) == 1 and factors[0] == form.divisor
+    _refuse_non_finite(step, [given for i, given in enumerate(inputs) if copied or i not in used])
+    if copied:
+        return work.sink.copy(step, inputs[used[0]].place), "copied"
+    fill, size = stream.summed(used, factors, form.divisor), size_bytes(step.dtype, step.shape)
+    if size <= RECIPE_BYTES + TERM_BYTES * len(used):
+        return _at_hand(work, step, fill(0, np.empty(size, np.uint8))), "computed"
+    total = Sum([inputs[i].place for i in used], factors, form.divisor, fill, stream.held)
+    return work.sink.sum(step, total, stream.finite), "recipe"
+
+
+def _at_hand(work: Work, step: Step, raw: bytearray | Bytes) -> Done:
+    """Return a tensor whose bytes are computed. Raises NotFinite."""
+    data = np.frombuffer(raw, np.uint8)
+    if frame_peak(data.data, step.dtype) == math.inf:
+        raise NotFinite(step.name)
+    return work.sink.values(step, lambda number, _: piece(data, number))
+
+
+# ---------------------------------------------------------------------------------------- what is not finite
+
+
+def _refuse_non_finite(step: Step, inputs: Sequence[Input]) -> None:
+    """Raise MergeConflict naming every one of the inputs that holds an infinity or what is not a number."""
+    bad = [given.name for given in inputs if peak(given.source, given.entry) == math.inf]
     if bad:
         got = "infinity or not-a-number in"
         raise conflict_error([Conflict("non-finite", step.name, "finite values", f"{got} {name}") for name in bad])
 
 
-def _form(work: Work, step: Step) -> LinearForm | None:
-    """Return the coefficients for a step, None for a method that is no weighted sum."""
-    plan, weights = work.plan, _weights(work, step)
-    method = plan.method
-    if method.needs_base and not step.use_base:
-        method = make("linear", {})  # a tensor that the base lacks
-    if isinstance(method, Linear):
-        return method.linear_terms(weights)
-    if not isinstance(method, Fitted):
-        return None
-    heads = [plan.heads[i].source for i in step.members]
-    return method.fitted_terms(products(heads, plan.base if step.use_base else None, step.name), weights)
-
-
-def _recipe(work: Work, step: Step, form: LinearForm) -> tuple[str | Pending, Action]:
-    """Return the id of a weighted sum: of its only input, of its bytes where they are few, or of a new recipe."""
-    coefficients = [*form.heads, form.base] if step.use_base else list(form.heads)
-    inputs = _inputs(work, step)
-    used = [(given, c) for given, c in zip(inputs, coefficients, strict=True) if c != 0] or [(inputs[0], 0.0)]
-    if len(used) == 1 and used[0][1] == form.divisor:
-        return _stored(work, used[0][0]), "copied"
-    size = size_bytes(step.dtype, step.shape)
-    if size <= RECIPE_BYTES + TERM_BYTES * len(used):
-        return work.pack.enter_tensor(_sum(step, used, form.divisor), step.dtype, _parent(work, step)), "computed"
-    if not _surely_in_range(work, step, used, form.divisor):
-        _sum(step, used, form.divisor)
-    terms = [(_stored(work, given), c) for given, c in used]
-    return work.pack.enter_linear(terms, form.divisor, step.dtype, size), "recipe"
-
-
-def _surely_in_range(work: Work, step: Step, used: list[Term], divisor: float) -> bool:
-    """Return whether a bound on the sum shows that the dtype can hold it."""
-    bound = sum(abs(c) * _peak(work, given) for given, c in used)
-    return bound <= min(1.0, abs(divisor)) * LARGEST[step.dtype]
-
-
-def _sum(step: Step, used: list[Term], divisor: float) -> bytearray:
-    """Return the raw bytes of a weighted sum. Raises MergeConflict if the dtype cannot hold it."""
-    raw = bytearray()
-    for frames in zip(*(given.source.frames(step.name) for given, _ in used), strict=True):
-        raw += linear(frames, [c for _, c in used], divisor, step.dtype)
-    _refuse_infinite(step, raw)
-    return raw
-
-
-def _refuse_infinite(step: Step, raw: bytearray) -> None:
-    if frame_peak(memoryview(raw), step.dtype) == np.inf:
-        got = "a value beyond its range"
-        raise conflict_error([Conflict("overflow", step.name, f"a result that {step.dtype} can hold", got)])
-
-
-def _compute(work: Work, step: Step) -> tuple[str | Pending, Action]:
-    """Return the id of a tensor computed from the values of all its inputs."""
-    arrays = [whole(given.source, given.entry) for given in _inputs(work, step)]
-    base = arrays.pop() if step.use_base else None
-    keys = tuple(entry.oid for entry in step.inputs[: len(arrays)])
-    merged = work.plan.method(Inputs(arrays, _weights(work, step), base, step.name, keys))
-    raw = bytearray(size_bytes(step.dtype, step.shape))
-    finish(np.ascontiguousarray(merged).reshape(-1), 1.0, step.dtype, np.frombuffer(raw, np.uint8))
-    _refuse_infinite(step, raw)
-    return work.pack.enter_tensor(raw, step.dtype, _parent(work, step)), "computed"
-
-
-def _parent(work: Work, step: Step) -> str | None:
-    """Return a stored input that the result resembles: the base where it takes part, else one of the models."""
-    return next((entry.oid for entry in reversed(step.inputs) if entry.oid in work.store), None)
+def _blamed(work: Work, tensor: str) -> MergeConflict:
+    """Return the conflict for a tensor that came out not finite: the first with such inputs, or its own overflow."""
+    for step in work.plan.steps:
+        if not step.copied and step.same_as is None:
+            try:
+                _refuse_non_finite(step, _inputs(work, step))
+            except MergeConflict as conflict:
+                return conflict
+        if step.name == tensor:
+            wanted = f"a result that {step.dtype} can hold"
+            return conflict_error([Conflict("overflow", step.name, wanted, "a value beyond its range")])
+    raise UsageError(f"no tensor {tensor!r} in this merge")

@@ -1,13 +1,12 @@
-"""Tensors as float64, a frame at a time: widening, inner products, and the search for values that are not numbers."""
+"""Tensors as float64, a frame at a time: widening, and the search for values that are not numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
-from modelgit.merge.methods.linear_form import Array, gram
+from modelgit.merge.methods.linear_form import Array
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, widen
 
 LAYOUTS = {  # bits; those of the exponent, all set in what is not finite; everything but the sign
@@ -50,19 +49,3 @@ def frame_peak(frame: memoryview, dtype: str) -> float:
 def peak(source: TensorSource, entry: TensorEntry) -> float:
     """Return the largest magnitude of a tensor, infinity if any value is infinite or not a number."""
     return max((frame_peak(frame, entry.dtype) for frame in source.frames(entry.name)), default=0.0)
-
-
-def products(heads: Sequence[TensorSource], base: TensorSource | None, name: str) -> Array:
-    """Return the inner products of one tensor of every head, (M, M); of head - base when there is a base."""
-    total = np.zeros((len(heads), len(heads)))
-    for vectors in _aligned([*heads, *([base] if base is not None else [])], name):
-        origin = vectors.pop() if base is not None else None
-        total += gram(vectors if origin is None else [vector - origin for vector in vectors])
-    return total
-
-
-def _aligned(sources: Sequence[TensorSource], name: str) -> Iterator[list[Array]]:
-    """Yield the same frame of every source, widened; frames have one length, so they line up."""
-    dtype = sources[0].entry(name).dtype
-    for frames in zip(*(source.frames(name) for source in sources), strict=True):
-        yield [widened(frame, dtype) for frame in frames]

@@ -80,8 +80,14 @@ class Tensor(Protocol):
     def model(self) -> Any:
         """What the method's `survey` found over all tensors; None for a method that has none."""
 
-    def each(self, look: Callable[[Inputs], T]) -> list[T]:
+    @property
+    def unchanged(self) -> bool:
+        """Whether all heads have it as the base has: then it has no blocks. Only a `survey` meets such a tensor."""
+
+    def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
         """Return what `look` says of every block, in the order of the blocks; it may run in several threads at once.
+
+        With `every`, only one block in so many is looked at, the first among them: a sample.
 
         Each call reads all inputs again (or finds them in memory, when they are few). Blocks are the same in every
         call, and lie in scratch memory that is used again: `look` must keep no part of one.
@@ -238,7 +244,12 @@ class ArrayTensor:
         """Return the ids of the heads."""
         return self.inputs.keys
 
-    def each(self, look: Callable[[Inputs], T]) -> list[T]:
+    @property
+    def unchanged(self) -> bool:
+        """Return that there is something to look at."""
+        return False
+
+    def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
         """Return what `look` says of every block."""
         step, row = grid(self.shape, whole_rows=self.whole_rows)
         heads = [head.reshape(-1) for head in self.inputs.heads]
@@ -257,7 +268,7 @@ class ArrayTensor:
                     start=start,
                 )
             )
-            for start in range(0, math.prod(self.shape), step)
+            for start in range(0, math.prod(self.shape), step * every)
         ]
 
 

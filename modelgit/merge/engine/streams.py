@@ -1,0 +1,263 @@
+"""One tensor of every model as blocks of float64, for methods, and as weighted sums of raw bytes, for recipes.
+
+Both go frame by frame in several threads. The first look at the inputs also finds what is not finite in them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from modelgit.formats.dtypes import size_bytes
+from modelgit.formats.manifest import TensorEntry
+from modelgit.formats.source import TensorSource
+from modelgit.merge.blocks.vectors import vectors
+from modelgit.merge.engine.reading import frame_peak, whole
+from modelgit.merge.engine.windows import Reading, Window, Workshop
+from modelgit.merge.methods.linear_form import BLOCK, Array
+from modelgit.merge.methods.registry import Inputs, grid
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, sums, widen
+from modelgit.store.codec.arrays import Bytes
+from modelgit.store.identity import FRAME_BYTES, frame_count
+from modelgit.store.writing import Fill
+
+T = TypeVar("T")
+CHUNK = 1 << 17  # elements of each input read at once, unless a block is longer
+
+
+class NotFinite(Exception):
+    """An input or a result of a tensor holds an infinity or what is no number; the engine finds out where."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is merged: a tensor's name, type and shape, and for each input where it is; the base is the last."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    inputs: tuple[tuple[TensorSource, TensorEntry], ...]
+    weights: tuple[float, ...]
+    has_base: bool
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The ids of the heads."""
+        return tuple(entry.oid for _, entry in self.inputs[: len(self.weights)])
+
+
+class Stream:
+    """One tensor of every model (a `Tensor`), read in several threads."""
+
+    def __init__(self, shop: Workshop, subject: Subject, *, whole_rows: bool = False, model: Any = None) -> None:
+        self.subject, self.model = subject, model
+        self._shop, self._checked = shop, False
+        self._step, self._row = grid(subject.shape, whole_rows=whole_rows)
+        self._width, self._count = ARITHMETIC_WIDTHS[subject.dtype], math.prod(subject.shape)
+        self._reading: Reading | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the tensor's name."""
+        return self.subject.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+        return self.subject.shape
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Return a weight for each head."""
+        return self.subject.weights
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Return the ids of the heads."""
+        return self.subject.keys
+
+    @property
+    def unchanged(self) -> bool:
+        """Return that there is something to look at."""
+        return False
+
+    def close(self) -> None:
+        """Forget what was kept of the inputs."""
+        self._reading = None
+
+    def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
+        """Return what `look` says of each block, or of one in `every`, in order. Raises NotFinite."""
+        self._shop.hold(self._opened())
+        length = FRAME_BYTES // self._width
+
+        def frame(number: int) -> list[T]:
+            first, last = (-(-at // self._step) * self._step for at in (number * length, (number + 1) * length))
+            with self._shop.window() as window:
+                return [look(block) for block in self._blocks(window, first, min(last, self._count), every)]
+
+        frames = range(frame_count(size_bytes(self.subject.dtype, self.shape)))
+        found = [result for results in self._shop.each(frame, frames) for result in results]
+        self._checked = self._checked or every == 1
+        return found
+
+    def merged(self, merge: Callable[[Inputs], Array]) -> Fill:
+        """Return a fill that gives the frames of what `merge` makes of the blocks, rounded. It raises NotFinite."""
+        width = self._width
+        self._opened()
+
+        def fill(number: int, into: Bytes) -> Bytes:
+            first = number * FRAME_BYTES // width
+            last = first + len(into) // width
+            with self._shop.window() as window:
+                for block in self._blocks(window, first // self._step * self._step, last):
+                    values = merge(block).reshape(-1)
+                    low, high = max(first, block.start), min(last, block.start + values.size)
+                    place = into[(low - first) * width : (high - first) * width]
+                    finish(values[low - block.start : high - block.start], 1.0, self.subject.dtype, place)
+            return self.finite(into)
+
+        return fill
+
+    def summed(self, used: Sequence[int], coefficients: Sequence[float], divisor: float) -> Fill:
+        """Return a fill that gives the frames of a weighted sum of some inputs. It raises NotFinite."""
+        reading, factors = self._opened(), np.array(coefficients, np.float64)
+
+        def fill(number: int, into: Bytes) -> Bytes:
+            start, step = number * FRAME_BYTES, CHUNK * self._width
+            with self._shop.window() as window:
+                for at in range(0, len(into), step):
+                    part = into[at : at + step]
+                    raw = reading.read(window, start + at, start + at + len(part))
+                    sums().combine([raw[i] for i in used], factors, divisor, self.subject.dtype, part)
+            return self.finite(into)
+
+        return fill
+
+    def finite(self, raw: Bytes) -> Bytes:
+        """Return a raw frame of the result. Raises NotFinite if it holds what is not finite."""
+        if frame_peak(raw.data, self.subject.dtype) == math.inf:
+            raise NotFinite(self.name)
+        return raw
+
+    @property
+    def held(self) -> bool:
+        """Whether all inputs are in memory, decoded."""
+        return self._reading is not None and len(self._reading.held) == len(self.subject.inputs)
+
+    def _opened(self) -> Reading:
+        if self._reading is None:
+            self._reading = self._shop.open(self.subject.inputs)
+        return self._reading
+
+    def _blocks(self, window: Window, first: int, last: int, every: int = 1) -> Iterator[Inputs]:
+        """Yield the blocks from element `first`, where one begins, to the one that holds the element before `last`."""
+        chunk = max(1, CHUNK // self._step) * self._step if every == 1 else self._step
+        for start in range(first, last, chunk):
+            if every == 1 or start // self._step % every == 0:
+                stop = min(start + chunk, -(-last // self._step) * self._step, self._count)
+                yield from self._chunk(window, start, stop)
+
+    def _chunk(self, window: Window, start: int, stop: int) -> Iterator[Inputs]:
+        raw = self._opened().read(window, start * self._width, stop * self._width)
+        if not self._checked and any(frame_peak(data.data, self.subject.dtype) == math.inf for data in raw):
+            raise NotFinite(self.name)
+        for begin in range(start, stop, self._step):
+            end = min(begin + self._step, stop)
+            values = window.values(len(raw), end - begin)
+            for data, into in zip(raw, values, strict=True):
+                widen(data[(begin - start) * self._width : (end - start) * self._width], self.subject.dtype, into)
+            rows = [row.reshape(-1, self._row) if self._row else row for row in values]
+            base = rows.pop() if self.subject.has_base else None
+            yield Inputs(rows, self.weights, base, self.name, self.keys, begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A tensor that is in all heads as in the base (a `Tensor`): there is nothing to look at."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: Sequence[float] = ()
+    keys: Sequence[str] = ()
+    model: Any = None
+    unchanged: bool = True
+
+    def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
+        """Return nothing."""
+        return []
+
+
+class Passing(Stream):
+    """A tensor that is looked at before its turn: nothing of it is kept when the look is over."""
+
+    def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
+        """Return what `look` says of the blocks."""
+        try:
+            return super().each(look, every)
+        finally:
+            self.close()
+
+
+def products(stream: Stream) -> Array:
+    """Return the inner products of the heads, (M, M), of head - base where there is a base: block by block, in order.
+
+    Each frame is summed by itself, then the frames.
+    """
+    count = len(stream.weights)
+
+    def look(block: Inputs) -> Array:
+        return vectors().gram(block.deltas() if block.base is not None else list(block.heads))
+
+    parts = np.concatenate([np.zeros((0, count, count)), *stream.each(look)])
+    step, total = FRAME_BYTES // ARITHMETIC_WIDTHS[stream.subject.dtype] // BLOCK, np.zeros((count, count))
+    for start in range(0, len(parts), step):
+        frame = np.zeros((count, count))
+        for part in parts[start : start + step]:
+            frame += part
+        total += frame
+    return total
+
+
+class LazyHeads(Sequence[Array]):
+    """The heads of a tensor, each loaded whole when it is asked for, and not kept."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __len__(self) -> int:
+        return len(self._subject.weights)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return loaded(self._subject, index % len(self))
+
+
+def loaded(subject: Subject, number: int) -> Array:
+    """Return all of one input as float64, in its shape. Raises NotFinite."""
+    source, entry = subject.inputs[number]
+    values = whole(source, entry)
+    if not np.isfinite(values).all():
+        raise NotFinite(subject.name)
+    return values
+
+
+def combined_inputs(subject: Subject) -> Inputs:
+    """Return a tensor's inputs for a method that must see all values: heads one after another, the base at hand."""
+    base = loaded(subject, len(subject.weights)) if subject.has_base else None
+    return Inputs(LazyHeads(subject), subject.weights, base, subject.name, subject.keys)
+
+
+def raw_of(values: Array, dtype: str, size: int) -> bytearray:
+    """Return the values rounded once to `dtype`, as raw bytes."""
+    raw = bytearray(size)
+    finish(np.ascontiguousarray(values).reshape(-1), 1.0, dtype, np.frombuffer(raw, np.uint8))
+    return raw

@@ -20,7 +20,7 @@ from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
 from modelgit.train.evaluate import Scores
 from modelgit.train.fitting.resuming import Resume
-from modelgit.train.task import TrainResult, Workbench, fine_tune, probe, score
+from modelgit.train.task import TrainResult, Workbench, fine_tune, probe, score_ensemble
 from modelgit.version import VERSION
 
 Say = Callable[[Event], None]
@@ -35,8 +35,8 @@ def execute(repo: Repository, bench: Workbench, request: Request, say: Say) -> D
     """
     bench.listener = say
     if isinstance(request, ScoreRequest):
-        state = load_state(weights_of(repo, request.commit))
-        scores = score(bench, state, known_model(repo, request.commit), request.data, request.frozen_stages)
+        states = (load_state(weights_of(repo, commit)) for commit in request.members or (request.commit,))
+        scores = score_ensemble(bench, states, known_model(repo, request.commit), request.data, request.frozen_stages)
         return Done(request.step, request.commit, as_table(scores))
     result = train(repo, bench, request)
     commit = commit_result(repo, request, result)

@@ -33,12 +33,13 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Evaluate a commit on a data set."""
+    """Evaluate a commit on a data set; with `members`, the mean of the class scores of all these commits."""
 
     step: str
     commit: str
     data: DataConfig
     frozen_stages: int = 0
+    members: tuple[str, ...] = ()
 
 
 Request = TrainRequest | ScoreRequest

@@ -50,6 +50,8 @@ def table(pipeline: Pipeline, scores: Mapping[str, StepScore]) -> tuple[Row, ...
 def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) -> Row:
     """Returns the row's means over the commits that match it."""
     jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
+    if row.pick == "best":
+        jobs = best_by_seed(jobs, scores)
     found = [scores[job.name] for job in jobs]
     oods = [s.ood_accuracy for s in found if s.ood_accuracy is not None]
     return Row(
@@ -61,6 +63,16 @@ def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) 
         ood_range=(min(oods), max(oods)) if oods else None,
         commits=tuple(s.commit for s in found),
     )
+
+
+def best_by_seed(jobs: Sequence[Job], scores: Mapping[str, StepScore]) -> list[Job]:
+    """Returns the job of each seed that scored best on validation, the first of equals."""
+    best: dict[object, Job] = {}
+    for job in jobs:
+        seed = job.bindings.get("seed")
+        if seed not in best or (scores[job.name].val_accuracy or 0) > (scores[best[seed].name].val_accuracy or 0):
+            best[seed] = job
+    return list(best.values())
 
 
 def spread(jobs: Sequence[Job], values: Sequence[float | None], n: int) -> Spread | None:

@@ -85,11 +85,12 @@ def report_of(pipeline: Pipeline, outcome: Outcome) -> Report:
     """Returns the page: the strategies as a chart, the lineage with held-out accuracies."""
     rows = [row for row in outcome.rows if row.ood is not None]
     over = sorted({row.ood.over for row in rows if row.ood is not None})
+    drawn = [job for job in pipeline.jobs if job.kind != "ensemble"]  # they have no weights, and no descent
     best = next((row.strategy for row in rows if row.strategy == "recycling"), None)
     return Report(
         title=pipeline.info.title or pipeline.info.name,
         rows=tuple(chart_row(row, emphasis=row.strategy == best) for row in rows),
-        nodes=tuple(node_of(pipeline, job, outcome.scores.get(job.name)) for job in pipeline.jobs),
+        nodes=tuple(node_of(pipeline, job, outcome.scores.get(job.name)) for job in drawn),
         note=NOTE.format(over=" or ".join(over)),
     )
 

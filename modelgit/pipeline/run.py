@@ -65,7 +65,7 @@ class Coordinator:
             if self._pool.busy:
                 self._hear()
         books = self._books
-        found = tuple(job.name for job in self._pipeline.jobs if job.name not in books.made)
+        found = tuple(name for name in books.commits if name not in books.made)
         note = f"{len(books.made)} steps made, {len(found)} found done"
         self._say(Finished(self._pipeline.info.name, note))
         rows = table(self._pipeline, books.scores)
@@ -74,7 +74,9 @@ class Coordinator:
     def _finished(self) -> bool:
         jobs = self._pipeline.jobs
         return all(
-            job.name in self._books.commits and (not job.evaluate or job.name in self._books.scores) for job in jobs
+            (job.name in self._books.commits or job.kind == "ensemble")
+            and (not job.evaluate or job.name in self._books.scores)
+            for job in jobs
         )
 
     def _advance(self) -> None:
@@ -82,6 +84,9 @@ class Coordinator:
         for job in self._pipeline.jobs:
             books = self._books
             if job.name in books.commits or job.name in books.asked or any(n not in books.commits for n in job.needs):
+                continue
+            if job.kind == "ensemble":
+                self._ask_ensemble(job)
                 continue
             key = step_key(job, self._steps.inputs(job, books.commits), self._steps.data_digest(job.data))
             commit = self._steps.recorded(key)
@@ -110,6 +115,17 @@ class Coordinator:
         else:
             self._books.waiting.append(ScoreRequest(job.name, commit, job.evaluate, self._pipeline.frozen_stages))
 
+    def _ask_ensemble(self, job: Job) -> None:
+        """Asks for the scores of an ensemble unless they are known; it has no weights, and so no commit."""
+        members = tuple(self._books.commits[name] for name in job.needs)
+        self._books.asked[job.name] = job.name
+        known = self._steps.known_score(job, members[0], members)
+        if known is not None:
+            self._enter(job, known)
+        elif job.evaluate is not None:
+            request = ScoreRequest(job.name, members[0], job.evaluate, self._pipeline.frozen_stages, members)
+            self._books.waiting.append(request)
+
     def _enter(self, job: Job, score: StepScore) -> None:
         self._books.scores[job.name] = score
         self._say(Advanced(self._pipeline.info.name, cost(job), describe(score)))
@@ -129,8 +145,9 @@ class Coordinator:
 
     def _done(self, reply: Done) -> None:
         job = self._pipeline.job(reply.step)
-        score = self._steps.keep_score(job, reply.commit, reply.scores)
-        if job.name not in self._books.commits:
+        ensemble = tuple(self._books.commits[name] for name in job.needs) if job.kind == "ensemble" else ()
+        score = self._steps.keep_score(job, reply.commit, reply.scores, ensemble)
+        if job.kind != "ensemble" and job.name not in self._books.commits:
             self._books.made.append(job.name)
             self._steps.remember(self._books.asked[job.name], reply.commit)
             self._steps.move_branch(job.name, reply.commit)

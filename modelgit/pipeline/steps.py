@@ -154,21 +154,28 @@ class Steps:
 
     # -------------------------------------------------------------------------------------------- scores
 
-    def known_score(self, job: Job, commit: str) -> StepScore | None:
-        """Returns the scores noted on a commit for the job's data, None if there are none."""
-        row = noted(self._repo, commit, self._split(job))
+    def known_score(self, job: Job, commit: str, members: tuple[str, ...] = ()) -> StepScore | None:
+        """Returns the scores noted on a commit for the job's data, None if there are none.
+
+        Those of an ensemble of `members` are noted on the first of them.
+        """
+        row = noted(self._repo, commit, self._split(job, members))
         return step_score(job, commit, row) if row is not None else None
 
-    def keep_score(self, job: Job, commit: str, scores: Mapping[str, Any]) -> StepScore:
+    def keep_score(self, job: Job, commit: str, scores: Mapping[str, Any], members: tuple[str, ...] = ()) -> StepScore:
         """Notes the scores on the commit and returns them."""
         assert job.evaluate is not None  # only such jobs are scored
-        row = {**scores, "data": Path(job.evaluate.path).stem, "split": self._split(job)}
+        whose = f" (ensemble of {len(members)})" if members else ""
+        row = {**scores, "data": Path(job.evaluate.path).stem + whose, "split": self._split(job, members)}
         note(self._repo, commit, row)
         return step_score(job, commit, row)
 
-    def _split(self, job: Job) -> str:
+    def _split(self, job: Job, members: tuple[str, ...]) -> str:
         assert job.evaluate is not None  # only such jobs are scored
-        return split_key(job.evaluate, self.data_digest(job.evaluate) or "")
+        split = split_key(job.evaluate, self.data_digest(job.evaluate) or "")
+        if not members:
+            return split
+        return f"{split}, ensemble {blake3(' '.join(map(self.contents, members)).encode()).hexdigest()}"
 
 
 def step_score(job: Job, commit: str, row: Mapping[str, Any]) -> StepScore:

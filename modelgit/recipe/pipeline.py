@@ -18,7 +18,8 @@ from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, check_keys, expect_table
 from modelgit.train.config import DataConfig, FineTune, draw, seed_hash
 
-Kind = Literal["import", "probe", "train", "merge"]
+Kind = Literal["import", "probe", "train", "merge", "ensemble"]
+Pick = Literal["all", "best"]
 Value = int | str
 Bindings = Mapping[str, Value]
 SECTIONS = ("pipeline", "model", "variables", "data", "train", "draws", "step", "report")
@@ -63,11 +64,15 @@ class StepTemplate:
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """A line of the final table: the mean over the commits whose step names match `of`."""
+    """A line of the final table: the mean over the commits whose step names match `of`.
+
+    With `pick = "best"` only that run of each seed counts that is best on validation.
+    """
 
     strategy: str
     title: str
     of: tuple[str, ...]
+    pick: Pick = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +283,14 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "probe": ("start", "data"),
     "train": ("start", "data"),
     "merge": ("heads",),
+    "ensemble": ("heads", "evaluate"),
 }
 ALLOWED: dict[str, tuple[str, ...]] = {
     "import": (),
     "probe": ("start", "data", "train", "run"),
     "train": ("start", "head", "data", "run", "train"),
     "merge": ("heads", "method", "settings", "drop_heads"),
+    "ensemble": ("heads",),
 }
 
 
@@ -355,6 +362,10 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
     Raises:
         RecipeError: steps that need each other.
     """
+    ensembles = {job.name for job in jobs if job.kind == "ensemble"}
+    for job in jobs:
+        if found := ensembles.intersection(job.needs):
+            raise RecipeError(f"step '{job.name}' needs '{min(found)}': an ensemble is scored, it has no weights")
     done: dict[str, Job] = {}
     left = list(jobs)
     while left:

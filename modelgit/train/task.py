@@ -4,7 +4,7 @@ A `Workbench` keeps what many calls share: the device, the data sets, the featur
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -309,7 +309,7 @@ def outputs(
 
 def score_ensemble(
     bench: Workbench,
-    states: Sequence[Mapping[str, Tensor]],
+    states: Iterable[Mapping[str, Tensor]],
     model: Model,
     data: DataConfig,
     frozen_stages: int = 0,
@@ -319,9 +319,9 @@ def score_ensemble(
     Raises:
         DataError: there are no states, or the data set's classes are others.
     """
-    if not states:
-        raise DataError("an ensemble of no versions", hint="name at least one")
     members = [outputs(bench, state, model, data, frozen_stages) for state in states]
+    if not members:
+        raise DataError("an ensemble of no versions", hint="name at least one")
     return average_outputs(members).scores()
 
 

@@ -73,10 +73,24 @@ name = "main"
 kind = "merge"
 heads = ["plain/*/0", "recycled/*/*"]
 evaluate = "target"
+[[step]]
+name = "ensemble/{seed}"
+kind = "ensemble"
+heads = ["plain/{seed}/*"]
+evaluate = "target"
 [[report]]
 strategy = "erm"
 title = "ERM"
 of = ["plain/*/*"]
+[[report]]
+strategy = "best"
+title = "best by validation"
+of = ["plain/*/*"]
+pick = "best"
+[[report]]
+strategy = "ensemble"
+title = "ensembles"
+of = ["ensemble/*"]
 [[report]]
 strategy = "recycling"
 title = "Recycling"
@@ -136,13 +150,18 @@ def test_a_pipeline_becomes_a_history_and_runs_once(place: Path) -> None:
         subprocess.run(["git", "status", "--short"], cwd=repo, capture_output=True, text=True, check=True).stdout == ""
     )
     report = json.loads((place / "report.json").read_text())
-    assert [row["strategy"] for row in report["rows"]] == ["erm", "recycling"]
+    assert [row["strategy"] for row in report["rows"]] == ["erm", "best", "ensemble", "recycling"]
     assert all(0 <= row["ood_accuracy"] <= 1 and row["commits"] for row in report["rows"])
     assert report["stored_bytes"] < report["weight_bytes"]
     assert (place / "report.svg").read_text().startswith("<svg")
     second = run_json(place)
     assert second["made"] == []
     assert len(second["found"]) == 10
+    assert [row["runs"] for row in report["rows"]] == [4, 2, 2, 1]
+    values = {version["branch"]: version["val_accuracy"] for version in report["versions"]}
+    best = [max(values[f"plain/{seed}/{run}"] for run in (0, 1)) for seed in (0, 1)]
+    assert report["rows"][1]["val_accuracy"] == pytest.approx(sum(best) / 2)
+    assert not any(version["branch"].startswith("ensemble") for version in report["versions"])
     assert json.loads((place / "report.json").read_text())["rows"] == report["rows"]
     graph = modelgit(place, "-C", "models", "log", "--graph", "--all")
     assert all(name in graph for name in ("aux/other", "probe", "plain/1/1", "recycled/0/other", "main"))

@@ -13,8 +13,8 @@ import numpy as np
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
+from modelgit.merge.blocks.sums import tree_sum
 from modelgit.merge.engine.reading import widened
-from modelgit.merge.methods.linear_form import tree_sum
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 Kind = Literal["same", "changed", "added", "removed", "shape", "dtype"]

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from modelgit.merge.methods.linear_form import BLOCK, Array, folded
+from modelgit.merge.blocks.sums import BLOCK, Array, folded
 from modelgit.store.codec.compiled import load_library
 
 KERNEL_VERSION = 1

@@ -21,6 +21,7 @@ from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import build_header
 from modelgit.formats.source import TensorSource
+from modelgit.merge.blocks.tensors import Tensor
 from modelgit.merge.engine.plan import Plan, Step, conflict_error
 from modelgit.merge.engine.reading import frame_peak, peak
 from modelgit.merge.engine.sinks import Done, FileSink, PackSink, Sink, Sum
@@ -37,7 +38,6 @@ from modelgit.merge.engine.streams import (
 from modelgit.merge.engine.windows import Workshop
 from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make
 from modelgit.merge.methods.linear_form import LinearForm
-from modelgit.merge.methods.registry import Tensor
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.files.tensors import FileTensors
 from modelgit.store.objects import ObjectStore, available_threads

@@ -6,7 +6,7 @@ import numpy as np
 
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
-from modelgit.merge.methods.linear_form import Array
+from modelgit.merge.blocks.sums import Array
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, widen
 
 LAYOUTS = {  # bits; those of the exponent, all set in what is not finite; everything but the sign

@@ -13,11 +13,11 @@ import numpy as np
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
+from modelgit.merge.blocks.sums import BLOCK, Array
+from modelgit.merge.blocks.tensors import Inputs, grid
 from modelgit.merge.blocks.vectors import vectors
 from modelgit.merge.engine.reading import frame_peak, whole
 from modelgit.merge.engine.windows import Reading, Window, Workshop
-from modelgit.merge.methods.linear_form import BLOCK, Array
-from modelgit.merge.methods.registry import Inputs, grid
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, sums, widen
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import FRAME_BYTES, frame_count

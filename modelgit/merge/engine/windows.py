@@ -19,7 +19,7 @@ import numpy as np
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
-from modelgit.merge.methods.linear_form import Array
+from modelgit.merge.blocks.sums import Array
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.files.tensors import FileTensors, StoredTensors
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size

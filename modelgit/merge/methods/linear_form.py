@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from modelgit.errors import UsageError
+from modelgit.merge.blocks.sums import Array, tree_sum
+from modelgit.merge.blocks.vectors import vectors as pinned
 
-BLOCK = 1 << 14  # elements of each vector worked on at once: they stay in the cache
-Array = npt.NDArray[np.float64]
+__all__ = ["Array", "LinearForm", "about_base", "cosine_of", "gram", "small_dot", "tree_sum", "weighted_mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +53,13 @@ def about_base(form: LinearForm) -> LinearForm:
 # ----------------------------------------------------------------------------------- sums in a pinned order
 
 
-def tree_sum(values: Array) -> float:
-    """Return the sum of all elements, in one order on every machine: blocks as `folded`, then one after another."""
-    flat = values.reshape(1, -1)
-    return float(sum(folded(flat[:, start : start + BLOCK].copy())[0] for start in range(0, flat.size, BLOCK)))
-
-
-def folded(rows: Array) -> Array:
-    """Return the sum of each row, (k, n) to (k,), halves folded onto each other; `rows` is used up."""
-    size = rows.shape[1]
-    while size > 1:
-        half = (size + 1) // 2
-        rows[:, : size - half] += rows[:, half:size]
-        size = half
-    return rows[:, 0]
-
-
 def gram(vectors: Sequence[Array]) -> Array:
     """Return the matrix of inner products of the flattened vectors, shape (M, M), summed as `tree_sum` does."""
-    count, flat = len(vectors), [vector.reshape(-1) for vector in vectors]
-    result = np.zeros((count, count))
-    for start in range(0, flat[0].size, BLOCK):
-        block = np.stack([vector[start : start + BLOCK] for vector in flat])
-        for i in range(count):
-            result[i, i:] += folded(block[i:] * block[i])
-    return np.triu(result) + np.triu(result, 1).T
+    parts = pinned().gram([np.ascontiguousarray(vector).reshape(-1) for vector in vectors])
+    total = np.zeros((len(vectors), len(vectors)))
+    for part in parts:
+        total += part
+    return total
 
 
 def small_dot(left: Sequence[float], right: Sequence[float]) -> float:

@@ -1,0 +1,1 @@
+"""Choosing what to merge by measuring: which models, which coefficients, whether a straight path joins them."""

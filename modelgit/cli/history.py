@@ -35,11 +35,12 @@ def register_versions(app: typer.Typer) -> None:
         session: Session,
         source: Annotated[Path, typer.Argument(help="A .safetensors file, a .pt/.bin checkpoint, a folder.")],
         message: Message = None,
-        path: Annotated[str, typer.Option("--path", help="What a single file is called.")] = "model.safetensors",
+        path: Annotated[str, typer.Option("--path", help="What a single file is to be called.")] = "model.safetensors",
     ) -> "Committed":
         """Commit a model from elsewhere.
 
-        A safetensors file, a PyTorch checkpoint (never unpickled), or a Hugging Face folder with all its files.
+        A safetensors file or a PyTorch checkpoint (never unpickled) joins the files of the version before; a Hugging
+        Face folder, with all its files, takes the place of all of them.
         """
         from modelgit.porcelain.importing import import_model
 
@@ -113,7 +114,10 @@ def register_moves(app: typer.Typer) -> None:
         create: Annotated[bool, typer.Option("-c", "--create", help="Make the branch first.")] = False,
         force: Force = False,
     ) -> "CheckedOut":
-        """Go to a branch, its files with it."""
+        """Go to a branch, its files with it.
+
+        Local changes come along where both versions have the same file; they are named.
+        """
         from modelgit.porcelain import work
 
         if create:
@@ -155,15 +159,26 @@ def register_looks(app: typer.Typer) -> None:
     @command(app, "diff", panel=LOOKING)
     def diff(
         session: Session,
-        old: Annotated[str, typer.Argument(metavar="A", help="The version before.")],
-        new: Annotated[str, typer.Argument(metavar="B", help="The version after.")] = "HEAD",
+        old: Annotated[
+            str | None, typer.Argument(metavar="A", help="The version before, or A..B [default: HEAD].")
+        ] = None,
+        new: Annotated[
+            str | None, typer.Argument(metavar="B", help="The version after [default: HEAD; without A the work tree].")
+        ] = None,
         stat: Annotated[bool, typer.Option("--stat", help="Sum up by layer, not by tensor.")] = False,
         depth: Annotated[int, typer.Option("--depth", min=1, help="How many parts of a name make a layer.")] = 2,
     ) -> "Difference":
         """Compare two versions, tensor by tensor.
 
         For each the share of elements that changed, the relative norm of the change, the cosine of old and new.
+        Without arguments: what the work tree holds, against HEAD. With one: that version against HEAD.
         """
         from modelgit.porcelain import comparing
 
-        return comparing.diff(session.repo(), old, new, depth=depth if stat else 0, listener=session.listener)
+        repo, depth = session.repo(), depth if stat else 0
+        if old is None:
+            return comparing.diff_worktree(repo, depth=depth, listener=session.listener)
+        found = comparing.diff(repo, old, new or "HEAD", depth=depth, listener=session.listener)
+        if new is None and found.old == found.new:
+            session.out.hint("the work tree against HEAD: modelgit diff, without arguments")
+        return found

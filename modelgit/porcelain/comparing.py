@@ -1,18 +1,25 @@
-"""Comparing two versions, tensor by tensor or layer by layer."""
+"""Comparing two versions, or the work tree with HEAD, tensor by tensor or layer by layer."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
+from modelgit.errors import FormatError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest
+from modelgit.formats.source import TensorSource
 from modelgit.merge.compare import Comparison, compare
+from modelgit.porcelain.plumbing.showing import NO_TENSORS, source_of
 from modelgit.porcelain.versions import DEFAULT_PATH
-from modelgit.repo.repository import Repository
+from modelgit.repo import worktree
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.store.files.tensors import StoredTensors
 
-NO_TENSORS = Manifest("", 0, 0, ())
+RANGE = re.compile(r"(|.*[^.])\.\.(|[^./].*)")  # A..B; no name of a commit has two dots
+Sources = Mapping[str, TensorSource]
+Found = list[tuple[str, Comparison]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +54,102 @@ class LayerChange:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How version `new` differs from `old`; `layers` is filled instead of `tensors` when a summary is asked for."""
+    """How `new` differs from version `old`; `new` is None for the work tree.
+
+    `layers` is filled instead of `tensors` when a summary is asked for. `renamed` are weight files with the same
+    content under another path, old and new; their tensors are among the `same`.
+    """
 
     old: str
-    new: str
+    new: str | None
     same: int
     tensors: tuple[TensorChange, ...]
     layers: tuple[LayerChange, ...]
     files: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, listener: Listener = ignore) -> Difference:
     """Returns how `new` differs from `old`; with a `depth`, by the first parts of the tensors' names.
 
+    `old` may name both, as in A..B.
+
     Raises:
         MissingObject, CorruptObject: a tensor that differs cannot be read.
     """
+    both = RANGE.fullmatch(old)
+    if both:
+        old, new = both[1] or "HEAD", both[2] or "HEAD"
     before, after = repo.version(old), repo.version(new)
-    paths = sorted({*before.manifests, *after.manifests})
-    total = len({(path, t.name) for v in (before, after) for path, m in v.manifests.items() for t in m.tensors})
+    files = tuple(p for p in sorted({*before.files, *after.files}) if before.files.get(p) != after.files.get(p))
+    renamed = renames(before.manifests, after.manifests)
+    names = dict(renamed)
+    here = {names.get(path, path): manifest for path, manifest in before.manifests.items()}
+    found = compared(repo, stored(repo, here), stored(repo, after.manifests), listener)
+    return summed_up((before.commit, after.commit), found, files, renamed, depth)
+
+
+def diff_worktree(repo: Repository, *, depth: int = 0, listener: Listener = ignore) -> Difference:
+    """Returns how the work tree differs from HEAD; new weight files count, since a commit would take them.
+
+    Raises:
+        RevisionError: there are no commits yet. RepositoryError: there is no work tree, or a merge is under way in it.
+        FormatError: a weight file is malformed. MissingObject, CorruptObject.
+    """
+    before = repo.version("HEAD")
+    changes = {change.path: change for change in worktree.status(repo).changes}
+    weights = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
+    after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
+    edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}
+    found = compared(repo, stored(repo, before.manifests), {**stored(repo, after), **edited}, listener)
+    return summed_up((before.commit, None), found, tuple(sorted(changes.keys() - weights.keys())), (), depth)
+
+
+def in_worktree(repo: Repository, change: worktree.Change) -> TensorSource:
+    """Returns the tensors of a weight file of the work tree. Raises FormatError if it cannot be read."""
+    if change.problem is not None:
+        raise FormatError(change.problem)
+    return source_of(repo, (repo.worktree or repo.git_dir) / change.path)
+
+
+def stored(repo: Repository, manifests: Mapping[str, Manifest]) -> Sources:
+    """Returns the tensors of weight files in the store."""
+    return {path: StoredTensors(repo.store, manifest) for path, manifest in manifests.items()}
+
+
+def renames(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[tuple[str, str], ...]:
+    """Returns old and new path of the weight files that changed nothing but their name."""
+    gone = {manifest: path for path, manifest in sorted(before.items(), reverse=True) if path not in after}
+    fresh = {path: manifest for path, manifest in sorted(after.items()) if path not in before}
+    return tuple((gone.pop(manifest), path) for path, manifest in fresh.items() if manifest in gone)
+
+
+def compared(repo: Repository, old: Sources, new: Sources, listener: Listener) -> Found:
+    """Returns the comparison of every tensor of either side, path by path."""
+    nothing: TensorSource = StoredTensors(repo.store, NO_TENSORS)
+    pairs = {path: (old.get(path, nothing), new.get(path, nothing)) for path in sorted({*old, *new})}
+    total = sum(len({*before.names(), *after.names()}) for before, after in pairs.values())
     listener(Started("compare", total, "tensors"))
-    found: list[tuple[str, Comparison]] = []
-    for path in paths:
-        pair = [StoredTensors(repo.store, version.manifests.get(path, NO_TENSORS)) for version in (before, after)]
+    found: Found = []
+    for path, pair in pairs.items():
         for comparison in compare(*pair):
             found.append((path, comparison))
             listener(Advanced("compare", 1))
     listener(Finished("compare"))
+    return found
+
+
+def summed_up(
+    ends: tuple[str, str | None],
+    found: Found,
+    files: tuple[str, ...],
+    renamed: tuple[tuple[str, str], ...],
+    depth: int,
+) -> Difference:
+    """Returns the report on what was found, by layer if there is a `depth`."""
     changed = tuple(tensor_change(path, c) for path, c in found if c.kind != "same")
-    files = tuple(p for p in sorted({*before.files, *after.files}) if before.files.get(p) != after.files.get(p))
     layers = tuple(layer_changes(found, depth)) if depth else ()
-    return Difference(before.commit, after.commit, len(found) - len(changed), () if depth else changed, layers, files)
+    return Difference(*ends, len(found) - len(changed), () if depth else changed, layers, files, renamed)
 
 
 def tensor_change(path: str, comparison: Comparison) -> TensorChange:

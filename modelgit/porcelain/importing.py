@@ -39,7 +39,7 @@ class Import:
 def import_model(
     repo: Repository, source: Path, message: str | None = None, *, path: str = DEFAULT_PATH, listener: Listener = ignore
 ) -> Committed:
-    """Commits the model in `source` to the branch checked out: a file as `path`, a folder with all its files.
+    """Commits the model in `source` to the branch checked out: a file as `path`, a folder in the place of all files.
 
     Raises:
         FormatError: what is there is no model, or not plain files. DirtyWorktree: local changes lie in the way.
@@ -65,7 +65,8 @@ def import_model(
 def single_file(work: Import, path: str) -> Files:
     """Returns the one weight file of an import, under `path`."""
     if not path.endswith(WEIGHTS_SUFFIX):
-        raise UsageError(f"--path {path}: expected a name that ends with {WEIGHTS_SUFFIX}")
+        hint = f"--path {Path(path).stem}{WEIGHTS_SUFFIX}"
+        raise UsageError(f"--path {path}: expected a name that ends with {WEIGHTS_SUFFIX}", hint=hint)
     check_path(path, "--path")
     try:
         mode = work.source.stat().st_mode

@@ -5,16 +5,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import DirtyWorktree, RepositoryError, RevisionError, UsageError
-from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest
+from modelgit.errors import DirtyWorktree, MissingObject, RepositoryError, RevisionError, UsageError
+from modelgit.events import Listener, Noted, ignore
+from modelgit.formats.manifest import Manifest, write
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo import worktree
+from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
 from modelgit.repo.filling import fill, left_over
+from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import Repository
-from modelgit.repo.worktree import Status
+from modelgit.repo.worktree import Change, Status
 
 MAX_NAMED = 5
+OWN_PATHS = (RECORD_PATH, ATTRIBUTES_PATH)
+# Files that git keeps in the middle of something, and the command to go on with or to give up.
+UNDER_WAY = {
+    "rebase-merge": "rebase",
+    "rebase-apply": "am",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "MERGE_HEAD": "merge",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,7 @@ class Committed:
     """A new version: its commit, the branch it went to, and how its weights differ from its parent's.
 
     Counts are of tensors; `stored_bytes` is what it added to the object store, of `size_bytes` in weight files.
+    `files` are those that are new or changed, `deleted` those that are gone, without modelgit's own.
     """
 
     commit: str
@@ -41,20 +53,50 @@ class Committed:
     same: int
     size_bytes: int
     stored_bytes: int
+    files: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedOut:
-    """Where the work tree is now; `branch` is None at a commit that is no branch's, `created` tells of a new branch."""
+    """Where the work tree is now; `branch` is None at a commit that is no branch's, `created` tells of a new branch.
+
+    `kept` are local changes that came along, `left` is a commit that was checked out and is on no branch or tag.
+    """
 
     commit: str
     branch: str | None
     created: bool = False
+    kept: tuple[Change, ...] = ()
+    left: str | None = None
 
 
 def status(repo: Repository) -> Status:
-    """Returns what differs from HEAD, tensor by tensor."""
+    """Returns what differs from HEAD, tensor by tensor.
+
+    Raises:
+        RepositoryError: git has left conflicts, which are named, or the repository is bare.
+    """
+    refuse_conflicts(repo)
     return worktree.status(repo)
+
+
+def refuse_conflicts(repo: Repository) -> None:
+    """Refuses a work tree in which git waits for conflicts to be resolved. Raises RepositoryError, with the way out."""
+    rows = repo.git.run_bytes("ls-files", "--unmerged", "-z").split(b"\0") if repo.worktree is not None else []
+    paths = sorted({os.fsdecode(row.partition(b"\t")[2]) for row in rows if row})
+    if not paths:
+        return
+    verb = next((verb for name, verb in UNDER_WAY.items() if (repo.private_dir / name).exists()), None)
+    where = f"a git {verb} is under way here" if verb else "git has left conflicts here"
+    go_on = f", then git {verb} --continue; or git {verb} --abort" if verb else ""
+    hint = f"take a side: git checkout --ours FILE, or --theirs; git add FILE{go_on}"
+    raise RepositoryError(f"{where}, with conflicts in {some(paths)}", hint=hint)
+
+
+def some(paths: Sequence[str]) -> str:
+    """Returns the first of many paths in a row."""
+    return ", ".join(paths[:MAX_NAMED]) + (" …" if len(paths) > MAX_NAMED else "")
 
 
 def add(repo: Repository, paths: Sequence[str], folder: Path, listener: Listener = ignore) -> Added:
@@ -69,8 +111,21 @@ def add(repo: Repository, paths: Sequence[str], folder: Path, listener: Listener
     outside = [path for path, place in zip(paths, inside, strict=True) if Path(place).parts[:1] == (os.pardir,)]
     if outside:
         raise UsageError(f"{outside[0]} lies outside the work tree", hint=f"the work tree is {repo.worktree}")
-    worktree.add(repo, inside, listener=listener)
+    try:
+        worktree.add(repo, inside, listener=listener)
+    except UsageError as error:
+        raise UsageError(error.message, hint=f"paths are relative to the folder you are in: {folder}") from error
+    tell_of_checkpoints(inside, listener)
     return Added(tuple(inside))
+
+
+def tell_of_checkpoints(paths: Sequence[str], listener: Listener) -> None:
+    """Says of checkpoints that were added as they are that there is a better way."""
+    from modelgit.formats.torch_zip import SUFFIXES
+
+    found = [path for path in paths if path.endswith(SUFFIXES)]
+    if found:
+        listener(Noted(f"{some(found)}: git will keep every version whole; modelgit import takes in the tensors"))
 
 
 def commit(repo: Repository, message: str, listener: Listener = ignore) -> Committed:
@@ -81,6 +136,8 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
     """
     if not message.strip():
         raise UsageError("empty commit message", hint='say what changed: -m "…"')
+    for path in worktree.Look(repo).new_weights():
+        check_path(path, "commit")  # in the index it would stop every further command
     before = repo.packed_bytes()
     head = repo.head()
 
@@ -89,9 +146,8 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
 
     made = worktree.commit_worktree(repo, message, files=record, listener=listener)
     if made is None:
-        raise RepositoryError(
-            "nothing to commit: the work tree is as HEAD has it", hint="modelgit status shows what git sees"
-        )
+        told = "the work tree is as HEAD has it" if head else "no weight file is here, and no other file was added"
+        raise RepositoryError(f"nothing to commit: {told}", hint="modelgit status shows what git sees")
     return committed(repo, made, repo.branch(), repo.packed_bytes() - before)
 
 
@@ -118,7 +174,10 @@ def committed(repo: Repository, made: str, branch: str | None, stored_bytes: int
     before: Mapping[str, Manifest] = repo.version(parents[0]).manifests if parents else {}
     counts = tensor_changes(before, version.manifests)
     size = sum(manifest.size_bytes for manifest in version.manifests.values())
-    return Committed(made, branch, version.entry.subject, parents, *counts, size, stored_bytes)
+    old, new = repo.version(parents[0]).tree() if parents else {}, version.tree()
+    files = tuple(path for path in sorted(new) if new[path] != old.get(path) and path not in OWN_PATHS)
+    deleted = tuple(path for path in sorted(old.keys() - new.keys()) if path not in OWN_PATHS)
+    return Committed(made, branch, version.entry.subject, parents, *counts, size, stored_bytes, files, deleted)
 
 
 def tensor_changes(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[int, int, int, int]:
@@ -142,9 +201,66 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
     created = follow_remote_branch(repo, rev)
     if rev == "HEAD":
         fill_in(repo, listener)
-    made = worktree.checkout(repo, rev, force=force, listener=listener)
+    return arrive(repo, rev, created=created, force=force, listener=listener)
+
+
+def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: Listener) -> CheckedOut:
+    """Makes the work tree the version `rev`, and says what came along and what was left behind.
+
+    Raises:
+        RepositoryError: another work tree is on that branch. DirtyWorktree, RevisionError, MissingObject.
+    """
+    refuse_shared_branch(repo, rev)
+    before = repo.head() if repo.branch() is None else None
+    made = reach(repo, rev, force, listener)
+    set_up(repo, made, listener)
     fill_in(repo, listener)
-    return CheckedOut(made, repo.branch(), created=created)
+    kept = () if force else tuple(change for change in worktree.status(repo).changes if change.kind != "new")
+    return CheckedOut(made, repo.branch(), created, kept, before if before and is_lost(repo, before) else None)
+
+
+def reach(repo: Repository, rev: str, force: bool, listener: Listener) -> str:
+    """Makes the work tree the version `rev`, with objects from the remotes where they are not here yet."""
+    try:
+        return worktree.checkout(repo, rev, force=force, listener=listener)
+    except MissingObject:
+        from modelgit.porcelain.plumbing.seeking import seek
+
+        target = repo.version(repo.branches().get(rev, rev))
+        seek(repo, {path: write(manifest).encode() for path, manifest in target.manifests.items()}, listener)
+    return worktree.checkout(repo, rev, force=force, listener=listener)
+
+
+def refuse_shared_branch(repo: Repository, branch: str) -> None:
+    """Refuses a branch that another work tree is on: a commit there would make files here look reverted.
+
+    Raises:
+        RepositoryError: naming that work tree.
+    """
+    if branch == repo.branch() or not (repo.git_dir / "worktrees").is_dir():
+        return
+    place = ""
+    for row in repo.git.run("worktree", "list", "--porcelain").splitlines():
+        place = row.removeprefix("worktree ") if row.startswith("worktree ") else place
+        if row == f"branch refs/heads/{branch}":
+            hint = f"work there, or make a branch of your own: modelgit switch -c NAME {branch}"
+            raise RepositoryError(f"'{branch}' is checked out in another work tree, {place}", hint=hint)
+
+
+def is_lost(repo: Repository, commit: str) -> bool:
+    """Tells whether neither HEAD nor any branch or tag leads to a commit."""
+    if repo.git.attempt("merge-base", "--is-ancestor", commit, "HEAD")[0] == 0:
+        return False
+    return not repo.git.run("for-each-ref", "--count=1", f"--contains={commit}")
+
+
+def set_up(repo: Repository, commit: str, listener: Listener) -> None:
+    """Sets up a clone by plain git that has weight files now: else git's next `add` would take them whole."""
+    if "modelgit.version" in repo.git.settings or not repo.version(commit).manifests:
+        return
+    with repo.git.taking_locks():
+        repo.hooked = configure(repo.git, repo.git_dir)
+    listener(Noted("set up this clone for weights, as modelgit init does: plain git stores manifests from now on"))
 
 
 def follow_remote_branch(repo: Repository, rev: str) -> bool:
@@ -168,9 +284,7 @@ def switch(repo: Repository, branch: str, *, force: bool = False, listener: List
     created = follow_remote_branch(repo, branch)
     if branch not in repo.branches():
         raise RevisionError(f"'{branch}' is no branch", hint=f"go to the commit itself: modelgit checkout {branch}")
-    made = worktree.checkout(repo, branch, force=force, listener=listener)
-    fill_in(repo, listener)
-    return CheckedOut(made, branch, created)
+    return arrive(repo, branch, created=created, force=force, listener=listener)
 
 
 def create_branch(repo: Repository, branch: str, start: str | None, listener: Listener = ignore) -> CheckedOut:
@@ -189,8 +303,7 @@ def create_branch(repo: Repository, branch: str, start: str | None, listener: Li
         return CheckedOut("", branch, created=True)
     commit = repo.resolve(start or "HEAD")
     repo.set_ref(f"refs/heads/{branch}", commit, expected=None)
-    worktree.checkout(repo, branch, listener=listener)
-    return CheckedOut(commit, branch, created=True)
+    return arrive(repo, branch, created=True, force=False, listener=listener)
 
 
 def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
@@ -220,8 +333,8 @@ def require_clean(repo: Repository) -> None:
         return
     changed = [change.path for change in worktree.status(repo).changes if change.kind != "new"]
     if changed:
-        named = ", ".join(changed[:MAX_NAMED]) + (" …" if len(changed) > MAX_NAMED else "")
-        raise DirtyWorktree(f"the work tree has changes: {named}", hint="commit them first: modelgit commit -m MSG")
+        hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
+        raise DirtyWorktree(f"the work tree has changes: {some(changed)}", hint=hint)
 
 
 def land(repo: Repository, made: str, listener: Listener = ignore) -> str | None:

@@ -46,11 +46,17 @@ MERGE = Merged(
 RESULTS: dict[str, object] = {
     "init": Initialised("models", "/x/models/.git", "main", bare=False),
     "init-bare": Initialised("shared.git", "/x/shared.git", "main", bare=True),
-    "commit": Committed(A, "main", "First version", (), 2, 0, 0, 0, 18_800_000, 12_500_000),
-    "commit-detached": Committed(B, None, "Fine-tune", (A,), 0, 3, 1, 200, 18_800_000, 4_700_000),
+    "commit": Committed(A, "main", "First version", (), 2, 0, 0, 0, 18_800_000, 12_500_000, ("model.safetensors",)),
+    "commit-ordinary": Committed(A, "main", "Scripts", (), 0, 0, 0, 0, 0, 0, ("train.py",)),
+    "commit-nothing": Committed(B, "main", "Import base", (A,), 0, 0, 0, 204, 18_800_000, 0),
+    "import": Committed(
+        B, "main", "Import", (A,), 2, 0, 1, 0, 9, 9, tuple(f"{i}.safetensors" for i in range(14)), ("train.py", "x.md")
+    ),
+    "commit-detached": Committed(B, None, "Tune", (A,), 0, 3, 1, 200, 18_800_000, 4_700_000, ("model.safetensors",)),
     "add": Added(("config.json",)),
     "checkout": CheckedOut(A, "main"),
     "checkout-new": CheckedOut(A, "reviews", created=True),
+    "checkout-kept": CheckedOut(A, "main", kept=tuple(Change(f"{i}.txt", "modified") for i in range(14)), left=B),
     "checkout-detached": CheckedOut(A, None),
     "status-empty": Status("main", None, (), ()),
     "status-detached": Status(None, A, (), ()),
@@ -61,9 +67,9 @@ RESULTS: dict[str, object] = {
         (
             Change("model.safetensors", "modified", ManifestDiff((), (), ((ENTRY, ENTRY),), 7)),
             Change("new.safetensors", "new"),
-            Change("broken.safetensors", "modified", problem="truncated"),
+            Change("broken.safetensors", "modified", problem="/x/models/broken.safetensors: truncated"),
         ),
-        ("notes.txt",),
+        ("notes.txt", "two\nlines.txt"),
     ),
     "log": History(
         (
@@ -104,6 +110,18 @@ RESULTS: dict[str, object] = {
         (),
         ("config.json",),
     ),
+    "diff-files": Difference(
+        A,
+        None,
+        7,
+        (
+            TensorChange("a.safetensors", "layer.weight", "changed", "F32", (2, 3), 0.5, 0.0123456, 0.99995),
+            TensorChange("b.safetensors", "layer.weight", "removed", "F32", (2, 3), None, None, None),
+        ),
+        (),
+        (),
+        (("old.safetensors", "new.safetensors"),),
+    ),
     "diff-stat": Difference(A, B, 7, (), (LayerChange("blocks.0", 12, 3, 1000, 0.25, 0.0123),), ()),
     "diff-nothing": Difference(A, B, 8, (), (), ()),
     "merge": MERGE,
@@ -114,6 +132,7 @@ RESULTS: dict[str, object] = {
     "clone": Cloned("../shared.git", "copy", "main", A),
     "clone-empty": Cloned("../shared.git", "copy", "main", None),
     "push": Transferred("push", "origin", {"main": A}, 12, 4_700_000),
+    "fetch-objects": Transferred("fetch", "origin", {}, 12, 4_700_000),
     "fetch-nothing": Transferred("fetch", "origin", {}, 0, 0),
     "export": Exported(A, "out", ("config.json", "model.safetensors"), 18_800_123),
     "verify": Verified(C, "linear", (A, B), 1, 204),
@@ -139,6 +158,7 @@ RESULTS: dict[str, object] = {
         3_000_000,
         1_495_000,
     ),
+    "du-clean": Usage((), (), (), 0, 0, Saved(0, 0, 0, 0), 1_000, 0, 0),
     "du-nothing": Usage((), (), (), 0, 0, Saved(0, 0, 0, 0), 0, 0, 0),
     "gc": Swept(False, 9_000_000, 6_000_000, 30, 2, 1_000_000, 5_000_000, None, ("/x/.a.tmp",), False),
     "gc-deep": Swept(False, 9_000_000, 6_000_000, 30, 1, 0, 9_000_000, 2_900_000, (), True),
@@ -194,6 +214,19 @@ def test_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("NO_COLOR", "FORCE_COLOR", "CI", "TTY_COMPATIBLE"):
         monkeypatch.delenv(variable, raising=False)
     assert shown(name, Terminal()) == (SNAPSHOTS / f"{name}.tty").read_bytes().decode()
+
+
+def test_a_narrow_terminal_cuts_subjects_and_keeps_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    uses = (VersionUse(C, "word " * 40, ("main",), 18_800_000, 17_500_000, 5_000),)
+    stream = Terminal()
+    Output(stream, io.StringIO()).result(
+        Usage(uses, (), (), 18_800_000, 17_500_000, Saved(0, 0, 0, 0), 1, 0, 0), view_of
+    )
+    row = stream.getvalue().splitlines()[-1]
+    assert row.startswith("cccccccccc  18.8 MB  17.5 MB  5.0 kB  ")
+    assert row.endswith("…")
 
 
 def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under column titles; a title that ends with `>` is of a column of numbers, flush right."""
+    """Rows under column titles.
+
+    A title that ends with `>` is of a column of numbers, flush right; one with `~` of text that is cut rather than
+    broken where a terminal is narrow.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -36,12 +40,17 @@ class Table:
     @property
     def titles(self) -> tuple[str, ...]:
         """The titles as they are shown."""
-        return tuple(column.removesuffix(">") for column in self.columns)
+        return tuple(column.rstrip(">~") for column in self.columns)
 
     @property
     def right(self) -> tuple[bool, ...]:
         """Which columns are flush right."""
         return tuple(column.endswith(">") for column in self.columns)
+
+    @property
+    def cut(self) -> tuple[bool, ...]:
+        """Which columns are cut on a narrow terminal."""
+        return tuple(column.endswith("~") for column in self.columns)
 
 
 Block = Line | Table

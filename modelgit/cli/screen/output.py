@@ -93,7 +93,7 @@ def show(blocks: Iterable[Block], stream: TextIO) -> None:
         return
     for block in blocks:
         lines = [str(block)] if isinstance(block, Line) else plain_table(block)
-        stream.writelines(safe(text) + "\n" for text in lines)
+        stream.writelines(one_line(text) + "\n" for text in lines)
     stream.flush()
 
 
@@ -104,7 +104,7 @@ def show_rich(blocks: Iterable[Block], stream: TextIO) -> None:
     terminal = console(stream)
     for block in blocks:
         if isinstance(block, Line):
-            text = Text.assemble(*((safe(span.text), STYLES[span.style]) for span in block.spans))
+            text = Text.assemble(*((one_line(span.text), STYLES[span.style]) for span in block.spans))
             terminal.print(text, soft_wrap=True)
         else:
             terminal.print(rich_table(block))
@@ -119,7 +119,10 @@ def rich_table(table: Table) -> object:
     for title, right in zip(table.titles, table.right, strict=True):
         drawn.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in table.rows:
-        drawn.add_row(*(Text(safe(cell)) for cell in row))
+        cells = zip(row, table.cut, strict=True)
+        drawn.add_row(
+            *(Text(safe(cell), no_wrap=cut or None, overflow="ellipsis" if cut else None) for cell, cut in cells)
+        )
     return drawn
 
 
@@ -143,6 +146,11 @@ def colours(stream: TextIO) -> bool:
 def safe(text: str) -> str:
     """Returns text that a terminal only shows: control and direction characters are written out."""
     return text.translate(CONTROLS)
+
+
+def one_line(text: str) -> str:
+    """Returns text that stays on its line, whatever a file is called."""
+    return safe(text).replace("\n", "\\n")
 
 
 # ----------------------------------------------------------------------------------------------------- JSON

@@ -55,20 +55,23 @@ def swept(result: "Swept") -> Iterator[Block]:
 @view("Usage", lambda result: [use.commit for use in result.versions])
 def usage(result: "Usage") -> Iterator[Block]:
     """What uses the bytes."""
+    if not result.versions and not result.disk_bytes:
+        yield line("No weights are stored here yet")
+        return
     share = f" ({100 * result.stored_bytes / result.size_bytes:.1f} %)" if result.size_bytes else ""
     files = f"{count_text(len(result.versions), 'version')}, {bytes_text(result.size_bytes)} of weight files"
     yield line(f"{files}, stored in ", strong(bytes_text(result.stored_bytes)), share)
     yield from saved_lines(result)
     if result.versions:
         yield line("")
-        yield Table(("version", "files>", "stored>", "own>", "", "subject"), tuple(version_rows(result)))
+        yield Table(("version", "files>", "stored>", "own>", "~", "subject~"), tuple(version_rows(result)))
     if len(result.versions) > SHOWN:
         yield line(faint(f"and {len(result.versions) - SHOWN} more with less of their own: modelgit du --json"))
     if result.branches:
         yield line("")
         most = max(use.stored_bytes for use in result.branches)
         rows = [(use.branch, f"{use.versions:,}", *bytes_row(use, most)) for use in result.branches[:SHOWN]]
-        yield Table(("branch", "versions>", "stored>", "own>", ""), tuple(rows))
+        yield Table(("branch", "versions>", "stored>", "own>", "~"), tuple(rows))
     if result.tensors:
         yield line("")
         columns = ("largest tensors", "size>", "stored>", "as", "depth>", "versions>")
@@ -87,9 +90,9 @@ def saved_lines(result: "Usage") -> Iterator[Block]:
     told = ", ".join(f"{word} {bytes_text(count)}" for count, word in parts if count > 0)
     if told:
         yield line(f"  saved by {told}")
-    gone = f"{bytes_text(result.dead_bytes)} needed by nothing"
-    waiting = f", {bytes_text(result.waiting_bytes)} condemned" if result.waiting_bytes else ""
-    yield line(faint(f"  {bytes_text(result.disk_bytes)} on disk: {gone}{waiting} (modelgit gc)"))
+    rest = ((result.dead_bytes, "needed by nothing"), (result.waiting_bytes, "condemned"))
+    told = ", ".join(f"{bytes_text(count)} {word}" for count, word in rest if count)
+    yield line(faint(f"  {bytes_text(result.disk_bytes)} on disk{f': {told} (modelgit gc)' if told else ''}"))
 
 
 def version_rows(result: "Usage") -> Iterator[tuple[str, ...]]:

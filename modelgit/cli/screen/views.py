@@ -70,11 +70,21 @@ def committed(result: "Committed") -> Iterator[Block]:
     yield line(f"[{where} ", identity(result.commit), f"] {result.subject}")
     counts = ((result.changed, "changed"), (result.added, "new"), (result.removed, "removed"), (result.same, "shared"))
     told = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "none"
-    yield line(
-        faint(
-            f"  tensors: {told}; {bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"
-        )
-    )
+    if result.files:
+        yield line(f"  files: {some(result.files)}")
+    if result.parents and not result.files and not result.deleted:
+        yield line("  no file differs from the version before")
+    if result.deleted:
+        yield line("  deleted: ", Span(some(result.deleted), "bad"))
+    if result.size_bytes or result.removed:
+        stored = f"{bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"
+        yield line(faint(f"  tensors: {told}; {stored}"))
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns names in a row, the first of them if they are many."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @view("Added", lambda result: result.paths)
@@ -92,6 +102,13 @@ def checked_out(result: "CheckedOut") -> Iterator[Block]:
         at: list[str | Span] = [" at ", identity(result.commit)] if result.commit else []
         verb = "On new branch" if result.created else "On branch"
         yield line(f"{verb} ", strong(result.branch), *at)
+    for change in result.kept[:SHOWN]:
+        yield line("  ", Span(f"{change.kind:9}", "changed"), change.path)
+    if len(result.kept) > SHOWN:
+        yield line("  ", faint(f"and {len(result.kept) - SHOWN} more local changes"))
+    if result.left:
+        yield line("Left behind ", identity(result.left), ", which is on no branch")
+        yield line("  keep it: ", strong(f"git branch NAME {result.left[:10]}"))
 
 
 @view("Status", lambda result: [change.path for change in result.changes])
@@ -104,13 +121,16 @@ def status(result: "Status") -> Iterator[Block]:
     else:
         yield line("On ", strong(result.branch), " at ", identity(result.head))
     if not result.changes and not result.untracked:
-        yield line("Nothing has changed")
+        yield line("Nothing has changed" if result.head else "No files yet")
+    if not result.changes and not result.head:
+        yield line(
+            "  begin: ", strong("modelgit import FILE"), ", or put a .safetensors file here and ", commit_words()
+        )
     for change in result.changes:
         yield line("  ", Span(f"{change.kind:9}", "changed"), change.path, faint(tensor_summary(change)))
         yield from tensor_lines(change)
     if result.manifests:
-        names = f"{', '.join(result.manifests[:SHOWN])}{' …' if len(result.manifests) > SHOWN else ''}"
-        yield line("  manifests in the place of weights: ", names)
+        yield line("  manifests in the place of weights: ", some(result.manifests))
         yield line("  fill them in: ", strong("modelgit checkout"))
     for path in result.untracked[:SHOWN]:
         yield line("  ", faint("untracked"), " ", path)
@@ -118,10 +138,15 @@ def status(result: "Status") -> Iterator[Block]:
         yield line("  ", faint(f"and {len(result.untracked) - SHOWN} more untracked files"))
 
 
+def commit_words() -> Span:
+    """Returns the command for a commit."""
+    return strong("modelgit commit -m MSG")
+
+
 def tensor_summary(change: "Change") -> str:
     """Returns how many tensors of a weight file changed."""
     if change.problem:
-        return f"  cannot be read: {change.problem}"
+        return f"  cannot be read: {change.problem.rpartition(f'{change.path}: ')[2]}"
     if change.tensors is None:
         return ""
     diff = change.tensors
@@ -232,7 +257,7 @@ def record_lines(result: "VersionReport") -> Iterator[Line]:
 @view("Difference", lambda result: [change.name for change in result.tensors] or [row.layer for row in result.layers])
 def difference(result: "Difference") -> Iterator[Block]:
     """How two versions differ."""
-    yield line(identity(result.old), " → ", identity(result.new))
+    yield line(identity(result.old), " → ", identity(result.new) if result.new else "work tree")
     if result.layers:
         rows = tuple(
             (
@@ -244,14 +269,24 @@ def difference(result: "Difference") -> Iterator[Block]:
             for row in result.layers
         )
         yield Table(("layer", "changed tensors>", "changed elements>", "largest norm>"), rows)
-    if result.tensors:
-        columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
-        yield Table(columns, tuple(difference_row(change) for change in result.tensors))
+    yield from difference_tables(result)
     if not result.tensors and not result.layers:
         yield line("No tensor differs")
     yield line(faint(f"{count_text(result.same, 'tensor')} the same"))
+    for old, new in result.renamed:
+        yield line(f"file renamed: {old} → {new}")
     for path in result.files:
         yield line("file differs: ", path)
+
+
+def difference_tables(result: "Difference") -> Iterator[Block]:
+    """The tensors that differ, a table a weight file; a file is named where there are several."""
+    columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
+    paths = list(dict.fromkeys(change.path for change in result.tensors))
+    for path in paths:
+        if len(paths) > 1:
+            yield line(strong(path))
+        yield Table(columns, tuple(difference_row(change) for change in result.tensors if change.path == path))
 
 
 def difference_row(change: Any) -> tuple[str, ...]:
@@ -370,7 +405,8 @@ def cloned(result: "Cloned") -> Iterator[Block]:
 def transferred(result: "Transferred") -> Iterator[Block]:
     """What travelled."""
     if not result.refs:
-        yield line(f"{result.remote}: already up to date")
+        told = "branches already up to date; objects that were missing:" if result.objects else "already up to date"
+        yield line(f"{result.remote}: {told}")
     for ref, commit in result.refs.items():
         yield line("  ", identity(commit), " ", ref.removeprefix("refs/remotes/").removeprefix("refs/heads/"))
     if result.objects:

@@ -1,0 +1,216 @@
+"""What somebody who knows git expects: nothing goes silently, and what has changed can be seen before a commit."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
+from modelgit.events import Event, Noted
+from modelgit.porcelain import comparing, sharing, work
+from modelgit.porcelain.importing import import_model
+from modelgit.repo.repository import Repository
+
+MODEL = "model.safetensors"
+
+
+def git(folder: Path, *words: str, code: int = 0) -> str:
+    """Runs git as its user would, and returns what it prints."""
+    who = {f"GIT_{role}_{key}": "x@y" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **who}
+    )
+    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def write_model(place: Path, shift: float = 0.0, heads: int = 2) -> None:
+    """Writes a model of two tensors, the first of them moved by `shift`."""
+    body = np.arange(12, dtype=np.float32).reshape(3, 4) + 1 + np.float32(shift)
+    save_file({"body": body, "head": np.ones((heads, 4), np.float32)}, place)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    made = Repository.init(tmp_path / "models")
+    write_model(tmp_path / "models" / MODEL)
+    work.commit(made, "First")
+    return made
+
+
+@pytest.fixture
+def top(repo: Repository) -> Path:
+    assert repo.worktree is not None
+    return repo.worktree
+
+
+# ------------------------------------------------------------------------------------------------ looking
+
+
+def test_diff_of_the_work_tree_is_that_of_the_commit_made_of_it(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, 1.0)
+    write_model(top / "new.safetensors")
+    (top / "train.py").write_text("1")
+    work.add(repo, ["train.py"], top)
+    found = comparing.diff_worktree(repo)
+    assert [(c.path, c.name, c.kind) for c in found.tensors] == [
+        (MODEL, "body", "changed"),
+        ("new.safetensors", "body", "added"),
+        ("new.safetensors", "head", "added"),
+    ]
+    assert (found.new, found.same, found.files) == (None, 1, ("train.py",))
+    work.commit(repo, "Second")
+    made = comparing.diff(repo, "HEAD~1")
+    assert (made.tensors, made.same) == (found.tensors, found.same)
+    assert comparing.diff_worktree(repo).tensors == ()
+
+
+def test_diff_of_the_work_tree_sees_deleted_files_and_refuses_broken_ones(repo: Repository, top: Path) -> None:
+    (top / MODEL).unlink()
+    assert {c.kind for c in comparing.diff_worktree(repo).tensors} == {"removed"}
+    (top / MODEL).write_text("broken, and long enough")
+    with pytest.raises(FormatError, match="not a safetensors file"):
+        comparing.diff_worktree(repo)
+
+
+def test_diff_before_the_first_commit_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RevisionError, match="no commits yet"):
+        comparing.diff_worktree(Repository.init(tmp_path))
+
+
+def test_a_range_names_both_versions(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, 1.0)
+    work.commit(repo, "Second")
+    whole = comparing.diff(repo, "HEAD~1", "HEAD")
+    assert comparing.diff(repo, "HEAD~1..HEAD") == comparing.diff(repo, "HEAD~1..") == whole
+    assert comparing.diff(repo, "..HEAD~1") == comparing.diff(repo, "HEAD", "HEAD~1")
+    for word in ("HEAD~1...HEAD", "../model"):
+        with pytest.raises(RevisionError, match="unknown revision"):
+            comparing.diff(repo, word)
+
+
+def test_a_file_that_only_changed_its_name_is_told_as_such(repo: Repository, top: Path) -> None:
+    git(top, "mv", MODEL, "other.safetensors")
+    work.commit(repo, "Another name")
+    found = comparing.diff(repo, "HEAD~1")
+    assert (found.renamed, found.tensors, found.same) == (((MODEL, "other.safetensors"),), (), 2)
+
+
+@pytest.mark.parametrize("verb", ["merge", "cherry-pick"])
+def test_status_amid_conflicts_names_the_files_and_the_way_out(repo: Repository, top: Path, verb: str) -> None:
+    for name, heads in (("a", 3), ("b", 4)):
+        work.checkout(repo, "main")
+        work.create_branch(repo, name, None)
+        write_model(top / MODEL, heads=heads)
+        work.commit(repo, name)
+    git(top, verb, "a", code=1)
+    with pytest.raises(RepositoryError, match=rf"a git {verb} is under way here, with conflicts in {MODEL}") as caught:
+        work.status(repo)
+    assert f"git {verb} --continue; or git {verb} --abort" in str(caught.value.hint)
+    git(top, verb, "--abort")
+    assert work.status(repo).changes == ()
+
+
+# ------------------------------------------------------------------------------------------- taking in
+
+
+def test_an_import_names_what_came_and_what_went(repo: Repository, top: Path, tmp_path: Path) -> None:
+    (top / "train.py").write_text("1")
+    work.add(repo, ["train.py"], top)
+    made = work.commit(repo, "Script")
+    assert (made.files, made.deleted) == (("train.py",), ())
+    write_model(tmp_path / "one.safetensors", 2.0)
+    made = import_model(repo, tmp_path / "one.safetensors", path="named.safetensors")
+    assert (made.files, made.deleted) == (("named.safetensors",), ())
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    write_model(folder / "shard.safetensors")
+    (folder / "config.json").write_text("{}")
+    made = import_model(repo, folder)
+    assert made.files == ("config.json", "shard.safetensors")
+    assert made.deleted == (MODEL, "named.safetensors", "train.py")
+
+
+def test_a_name_that_may_not_be_stops_nothing_but_its_commit(repo: Repository, top: Path) -> None:
+    write_model(top / "two\nlines.safetensors")
+    with pytest.raises(FormatError, match="control characters"):
+        work.commit(repo, "Never")
+    assert [change.path for change in work.status(repo).changes] == ["two\nlines.safetensors"]
+    (top / "two\nlines.safetensors").rename(top / "lines.safetensors")
+    assert work.commit(repo, "Renamed").files == ("lines.safetensors",)
+
+
+def test_a_checkpoint_that_is_added_whole_is_remarked_upon(repo: Repository, top: Path) -> None:
+    heard: list[Event] = []
+    (top / "model.pt").write_bytes(b"x")
+    (top / "notes.txt").write_bytes(b"x")
+    work.add(repo, ["model.pt", "notes.txt"], top, heard.append)
+    assert [e.message for e in heard if isinstance(e, Noted)] == [
+        "model.pt: git will keep every version whole; modelgit import takes in the tensors"
+    ]
+    with pytest.raises(UsageError, match="no such file") as caught:
+        work.add(repo, ["nothing"], top)
+    assert str(top) in str(caught.value.hint)
+
+
+# ---------------------------------------------------------------------------------------- going elsewhere
+
+
+def test_local_changes_that_come_along_are_named(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, 1.0)
+    write_model(top / "new.safetensors")
+    for gone in (work.create_branch(repo, "b", None), work.switch(repo, "main")):
+        assert [(c.path, c.kind) for c in gone.kept] == [(MODEL, "modified")]
+    assert work.switch(repo, "b", force=True).kept == ()
+
+
+def test_commits_on_no_branch_are_not_left_silently(repo: Repository, top: Path) -> None:
+    git(top, "checkout", "--quiet", "--detach")
+    write_model(top / MODEL, 1.0)
+    lost = work.commit(repo, "On no branch").commit
+    assert work.create_branch(repo, "kept", None).left is None
+    git(top, "checkout", "--quiet", "--detach")
+    assert work.switch(repo, "main").left is None  # the branch still leads to it
+    git(top, "branch", "--quiet", "--delete", "--force", "kept")
+    git(top, "checkout", "--quiet", lost)
+    assert work.switch(repo, "main").left == lost
+
+
+@pytest.mark.parametrize("go", [work.switch, work.checkout])
+def test_a_branch_is_in_one_work_tree_at_a_time(
+    repo: Repository, top: Path, go: Callable[[Repository, str], work.CheckedOut]
+) -> None:
+    git(top, "worktree", "add", "--quiet", "-b", "beside", "../beside")
+    with pytest.raises(RepositoryError, match="'beside' is checked out in another work tree") as caught:
+        go(repo, "beside")
+    assert str(top.parent / "beside") in caught.value.message
+    assert repo.branch() == "main"
+    git(top, "worktree", "remove", "../beside")
+    assert go(repo, "beside").branch == "beside"
+
+
+@pytest.mark.parametrize("step", ["checkout", "switch"])
+def test_a_clone_by_plain_git_keeps_weights_out_of_git(repo: Repository, top: Path, tmp_path: Path, step: str) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    work.create_branch(repo, "other", None)
+    write_model(top / MODEL, 1.0)
+    work.commit(repo, "Other")
+    sharing.push(repo, "origin", ["main", "other"])
+    git(tmp_path, "clone", "--quiet", "shared.git", "clone")
+    clone, heard = tmp_path / "clone", list[Event]()
+    assert (clone / MODEL).read_bytes().startswith(b"modelgit manifest")
+    copy = Repository.open(clone)
+    if step == "checkout":
+        work.checkout(copy, "HEAD", listener=heard.append)
+    else:
+        work.switch(copy, "other", listener=heard.append)  # brings the objects, too
+        assert (clone / MODEL).read_bytes() == (top / MODEL).read_bytes()
+    assert any(isinstance(e, Noted) and "set up this clone for weights" in e.message for e in heard)
+    write_model(clone / MODEL, 3.0)
+    git(clone, "commit", "--quiet", "--all", "--message", "By plain git")
+    assert git(clone, "show", f"HEAD:{MODEL}").startswith("modelgit manifest")

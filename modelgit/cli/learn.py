@@ -27,6 +27,9 @@ def register(app: typer.Typer) -> None:
         repo: Annotated[Path | None, typer.Option("--repo", help="The repository, made if absent.")] = None,
         report: Annotated[Path | None, typer.Option("--report", help="Write PATH.json, PATH.svg, PATH.html.")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the file.")] = None,
+        only: Annotated[
+            list[str] | None, typer.Option("--only", metavar="PATTERN", help="These steps and what they need; repeat.")
+        ] = None,
         workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
         device: Device = "auto",
     ) -> "Ran":
@@ -37,7 +40,7 @@ def register(app: typer.Typer) -> None:
         """
         from modelgit.pipeline.start import Options, run_pipeline
 
-        options = Options(tuple(set_ or ()), repo, report, workers, device)
+        options = Options(tuple(set_ or ()), repo, report, workers, device, tuple(only or ()))
         return run_pipeline(pipeline, options, session.listener)
 
     @command(app, "evaluate", panel=LEARNING)

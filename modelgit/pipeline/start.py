@@ -14,7 +14,7 @@ from modelgit.pipeline.publish import publish
 from modelgit.pipeline.run import Coordinator
 from modelgit.pipeline.steps import Steps, weights_file
 from modelgit.porcelain.scores import drop_features
-from modelgit.recipe.pipeline import Pipeline, load_pipeline
+from modelgit.recipe.pipeline import Pipeline, load_pipeline, part_of
 from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
 from modelgit.train.datasets import load_dataset
@@ -27,13 +27,17 @@ GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run: overrides of the file, where to, with how many workers (0: one a core, three on a GPU)."""
+    """How to run: overrides of the file, where to, with how many workers (0: one a core, three on a GPU).
+
+    `only` are patterns of steps' names: these steps are carried out, with all that they need.
+    """
 
     overrides: tuple[str, ...] = ()
     repository: Path | None = None
     report: Path | None = None
     workers: int = 0
     device: str = "auto"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
         RecipeError, DataError, DependencyMissing, TrainingError: before the first step runs, where that can be known.
     """
     pipeline = load_pipeline(path, options.overrides)
+    if options.only:
+        pipeline = part_of(pipeline, options.only)
     check(pipeline)
     place = options.repository or Path(pipeline.info.repository)
     device = choose_device(options.device)

@@ -298,13 +298,18 @@ def check_kind(template: StepTemplate, where: str) -> None:
     """Refuses a step that lacks what its kind needs, or has what its kind cannot use."""
     for key in REQUIRED[template.kind]:
         if not getattr(template, key):
-            raise RecipeError(f"{where}: a {template.kind} step needs '{key}'")
+            raise RecipeError(f"{where}: {article(template.kind)} step needs '{key}'")
     for f in dataclasses.fields(StepTemplate):
         if f.name in ("name", "kind", "each", "evaluate", *ALLOWED[template.kind]):
             continue
         default = f.default if f.default is not dataclasses.MISSING else {}
         if getattr(template, f.name) != default:
-            raise RecipeError(f"{where}: a {template.kind} step does not use '{f.name}'")
+            raise RecipeError(f"{where}: {article(template.kind)} step does not use '{f.name}'")
+
+
+def article(kind: Kind) -> str:
+    """Returns the kind with its article."""
+    return f"an {kind}" if kind in ("import", "ensemble") else f"a {kind}"
 
 
 def fine_tune_of(template: StepTemplate, bindings: Bindings, context: Context) -> FineTune:
@@ -375,6 +380,25 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
         done.update({job.name: job for job in ready})
         left = [job for job in left if job.name not in done]
     return list(done.values())
+
+
+def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:
+    """Returns the steps that match any pattern, with all that they need, and the rows of the table about them.
+
+    Raises:
+        RecipeError: a pattern that no step matches.
+    """
+    for pattern in patterns:
+        if not pipeline.matching([pattern]):
+            steps = ", ".join(job.name for job in pipeline.jobs)
+            raise RecipeError(f"--only {pattern}: no step is called so", hint=f"steps: {steps}")
+    wanted = set(pipeline.matching(patterns))
+    for job in reversed(pipeline.jobs):
+        if job.name in wanted:
+            wanted.update(job.needs)
+    jobs = tuple(job for job in pipeline.jobs if job.name in wanted)
+    part = dataclasses.replace(pipeline, jobs=jobs)
+    return dataclasses.replace(part, report=tuple(row for row in pipeline.report if part.matching(row.of)))
 
 
 def check_report(pipeline: Pipeline) -> None:

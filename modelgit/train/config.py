@@ -15,6 +15,7 @@ T = TypeVar("T")
 Group = Literal["none", "name"]
 Keep = Literal["last", "best"]
 Trains = Literal["all", "head"]
+NewHead = Literal["probe", "random"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
@@ -86,8 +87,9 @@ class FineTune:
     `batch` examples a step, in equal parts from every training domain; `accumulate` such batches to a step. The first
     `frozen_stages` stages of the network stay as they are; what they make of `views` augmented copies of every image is
     computed once and kept. With `trains = "head"`, and for the first `reprobe_steps` steps, the head alone is trained
-    (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps to starts from other tasks). `clip` bounds the
-    gradient's norm, 0 does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that
+    (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps to starts from other tasks). Where the start has
+    no head for the task, `new_head` says how it gets one: by linear probing, or at random from the seed. `clip` bounds
+    the gradient's norm, 0 does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that
     scored best on validation, before the first step and at every evaluation, instead of the last.
     With `commit_raw` the weights before averaging are committed too, as the parent of the average.
     """
@@ -106,6 +108,7 @@ class FineTune:
     precision: Precision = "float32"
     trains: Trains = "all"
     reprobe_steps: int = 0
+    new_head: NewHead = "probe"
     frozen_stages: int = 0
     views: int = 4
     augment: Augment = Augment()
@@ -138,6 +141,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "optimiser": get_args(Optimiser),
     "precision": get_args(Precision),
     "trains": get_args(Trains),
+    "new_head": get_args(NewHead),
     "keep": get_args(Keep),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelgit.errors import DataError, TrainingError
 from modelgit.events import Listener, ignore
-from modelgit.train.config import Augment, DataConfig, FineTune
+from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.datasets import Dataset, Integers, load_dataset
 from modelgit.train.evaluate import Accuracy, Outputs, Scores, accuracy, average_outputs, class_scores
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
@@ -181,6 +181,15 @@ def set_head(network: Network, ready: Prepared, config: FineTune) -> None:
     network.load_state_dict({**state, names[0]: weight, names[1]: bias})
 
 
+def draw_head(network: Network, seed: int) -> None:
+    """Gives the network a random head: uniform within 1 / sqrt(features), as PyTorch begins linear layers."""
+    draws = torch.Generator().manual_seed(seed_hash("head", seed))
+    bound = network.feature_size**-0.5
+    with torch.no_grad():
+        for parameter in network.get_submodule(network.head_name).parameters():
+            parameter.copy_(bound * (2 * torch.rand(parameter.shape, generator=draws) - 1))
+
+
 def head_of(network: Network) -> tuple[Tensor, Tensor]:
     """Returns weight and bias of the head, on the CPU."""
     state = network.state_dict()
@@ -202,7 +211,7 @@ def fine_tune(
     The run is saved in the bench's `resume` file at every evaluation, and goes on from what that holds.
 
     With `fresh_head` a head is first learned by linear probing for this task (LP-FT, Kumar et al. 2022,
-    arXiv:2202.10054); without, `init` must hold a head for the data's classes.
+    arXiv:2202.10054), or drawn, as `new_head` says; without, `init` must hold a head for the data's classes.
 
     Raises:
         DataError: the data does not fit. TrainingError: the run went wrong.
@@ -213,8 +222,10 @@ def fine_tune(
     check_head(network, init, dataset, fresh_head)
     ready = bench.prepare(network, data, config)
     freeze(network, config.frozen_stages)
-    if fresh_head:
+    if fresh_head and config.new_head == "probe":
         set_head(network, ready, config)
+    elif fresh_head:
+        draw_head(network, config.seed)
     task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
 
     def validate() -> Validation:

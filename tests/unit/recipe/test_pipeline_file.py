@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from modelgit.errors import RecipeError
-from modelgit.recipe.pipeline import Pipeline, load_pipeline, matches
+from modelgit.recipe.pipeline import Pipeline, load_pipeline, matches, part_of
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 HEAD = """
 [pipeline]
@@ -102,7 +104,7 @@ def test_overrides_reach_into_tables(tmp_path: Path) -> None:
         ('[[step]]\nname="x"\nkind="train"\nstart="gone"\ndata="target"\n', "needs 'gone', which no step is called"),
         ('[[step]]\nname="x/{who}"\nkind="import"\n', "unknown variable '{who}'"),
         ('[[step]]\nname="base"\nkind="import"\n', "two steps are called 'base'"),
-        ('[[step]]\nname="x"\nkind="import"\nstart="base"\n', "a import step does not use 'start'"),
+        ('[[step]]\nname="x"\nkind="import"\nstart="base"\n', "an import step does not use 'start'"),
         ('[[step]]\nname="x"\nkind="bake"\n', "kind: expected one of 'import'"),
         (
             '[[step]]\nname="a"\nkind="merge"\nheads=["b"]\n[[step]]\nname="b"\nkind="merge"\nheads=["a"]\n',
@@ -128,3 +130,49 @@ def test_star_stays_within_one_part() -> None:
     assert matches("plain/0/1", "plain/*/1")
     assert not matches("plain/0/1", "plain/*")
     assert not matches("plain", "plain/*")
+
+
+ENSEMBLE = """
+[[step]]
+name = "ensemble/{seed}"
+kind = "ensemble"
+heads = ["plain/{seed}/*"]
+evaluate = "target"
+[[report]]
+strategy = "ensemble"
+title = "Ensemble"
+of = ["ensemble/*"]
+[[report]]
+strategy = "plain"
+title = "Plain"
+of = ["plain/*/*"]
+"""
+
+
+def test_a_part_is_the_steps_that_match_and_all_they_need(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + RUNS + ENSEMBLE)
+    part = part_of(pipeline, ["soup/1"])
+    assert [job.name for job in part.jobs] == ["base", "plain/1/0", "plain/1/1", "soup/1"]
+    assert [row.strategy for row in part.report] == ["plain"]
+    assert [job.name for job in part_of(pipeline, ["base", "plain/0/0"]).jobs] == ["base", "plain/0/0"]
+    with pytest.raises(RecipeError, match="--only coral: no step is called so") as caught:
+        part_of(pipeline, ["base", "coral"])
+    assert "soup/1" in str(caught.value.hint)
+
+
+def test_nothing_starts_from_an_ensemble(tmp_path: Path) -> None:
+    merged = '[[step]]\nname = "main"\nkind = "merge"\nheads = ["ensemble/*"]\n'
+    with pytest.raises(RecipeError, match="step 'main' needs 'ensemble/0': an ensemble is scored, it has no weights"):
+        load(tmp_path, HEAD + RUNS + ENSEMBLE + merged)
+
+
+def test_an_ensemble_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="an ensemble step needs 'evaluate'"):
+        load(tmp_path, HEAD + RUNS + ENSEMBLE.replace('evaluate = "target"\n', ""))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.toml")))
+def test_every_example_can_be_carried_out(name: str) -> None:
+    pipeline = load_pipeline(EXAMPLES / name)
+    assert pipeline.report
+    assert all(Path(data.path).is_file() for data in pipeline.data.values())

@@ -67,6 +67,7 @@ def test_a_draw_from_nothing_is_refused() -> None:
         ("optimiser", "lion"),
         ("precision", "float8"),
         ("trains", "body"),
+        ("new_head", "none"),
         ("keep", "worst"),
         ("reprobe_steps", 10),
     ],

@@ -96,6 +96,13 @@ def test_the_head_alone_is_trained_where_it_is_asked_for(init: dict[str, Tensor]
     assert {name for name in state if not torch.equal(state[name], init[name])} == {"head.weight", "head.bias"}
 
 
+def test_a_random_head_follows_the_seed(init: dict[str, Tensor], data: DataConfig) -> None:
+    config = replace(CONFIG, steps=1, lr=1e-9, weight_decay=0.0, new_head="random")
+    first, again, other = (trained(init, data, replace(config, seed=seed)).state["head.weight"] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+    assert 0.1 < float(first.abs().max()) <= 64**-0.5 + 1e-6
+
+
 def test_probing_again_moves_the_head_first(init: dict[str, Tensor], data: DataConfig) -> None:
     start = {**init, "head.weight": torch.zeros_like(init["head.weight"])}
     short = replace(CONFIG, steps=5, reprobe_steps=4)

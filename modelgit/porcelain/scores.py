@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +10,18 @@ from modelgit.errors import DataError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
-from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.tensors import Tensor, load_state
 from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
 from modelgit.train.evaluate import Accuracy, Scores
-from modelgit.train.task import Model, Workbench, score, score_domains
+from modelgit.train.scoring import domain_scorer
+from modelgit.train.task import Model, Workbench, score
 
 CACHE_FOLDER = "cache/features"
 Row = dict[str, object]
+Gauge = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,28 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str) -> Evalu
     if name.has_splits:
         scores = score(bench, state, model, name.config, name.frozen_stages)
         return Evaluation(commit, name.label, split_values(scores), split_images(scores))
-    domains = score_domains(bench, state, model, name.config)
+    domains = domain_scorer(bench, model, name.config)(state)
+    images = {f"accuracy/{domain}": accuracy.n for domain, accuracy in domains.items()}
+    return Evaluation(commit, name.label, domain_values(domains), images)
+
+
+def gauge_of(bench: Workbench, model: Model, name: DataName) -> Gauge:
+    """Returns what gives a state's metrics on a data set, as `evaluate` reports them; images are decoded once.
+
+    Raises:
+        DataError: the data is missing, or has other classes than the model.
+    """
+    if name.has_splits:
+        return lambda state: split_values(score(bench, state, model, name.config, name.frozen_stages))
+    scorer = domain_scorer(bench, model, name.config)
+    return lambda state: domain_values(scorer(state))
+
+
+def domain_values(domains: Mapping[str, Accuracy]) -> dict[str, float]:
+    """Returns the metrics of whole domains, by name."""
     values = {f"accuracy/{domain}": accuracy.value for domain, accuracy in domains.items()}
     mean, worst = sum(values.values()) / len(values), min(values.values())
-    images = {f"accuracy/{domain}": accuracy.n for domain, accuracy in domains.items()}
-    return Evaluation(commit, name.label, {"accuracy": mean, "worst_domain_accuracy": worst, **values}, images)
+    return {"accuracy": mean, "worst_domain_accuracy": worst, **values}
 
 
 def split_values(scores: Scores) -> dict[str, float]:

@@ -214,7 +214,7 @@ def _inputs(work: Work, step: Step) -> list[Input]:
 
 def _subject(work: Work, step: Step) -> Subject:
     places = tuple(given.place for given in _inputs(work, step))
-    weights = tuple(work.plan.heads[i].weight for i in step.members)
+    weights = step.weights or tuple(work.plan.heads[i].weight for i in step.members)
     return Subject(step.name, step.dtype, step.shape, places, weights, step.use_base)
 
 

@@ -60,7 +60,8 @@ class Policy:
 class Step:
     """One tensor of the result: copied from `members[0]`, or merged from all `members` (numbers of heads).
 
-    `inputs` are the members' entries, then the base's where it takes part.
+    `inputs` are the members' entries, then the base's where it takes part. `weights` are the members', where this
+    tensor has others than the heads.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Step:
     why: str = ""
     use_base: bool = False
     same_as: str | None = None  # an earlier tensor with the very same inputs
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     if conflicts:
         raise conflict_error(conflicts)
     used = base if method.needs_base else None
-    return Plan(ordered, used, method, _share_results(steps), tuple(dropped), _tied_notes(rows))
+    return Plan(ordered, used, method, share_results(steps), tuple(dropped), _tied_notes(rows))
 
 
 def content_key(head: Head) -> tuple[tuple[tuple[str, str, tuple[int, ...], str], ...], float, str]:
@@ -266,12 +268,13 @@ def _outline(head: Head) -> str:
 # --------------------------------------------------------------------------------------------- tied weights
 
 
-def _share_results(steps: Sequence[Step]) -> tuple[Step, ...]:
+def share_results(steps: Sequence[Step]) -> tuple[Step, ...]:
     """Return the steps, those with the inputs of an earlier one pointing to it: tied weights stay tied."""
     first: dict[tuple[object, ...], str] = {}
     shared = []
     for step in steps:
-        inputs = (step.members, step.use_base, step.dtype, step.shape, *(entry.oid for entry in step.inputs))
+        settings = (step.members, step.use_base, step.dtype, step.shape, step.weights)
+        inputs = (*settings, *(entry.oid for entry in step.inputs))
         known = step.name if step.copied else first.setdefault(inputs, step.name)
         shared.append(step if known == step.name else replace(step, same_as=known))
     return tuple(shared)

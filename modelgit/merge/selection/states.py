@@ -72,7 +72,7 @@ class Soup:
 
     def alone(self, head: int) -> float:
         """Return the score of one model by itself."""
-        return self.measure(self._load(head))
+        return self.measure(self.load(head))
 
     def tasted(self, head: int) -> float:
         """Return the score of the mean of the models kept and this one."""
@@ -80,12 +80,12 @@ class Soup:
 
     def mean_with(self, head: int) -> dict[str, Raw]:
         """Return the mean of the models kept and this one; where all have the same tensor, that tensor."""
-        first, state = head < min(self.kept, default=head), self._load(head)
+        first, state = head < min(self.kept, default=head), self.load(head)
         return {name: self._mean(name, raw, first=first) for name, raw in state.items()}
 
     def keep(self, head: int) -> None:
         """Put a model into the mean; the one at hand is not read again."""
-        first, state = head < min(self.kept, default=head + 1), self._load(head)
+        first, state = head < min(self.kept, default=head + 1), self.load(head)
         for name, (entry, raw) in state.items():
             if entry.dtype in ARITHMETIC_WIDTHS:
                 total = self.sums.setdefault(name, np.full(len(raw) // ARITHMETIC_WIDTHS[entry.dtype], -0.0))
@@ -97,7 +97,8 @@ class Soup:
         self.kept.append(head)
         self.at_hand = None
 
-    def _load(self, head: int) -> dict[str, Raw]:
+    def load(self, head: int) -> dict[str, Raw]:
+        """Return one model, read now unless it is the one at hand. Raises MergeConflict as `read_state` does."""
         if self.at_hand is None or self.at_hand[0] != head:
             self.at_hand = None  # gone before the next one comes
             self.reads[head] += 1

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modelgit.errors import MergeConflict
+from modelgit.errors import MergeConflict, UsageError
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.execution import write_merged
+from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Policy, content_key, plan
 from modelgit.merge.engine.windows import Workshop
 from modelgit.merge.methods import make
@@ -213,3 +214,20 @@ def test_models_are_held_up_to_a_limit(tmp_path: Path) -> None:
         assert sum(len(frame) for frame in held.frames("big.weight")) == 4_400_000
     assert (counted.reads["shared"], counted.reads["big.weight"]) == (1 + 3, 3)
     assert shelf == {}
+
+
+def test_weights_by_layer_reach_the_tensors_that_begin_with_its_name(tmp_path: Path) -> None:
+    rows = {"a": {"body.0.w": 1.0, "body.0.tied": 1.0, "body.1.w": 1.0, "body.10.w": 1.0, "same": 5.0}, "b": {}}
+    rows["b"] = {name: 3.0 if name != "same" else 5.0 for name in rows["a"]}
+    for model, values in rows.items():
+        state = {name: torch.full((40, 4), value) for name, value in values.items()}
+        save_file(state, tmp_path / f"{model}.safetensors")
+    heads = [Head(model, FileTensors(tmp_path / f"{model}.safetensors")) for model in rows]
+    layers = {"body.0": (1.0, 0.0), "body.1": (0.25, 0.75), "body": (0.0, 1.0)}
+    found = layered(heads, None, make("linear", {}), Policy(), layers)
+    write_merged(found, tmp_path / "merged.safetensors")
+    state = read_state(FileTensors(tmp_path / "merged.safetensors"), "merged")
+    first = {name: float(np.frombuffer(raw, "<f4")[0]) for name, (_, raw) in state.items()}
+    assert first == {"body.0.w": 1.0, "body.0.tied": 1.0, "body.1.w": 2.5, "body.10.w": 3.0, "same": 5.0}
+    with pytest.raises(UsageError, match="layer 'body': 3 weights for 2 models"):
+        layered(heads, None, make("linear", {}), Policy(), {"body": (1.0, 1.0, 1.0)})

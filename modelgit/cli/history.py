@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from modelgit.porcelain.comparing import Difference
     from modelgit.porcelain.versions import History, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
+    from modelgit.repo.repository import Repository
     from modelgit.repo.worktree import Status
 
 EVERY_DAY = "Versions"
 LOOKING = "Looking"
+NOBODY = "modelgit <modelgit@localhost>"  # where git knows no user
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +46,9 @@ def register_versions(app: typer.Typer) -> None:
         """
         from modelgit.porcelain.importing import import_model
 
-        return import_model(session.repo(), source, message, path=path, listener=session.listener)
+        repo = session.repo()
+        made = import_model(repo, source, message, path=path, listener=session.listener)
+        return signed(session, repo, made)
 
     @command(app, "add", panel=EVERY_DAY)
     def add(
@@ -73,7 +77,8 @@ def register_versions(app: typer.Typer) -> None:
 
         if message is None:
             raise UsageError("a commit needs a message", hint='say what changed: -m "…"')
-        return work.commit(session.repo(), message, session.listener)
+        repo = session.repo()
+        return signed(session, repo, work.commit(repo, message, session.listener))
 
     @command(app, "status", panel=EVERY_DAY)
     def status(session: Session) -> "Status":
@@ -84,6 +89,14 @@ def register_versions(app: typer.Typer) -> None:
         from modelgit.porcelain import work
 
         return work.status(session.repo())
+
+
+def signed(session: Session, repo: "Repository", made: "Committed") -> "Committed":
+    """Returns a new version; says how to sign the next one where no author is known."""
+    author = repo.version(made.commit).entry.author
+    if author == NOBODY:
+        session.out.hint(f"the author is {author}; to sign: git config --global user.name NAME, and user.email ADDRESS")
+    return made
 
 
 def register_moves(app: typer.Typer) -> None:

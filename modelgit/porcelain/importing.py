@@ -111,15 +111,17 @@ def folder_files(work: Import) -> Files:
 def plain_files(folder: Path, top: Path) -> Iterator[tuple[str, Path]]:
     """Yields path and place of every file below `folder`.
 
+    Links are followed into the blobs of a Hugging Face cache, whose snapshots are made of nothing else.
+
     Raises:
-        FormatError: a link (it may lead anywhere), or something that is no file.
+        FormatError: another link (it may lead anywhere), or something that is no file.
     """
     for entry in os.scandir(folder):
         place = Path(entry.path)
         path = place.relative_to(top).as_posix()
         if entry.name in LEFT_OUT:
             continue
-        if entry.is_symlink():
+        if entry.is_symlink() and not in_cache(place, top):
             raise FormatError(f"{place}: a link, expected plain files", hint=f"copy it first: cp -rL {top} COPY")
         if entry.is_dir():
             yield from plain_files(place, top)
@@ -127,6 +129,12 @@ def plain_files(folder: Path, top: Path) -> Iterator[tuple[str, Path]]:
             yield check_path(path, str(top)), place
         else:
             raise FormatError(f"{place}: expected a file or a folder, found a device or a socket", hint="leave it out")
+
+
+def in_cache(link: Path, top: Path) -> bool:
+    """Tells whether a link of the folder CACHE/snapshots/ID leads to a file in CACHE/blobs."""
+    snapshot = top.resolve()
+    return snapshot.parent.name == "snapshots" and link.resolve().parent == snapshot.parent.parent / "blobs"
 
 
 def ordinary(file: Path, path: str) -> bytes:

@@ -92,6 +92,7 @@ RESULTS: dict[str, object] = {
         files=(
             FileReport("config.json", False, None, 0, 0),
             FileReport("model.safetensors", True, 18_800_000, 204, 4_652_008),
+            FileReport("whole.safetensors", False, None, 0, 0),
         ),
         tensors=204,
         parameters=4_652_008,

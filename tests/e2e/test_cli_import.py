@@ -133,3 +133,22 @@ def test_from_python_local_changes_are_safe(tmp_path: Path) -> None:
         repo.commit({"w": torch.zeros(3)}, message="second")
     with pytest.raises(FormatError, match="complex128"):
         repo.commit({"w": torch.zeros(3, dtype=torch.complex128)}, message="third", branch="other")
+
+
+def test_a_snapshot_of_a_hugging_face_cache_is_followed_into_its_blobs_alone(repo: Repository, tmp_path: Path) -> None:
+    hugging_face_folder(tmp_path / "bert")
+    cache = tmp_path / "models--bert"
+    snapshot = cache / "snapshots" / "abc"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / "bert" / name).rename(cache / "blobs" / f"id-{name}")
+        (snapshot / name).symlink_to(f"../../blobs/id-{name}")
+    assert import_model(repo, snapshot).files == ("config.json", "model-00001-of-00002.safetensors")
+    (tmp_path / "secret").write_text("not for others")
+    (cache / "blobs" / "chain").symlink_to(tmp_path / "secret")
+    for target in ("../../../secret", "../../blobs/chain", "../../blobs/absent/x", "../../blobs"):
+        (snapshot / "stray").symlink_to(target)
+        with pytest.raises(FormatError, match="a link, expected plain files"):
+            import_model(repo, snapshot)
+        (snapshot / "stray").unlink()

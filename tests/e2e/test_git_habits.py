@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from modelgit.cli.app import main
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
 from modelgit.events import Event, Noted
 from modelgit.porcelain import comparing, sharing, work
@@ -155,6 +156,23 @@ def test_a_checkpoint_that_is_added_whole_is_remarked_upon(repo: Repository, top
     with pytest.raises(UsageError, match="no such file") as caught:
         work.add(repo, ["nothing"], top)
     assert str(top) in str(caught.value.hint)
+
+
+def test_an_author_that_nobody_named_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Repository.init(tmp_path)
+    write_model(tmp_path / MODEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+        for key in ("NAME", "EMAIL"):
+            patch.delenv(f"GIT_AUTHOR_{key}", raising=False)
+        assert main(["commit", "-m", "First"]) == 0
+        assert "git config --global user.name" in capfd.readouterr().err
+        git(tmp_path, "config", "user.name", "Ada")
+        write_model(tmp_path / MODEL, 1.0)
+        assert main(["commit", "-m", "Second"]) == 0
+        assert "user.name" not in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- going elsewhere

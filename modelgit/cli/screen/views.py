@@ -22,6 +22,7 @@ from modelgit.cli.screen.output import View
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Spread
     from modelgit.pipeline.start import Ran
+    from modelgit.pipeline.rerun import Retrained
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
     from modelgit.porcelain.merging.values import Merged
@@ -234,6 +235,10 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
         yield line(f"    {row}" if row else "")
     yield line("")
     yield Table(("file", "tensors>", "parameters>", "size>"), tuple(file_row(file) for file in result.files))
+    whole = [file.path for file in result.files if file.path.endswith(".safetensors") and not file.weights]
+    if whole:
+        yield line(f"no tensors, an ordinary file of git's: {some(whole)}")
+        yield line("  if it is not empty, git took it without modelgit: ", strong("git add --renormalize ."))
 
 
 def file_row(file: Any) -> tuple[str, str, str, str]:
@@ -425,6 +430,14 @@ def verified(result: "Verified") -> Iterator[Block]:
     """A merge that was recomputed."""
     what = f"{count_text(result.tensors, 'tensor')} from {count_text(len(result.inputs), 'input')} by {result.method}"
     yield line(Span("ok", "good"), " ", identity(result.commit), f" recomputed: {what}, every id the same")
+
+
+@view("Retrained", lambda result: [result.commit])
+def retrained(result: "Retrained") -> Iterator[Block]:
+    """A fine-tuning that was carried out again."""
+    same = "every bit the same" if result.exact else f"within {100 * result.apart:.2g} % of the way from its start"
+    what = f"{count_text(result.tensors, 'tensor')}, {same}"
+    yield line(Span("ok", "good"), " ", identity(result.commit), f" trained again on {result.device}: {what}")
 
 
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401  enters its views

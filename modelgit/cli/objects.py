@@ -11,6 +11,7 @@ from modelgit.cli.words import Remote, Rev
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
+    from modelgit.pipeline.rerun import Retrained
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
 
@@ -123,15 +124,25 @@ def register_checks(app: typer.Typer) -> None:
     def verify(
         session: Session,
         rev: Rev = "HEAD",
-        rerun: Annotated[bool, typer.Option("--rerun", help="Recompute the merge and compare every id.")] = False,
-    ) -> "Verified":
-        """Check that a merge is what it says.
+        rerun: Annotated[bool, typer.Option("--rerun", help="Make it again and compare every tensor.")] = False,
+        data: Annotated[
+            str | None, typer.Option("--on", metavar="DATA", help="Where the data of a fine-tuning lies.")
+        ] = None,
+    ) -> "Verified | Retrained":
+        """Check that a merge or a fine-tuning is what it says.
 
-        Recomputes it from the inputs recorded in the commit. Exit code 1 if any id differs.
+        A merge is recomputed from the inputs recorded in the commit. A fine-tuning is trained again, on the data that
+        its record names, and compared: bit for bit on a CPU. Exit code 1 if anything differs.
         """
         from modelgit.porcelain import checking
+        from modelgit.porcelain.records import read_record
 
         if not rerun:
             hint = f"recompute a merge: modelgit verify --rerun {rev}"
             raise UsageError("verify needs to be told what to verify", hint=hint)
+        record = read_record(session.repo(), rev)
+        if data is not None or (record is not None and record.kind in ("train", "probe")):
+            from modelgit.pipeline.rerun import rerun as train_again  # brings PyTorch
+
+            return train_again(session.repo(), rev, data, listener=session.listener)
         return checking.verify(session.repo(), rev, session.listener)

@@ -25,6 +25,7 @@ HOMES = (
     "modelgit.porcelain.sharing",
     "modelgit.repo.worktree",
     "modelgit.porcelain.scores",
+    "modelgit.pipeline.rerun",
     "modelgit.pipeline.start",
 )
 HEADING = """# Commands

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modelgit.train.models import build_network
 
@@ -179,6 +179,30 @@ def test_scores_can_be_measured_again(place: Path) -> None:
     assert again["values"]["val_accuracy"] == pytest.approx(version["val_accuracy"])
     plain = json.loads(modelgit(place, "-C", "models", "evaluate", "main", "--on", "../target.zip", "--json"))
     assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
+
+
+def test_a_fine_tuning_is_verified_by_training_again(place: Path) -> None:
+    run_json(place, "--set", 'train.averaging="ema"', "--set", "train.commit_raw=true", "--only", "plain/0/1")
+    for rev in ("plain/0/1", "plain/0/1^", "probe"):
+        found = json.loads(modelgit(place, "-C", "models", "verify", "--rerun", rev, "--on", "../target.zip", "--json"))
+        assert (found["exact"], found["apart"], found["device"]) == (True, 0.0, "cpu")
+    said = modelgit(place, "-C", "models", "verify", "--rerun", "plain/0/1", "--json", code=2)
+    assert json.loads(said)["error"]["hint"] == "--on PATH/TO/target.zip"
+    said = modelgit(place, "-C", "models", "verify", "--rerun", "plain/0/1", "--on", "../other.zip", "--json", code=17)
+    assert "held_out" in said or "no domain is called 'night'" in said
+
+
+def test_weights_that_were_not_trained_so_are_found_out(place: Path) -> None:
+    run_json(place, "--only", "plain/0/0")
+    git(place, "switch", "-q", "plain/0/0")
+    weights = place / "models/model.safetensors"
+    state = load_file(weights)
+    state["first.weight"][0, 0] += 1e-3
+    save_file(state, weights)
+    forged = git(place, "log", "-1", "--format=%B")
+    git(place, "commit", "-q", "-a", "--amend", "-m", forged)
+    said = modelgit(place, "-C", "models", "verify", "--rerun", "HEAD", "--on", "../target.zip", "--json", code=1)
+    assert "gave other weights: first.weight;" in json.loads(said)["error"]["message"]
 
 
 def test_raw_weights_are_committed_below_their_average(place: Path) -> None:

@@ -21,8 +21,8 @@ from modelgit.cli.screen.output import View
 
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Spread
-    from modelgit.pipeline.start import Ran
     from modelgit.pipeline.rerun import Retrained
+    from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
     from modelgit.porcelain.merging.values import Merged

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["bytes", "objects", "steps", "tensors", "images", "jobs"]
+Unit = Literal["bytes", "objects", "steps", "tensors", "images", "jobs", "evaluations"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,10 @@ def read_trailers(version: Version) -> Recorded:
         inputs = [tuple(value.split()) for value in trailers["Merge-Input"]]
         pairs = tuple((commit, contents) for commit, contents in inputs)
         policy["head_names"] = tuple(str(name) for name in policy["head_names"])
-        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        layers = json.loads(trailers.get("Merge-Layer-Weights", ["{}"])[0])
+        rows = {str(layer): tuple(float(weight) for weight in row) for layer, row in layers.items()}
+        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy, layers=rows)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
     return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)

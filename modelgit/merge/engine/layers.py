@@ -19,6 +19,8 @@ def layered(heads: Sequence[Head], base: TensorSource | None, method: Method, po
     Raises: as `plan`; UsageError for a layer with another number of weights than heads.
     """
     whole = plan(heads, base, method, policy)
+    if not layers:
+        return whole
     weighed: dict[str, dict[str, Step]] = {}
     for layer, row in layers.items():
         if len(row) != len(heads):
@@ -27,8 +29,8 @@ def layered(heads: Sequence[Head], base: TensorSource | None, method: Method, po
         weighed[layer] = _steps(plan(given, base, method, policy))
     steps = []
     for step in whole.steps:
-        layer = layer_among(layers, step.name)
-        steps.append(step if layer is None else weighed[layer][step.name])
+        own = layer_among(layers, step.name)
+        steps.append(step if own is None else weighed[own][step.name])
     return replace(whole, steps=share_results([replace(step, same_as=None) for step in steps]))
 
 

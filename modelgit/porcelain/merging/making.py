@@ -1,7 +1,10 @@
 """A merge carried out: its objects, and the commit that records all that is needed to recompute it."""
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
@@ -58,11 +61,34 @@ def merge_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
         ("Merge-Method", prepared.method.name),
         ("Merge-Settings", compact(settings_of(prepared.method))),
         ("Merge-Weights", compact([member.weight for member in prepared.heads])),
+        *found_trailers(prepared),
         ("Merge-Policy", compact(prepared.choices.policy())),
         *base,
         *inputs,
         ("Merge-Tool", f"modelgit {VERSION}"),
     )
+
+
+def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+    """Returns what was found out before the merge, and the weights by layer that it is made with."""
+    layers, found = prepared.choices.layers, prepared.findings
+    rows = [("Merge-Layer-Weights", compact({layer: list(row) for layer, row in layers.items()}))] if layers else []
+    for name, part, what in (
+        ("Merge-Selection", found.selection, found.selection and found.selection.mode),
+        ("Merge-Search", found.search, found.search and found.search.what),
+    ):
+        if part is not None:
+            rows.append((name, compact({"what": what, **asdict(part.on)})))
+    return tuple(rows)
+
+
+def finite(value: Any) -> Any:
+    """Returns a value as JSON can hold it: no score where there is no finite one."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compact(value: object) -> str:
@@ -89,5 +115,6 @@ def merge_record(prepared: Prepared, made: Made) -> Record:
         "base": prepared.base.commit if prepared.base is not None else None,
         "inputs": [{"name": m.name, "commit": m.commit, "weight": m.weight} for m in prepared.heads],
         "dropped": sorted({name for result in made.results.values() for name in result.dropped}),
+        **{name: part for name, part in finite(asdict(prepared.findings)).items() if part},
     }
     return Record("merge", architectures.pop() if len(architectures) == 1 else None, classes, head, details)

@@ -3,7 +3,7 @@
 Everything that could speak against the merge is found before anything is written; the branch moves last of all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from modelgit.certify.gate import check_bars, parse_bar
 from modelgit.errors import UsageError
@@ -12,6 +12,7 @@ from modelgit.merge.methods import make, settings_of
 from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.preparing import common_base, named_heads, prepare
 from modelgit.porcelain.merging.values import Made, Merged, Prepared, Request
+from modelgit.porcelain.trials.trying import budget, check_trial, try_out
 from modelgit.porcelain.work import land, require_clean
 from modelgit.repo.repository import Repository
 
@@ -27,7 +28,8 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     """
     bars = [parse_bar(text) for text in request.gates]
     make(request.choices.method, request.choices.settings)
-    if bool(bars) != bool(request.data):
+    check_trial(request.trial, request.data)
+    if bool(bars or request.trial.wanted) != bool(request.data):
         raise UsageError("--gate and --on belong together", hint="--on DATA --gate 'accuracy>=0.75'")
     if not request.dry_run:
         require_clean(repo)
@@ -36,7 +38,8 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     taking_part = repo.independent(list(named))
     if taking_part == [head]:
         return Merged("up-to-date", head, repo.branch())
-    forward = len(taking_part) == 1 and request.fast_forward and request.choices.plain
+    plain = request.choices.plain and not request.trial.wanted
+    forward = len(taking_part) == 1 and request.fast_forward and plain
     if forward and request.dry_run:
         return Merged("dry-run", taking_part[0], repo.branch())
     if forward:
@@ -45,12 +48,23 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     base = request.choices.base or common_base(repo, list(named), request.choices)
     prepared = prepare(repo, {named[commit]: commit for commit in taking_part}, request.choices, base)
     if request.dry_run:
-        return rehearsed(repo, prepared)
+        return rehearsed(repo, prepared, request)
+    if request.trial.wanted:
+        prepared = try_out(repo, prepared, request.trial, str(request.data), listener)
+        taking_part = [member.commit for member in prepared.heads]
+        if taking_part == [head]:
+            return Merged("up-to-date", head, repo.branch(), findings=prepared.findings)
     made = carry_out(repo, prepared, listener)
-    parents = tuple(taking_part) if request.fast_forward or head in (None, *taking_part) else (str(head), *taking_part)
+    first = (str(head),) if head and head not in taking_part and needs_head(repo, head, taking_part, request) else ()
+    parents = (*first, *taking_part)
     commit = repo.commit(draft_of(repo, prepared, made, parents, request.message))
     scores = gate(repo, commit, request, listener)
     return report(prepared, made, commit, land(repo, commit, listener), scores)
+
+
+def needs_head(repo: Repository, head: str, taking_part: Sequence[str], request: Request) -> bool:
+    """Returns whether HEAD, which is not merged, must be a parent: it is asked for, or no head descends from it."""
+    return not request.fast_forward or not any(repo.is_ancestor(head, commit) for commit in taking_part)
 
 
 def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scores: Mapping[str, float]) -> Merged:
@@ -69,10 +83,11 @@ def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scor
         dropped=tuple(name for result in made.results.values() for name in result.dropped),
         notes=tuple(note for result in made.results.values() for note in result.notes),
         scores=scores,
+        findings=prepared.findings,
     )
 
 
-def rehearsed(repo: Repository, prepared: Prepared) -> Merged:
+def rehearsed(repo: Repository, prepared: Prepared, request: Request) -> Merged:
     """Returns what a merge would do; which tensors become recipes is known only once it is done."""
     steps = [step for one in prepared.plans.values() for step in one.steps]
     return Merged(
@@ -86,7 +101,7 @@ def rehearsed(repo: Repository, prepared: Prepared) -> Merged:
         copied=sum(step.copied for step in steps),
         computed=sum(not step.copied for step in steps),
         dropped=tuple(name for one in prepared.plans.values() for name in one.dropped),
-        notes=tuple(note for one in prepared.plans.values() for note in one.notes),
+        notes=(*(note for one in prepared.plans.values() for note in one.notes), *budget(prepared, request.trial)),
     )
 
 

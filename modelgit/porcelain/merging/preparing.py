@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.formats.manifest import Manifest
-from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error, plan
+from modelgit.merge.engine.layers import Weights, layered
+from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
 from modelgit.porcelain.merging.values import Choices, MergedHead, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
@@ -55,7 +56,7 @@ def prepare(repo: Repository, heads: Mapping[str, str], choices: Choices, base: 
     records = tuple(read_record(repo, member.commit) for member in members)
     ancestor = repo.version(base) if base else None
     policy = policy_of(choices, records)
-    plans, conflicts = weight_plans(repo, members, versions, (ancestor, records, method, policy))
+    plans, conflicts = weight_plans(repo, members, versions, (ancestor, records, method, policy, choices.layers))
     files, more = ordinary_files(members, versions, ancestor, choices)
     if conflicts or more:
         raise conflicts_error([*conflicts, *more])
@@ -76,14 +77,14 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
     return Policy(choices.on_missing, choices.heads, names, choices.integers)
 
 
-Setting = tuple[Version | None, Sequence[Record | None], Method, Policy]
+Setting = tuple[Version | None, Sequence[Record | None], Method, Policy, Weights]
 
 
 def weight_plans(
     repo: Repository, members: Sequence[MergedHead], versions: Sequence[Version], setting: Setting
 ) -> tuple[dict[str, Plan], list[Conflict]]:
     """Returns a plan for each weight file, and the conflicts of all of them."""
-    base, records, method, policy = setting
+    base, records, method, policy, layers = setting
     plans: dict[str, Plan] = {}
     conflicts: list[Conflict] = []
     for path in sorted({path for version in versions for path in version.manifests}):
@@ -96,7 +97,8 @@ def weight_plans(
         heads = [member_head(repo, members[i], versions[i].manifests[path], records[i]) for i in have]
         origin = None if base is None else StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
         try:
-            plans[path] = plan(heads, origin, method, policy)
+            rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
+            plans[path] = layered(heads, origin, method, policy, rows)
         except MergeConflict as error:
             conflicts.extend(error.conflicts)
     if not plans and not conflicts:

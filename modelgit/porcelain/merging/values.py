@@ -10,6 +10,7 @@ from modelgit.merge.engine.plan import Plan
 from modelgit.merge.methods import Method
 from modelgit.merge.methods.registry import Value
 from modelgit.porcelain.records import Record
+from modelgit.porcelain.trials.values import Findings, Trial
 from modelgit.repo.values import Blob, Version
 
 Kind = Literal["merge", "fast-forward", "up-to-date", "dry-run"]
@@ -20,7 +21,7 @@ class Choices:
     """How to merge. `weights` is empty (all alike) or one number a head; `base` None means the graph's.
 
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
-    ordinary files on which the versions disagree.
+    ordinary files on which the versions disagree. `layers` are weights of the heads for tensors whose names begin so.
     """
 
     method: str = "linear"
@@ -32,11 +33,12 @@ class Choices:
     head_names: tuple[str, ...] = ()
     integers: Literal["error", "ours"] = "ours"
     files: Literal["error", "ours"] = "error"
+    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
         """Whether one model merged this way is the model itself: then a branch can simply move forward."""
-        return self.method == "linear" and not self.settings and not self.weights
+        return self.method == "linear" and not (self.settings or self.weights or self.layers)
 
     def policy(self) -> dict[str, object]:
         """Returns how to go on where models do not match, as the commit records it."""
@@ -51,7 +53,10 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks for: `revs` besides HEAD. `gates` are bars the result must clear on `data`."""
+    """What a user asks for: `revs` besides HEAD. `gates` are bars the result must clear on `data`.
+
+    `trial` is what is to be found out on `data` first.
+    """
 
     revs: tuple[str, ...]
     choices: Choices = Choices()
@@ -60,6 +65,7 @@ class Request:
     dry_run: bool = False
     gates: tuple[str, ...] = ()
     data: str | None = None
+    trial: Trial = field(default_factory=Trial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Merged:
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class Prepared:
     plans: Mapping[str, Plan]
     files: Mapping[str, Blob]
     records: tuple[Record | None, ...]
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,102 @@
+"""The models of a prepared merge, whole and in memory when they are wanted: what trials work on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from modelgit.errors import FormatError, MergeConflict, UsageError
+from modelgit.formats.manifest import TensorEntry
+from modelgit.formats.source import TensorSource
+from modelgit.merge.engine.plan import Head, Plan, content_key
+from modelgit.porcelain.merging.values import Prepared
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Version
+
+if TYPE_CHECKING:
+    from modelgit.merge.selection.states import Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of the models: the name it was called by, its version, its tensors from all weight files."""
+
+    name: str
+    version: Version
+    source: TensorSource
+
+
+class Joined:
+    """Several sources as one (a `TensorSource`). Raises FormatError where two of them have a tensor of one name."""
+
+    def __init__(self, sources: Sequence[TensorSource]) -> None:
+        self._by_name: dict[str, TensorSource] = {}
+        for source in sources:
+            for name in source.names():
+                if name in self._by_name:
+                    raise FormatError(f"tensor '{name}' is in several weight files")
+                self._by_name[name] = source
+
+    def names(self) -> Sequence[str]:
+        """Return the tensors' names, sorted."""
+        return sorted(self._by_name, key=str.encode)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's dtype, shape and id."""
+        return self._by_name[name].entry(name)
+
+    def frames(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in frames."""
+        return self._by_name[name].frames(name)
+
+
+def contenders(prepared: Prepared) -> list[Contender]:
+    """Return the models of a merge, in the order that follows from their content."""
+    found = []
+    for member, version in zip(prepared.heads, prepared.versions, strict=True):
+        parts = [head.source for plan in prepared.plans.values() for head in plan.heads if head.name == member.name]
+        found.append(Contender(member.name, version, parts[0] if len(parts) == 1 else Joined(parts)))
+    return sorted(found, key=lambda one: content_key(Head(one.name, one.source)))
+
+
+def commits_of(prepared: Prepared) -> dict[str, str]:
+    """Return the commit of each model by its name."""
+    return {member.name: member.commit for member in prepared.heads}
+
+
+def require_whole(prepared: Prepared) -> None:
+    """Raise UsageError for choices that leave a model incomplete: it could not be measured."""
+    choices = prepared.choices
+    for option, value in (("--on-missing", choices.on_missing), ("--heads", choices.heads)):
+        if value != "error":
+            hint = "merge without --select, --search and --barrier-max, and evaluate the result"
+            raise UsageError(f"{option} {value}: models that lack parts cannot be measured", hint=hint)
+
+
+def held(prepared: Prepared) -> Prepared:
+    """Return the merge with models that stay in memory once read, as far as there is room."""
+    from modelgit.merge.selection.states import Held
+
+    shelf: dict[str, bytes] = {}
+
+    def kept(plan: Plan) -> Plan:
+        heads = tuple(replace(head, source=Held(head.source, shelf)) for head in plan.heads)
+        return replace(plan, heads=heads, base=None if plan.base is None else Held(plan.base, shelf))
+
+    return replace(prepared, plans={path: kept(plan) for path, plan in prepared.plans.items()})
+
+
+def merged(repo: Repository, plans: Mapping[str, Plan]) -> "dict[str, Raw] | None":
+    """Return the model that a merge makes, in memory; None if a value is too large for its type."""
+    from modelgit.merge.engine.windows import Workshop
+    from modelgit.merge.selection.states import merged_state
+
+    shop = Workshop(repo.store.pool, repo.store.threads)
+    found: dict[str, Raw] = {}
+    try:
+        for plan in plans.values():
+            found.update(merged_state(plan, shop))
+    except MergeConflict as error:
+        if all(conflict.kind == "overflow" for conflict in error.conflicts):
+            return None
+        raise
+    return found

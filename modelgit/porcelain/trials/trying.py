@@ -1,0 +1,112 @@
+"""All that a merge is to find out first: which versions, which coefficients, whether a straight path joins them.
+
+Nothing is written here but scores of single versions, into the cache.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from modelgit.errors import UsageError
+from modelgit.events import Listener, ignore
+from modelgit.porcelain.merging.preparing import prepare
+from modelgit.porcelain.merging.values import Choices, Prepared
+from modelgit.porcelain.trials.barriers import paths, require_connected
+from modelgit.porcelain.trials.contenders import commits_of, merged, require_whole
+from modelgit.porcelain.trials.measuring import judge_of
+from modelgit.porcelain.trials.searching import search_coefficients, space_of
+from modelgit.porcelain.trials.selecting import require_selectable, select_versions
+from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Selection, Trial
+from modelgit.repo.repository import Repository
+
+if TYPE_CHECKING:
+    from modelgit.merge.selection.greedy import Mode
+
+OPTIMISTIC = "chosen by this very data, so its score flatters the result; --holdout DATA measures it elsewhere"
+
+
+def check_trial(trial: Trial, data: str | None) -> None:
+    """Raise UsageError for options that make no sense together."""
+    asked = {"--select": trial.select, "--search": trial.search, "--barrier-max": trial.barrier_max is not None}
+    option = next((name for name, value in asked.items() if value), None)
+    if option and not data:
+        raise UsageError(f"{option} needs data to measure models on", hint="--on DATA: a folder, .zip, FILE.toml#NAME")
+    extra = {"--metric": trial.metric, "--lower-is-better": trial.lower_is_better, "--holdout": trial.holdout}
+    for name, value in extra.items():
+        if value and option is None:
+            raise UsageError(f"{name} is for --select, --search or --barrier-max")
+
+
+def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, listener: Listener = ignore) -> Prepared:
+    """Returns the merge of the versions and with the coefficients that were found, and all that was found.
+
+    Raises:
+        UsageError: options that do not fit the merge. MergeConflict: a barrier on a path, a score that is no number,
+        models that the data does not fit. DataError: no such data.
+    """
+    require_whole(prepared)
+    if trial.select:
+        require_selectable(trial.select, prepared)
+    elif trial.search:
+        space_of(prepared, trial)
+    judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener)
+    findings = Findings()
+    if trial.select:
+        chosen = select_versions(prepared, trial.select, judge, listener)
+        prepared, findings = only(repo, prepared, chosen), replace(findings, selection=chosen)
+    if trial.search:
+        found, choices = search_coefficients(repo, prepared, trial, judge, listener)
+        prepared, findings = again(repo, prepared, choices), replace(findings, search=found)
+    if trial.barrier_max is not None and len(prepared.heads) > 1:
+        plain = replace(prepared.choices, method="linear", settings={}, weights=(), layers={})
+        barriers = paths(repo, again(repo, prepared, plain), judge, trial.points, listener)
+        require_connected(barriers, trial.barrier_max)
+        findings = replace(findings, barriers=barriers)
+    return replace(prepared, findings=with_holdout(repo, prepared, trial, findings, listener))
+
+
+def aim_of(trial: Trial, data: str) -> Aim:
+    """Returns what a trial measures."""
+    return Aim(data, trial.metric, trial.lower_is_better)
+
+
+def only(repo: Repository, prepared: Prepared, selection: Selection) -> Prepared:
+    """Returns the merge of those versions that were kept."""
+    kept = {row.name for row in selection.kept}
+    heads = {member.name: member.commit for member in prepared.heads if member.name in kept}
+    return prepare(repo, heads, prepared.choices, prepared.base.commit if prepared.base is not None else None)
+
+
+def again(repo: Repository, prepared: Prepared, choices: Choices) -> Prepared:
+    """Returns the merge of the same versions by other choices."""
+    base = prepared.base.commit if prepared.base is not None else None
+    return prepare(repo, commits_of(prepared), choices, base)
+
+
+def with_holdout(
+    repo: Repository, prepared: Prepared, trial: Trial, findings: Findings, listener: Listener
+) -> Findings:
+    """Returns the findings with the score on data that nothing was chosen by, or a word on what is missing."""
+    chosen = findings.selection is not None or findings.search is not None
+    if not trial.holdout:
+        return replace(findings, notes=(OPTIMISTIC,) if chosen else ())
+    judge = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener)
+    state = merged(repo, prepared.plans)
+    score = judge(state) if state is not None else float("nan")
+    return replace(findings, holdout=Holdout(judge.on.data, score))
+
+
+def budget(prepared: Prepared, trial: Trial) -> tuple[str, ...]:
+    """Returns what the trials of a merge would cost at most, for a dry run."""
+    from modelgit.merge.selection.greedy import evaluations
+
+    count, told = len(prepared.heads), []
+    if trial.select:
+        require_selectable(trial.select, prepared)
+        means = evaluations(cast("Mode", trial.select), count)
+        told.append(f"{trial.select} selection would take up to {count} evaluations of single models, {means} of means")
+    if trial.search:
+        space_of(prepared, trial)
+        told.append(f"the search of {trial.search} would take up to {trial.evaluations} evaluations")
+    if trial.barrier_max is not None:
+        told.append(f"paths would take up to {count * (trial.points - 1) + 1} evaluations")
+    return tuple(told)

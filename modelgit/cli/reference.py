@@ -56,7 +56,7 @@ def section(info: object) -> str:
     signature = inspect.signature(run) if run is not None else inspect.Signature()
     table = [row for parameter in signature.parameters.values() for row in parameter_row(parameter)]
     rows += ["| | | default |", "|---|---|---|", *table, ""] if table else []
-    rows += [*json_rows(run), ""]
+    rows += [*list(json_rows(run))[1:], ""]
     return "\n".join(rows)
 
 
@@ -79,13 +79,13 @@ def parameter_row(parameter: inspect.Parameter) -> Iterator[str]:
 
 def json_rows(run: object) -> Iterator[str]:
     """Yields what the command's JSON object holds, from the dataclass it returns."""
-    name = getattr(run, "returns", None)
-    found = [home for home in map(importlib.import_module, HOMES) if hasattr(home, str(name))]
-    result = getattr(found[0], str(name)) if found else None
-    if result is None:
-        return
-    fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(result))
-    yield f"`--json`: `schema`, {fields}. {' '.join((inspect.getdoc(result) or '').split())}"
+    for name in str(getattr(run, "returns", None)).split(" | "):
+        found = [home for home in map(importlib.import_module, HOMES) if hasattr(home, name)]
+        result = getattr(found[0], name) if found else None
+        if result is None:
+            continue
+        fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(result))
+        yield from ("", f"`--json`: `schema`, {fields}. {' '.join((inspect.getdoc(result) or '').split())}")
 
 
 def git_section() -> str:

@@ -9,6 +9,7 @@ from modelgit.cli.screen.output import Output
 from modelgit.cli.screen.views import VIEWS, view_of
 from modelgit.formats.manifest import ManifestDiff, TensorEntry
 from modelgit.pipeline.outcome import Row, Spread
+from modelgit.pipeline.rerun import Retrained
 from modelgit.pipeline.start import Ran
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
@@ -137,6 +138,8 @@ RESULTS: dict[str, object] = {
     "fetch-nothing": Transferred("fetch", "origin", {}, 0, 0),
     "export": Exported(A, "out", ("config.json", "model.safetensors"), 18_800_123),
     "verify": Verified(C, "linear", (A, B), 1, 204),
+    "verify-trained": Retrained(C, "train", "cpu", 204, True, 0.0),
+    "verify-trained-elsewhere": Retrained(C, "train", "cuda", 204, False, 0.0031),
     "fsck": Checked(4, 1200, full=False),
     "fsck-full": Checked(1, 1, full=True),
     "fsck-repair": Checked(4, 1200, full=False, salvaged=7, brought=2, put_aside=("packs/aa.pack",)),

@@ -1,5 +1,8 @@
 """Commands of every day: versions in, history out, other versions, merges."""
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +11,7 @@ import typer
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
 from modelgit.cli.words import Force, Message, Rev
-from modelgit.errors import UsageError
+from modelgit.errors import RevisionError, UsageError
 
 if TYPE_CHECKING:
     from modelgit.porcelain.comparing import Difference
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 EVERY_DAY = "Versions"
 LOOKING = "Looking"
-NOBODY = "modelgit <modelgit@localhost>"  # where git knows no user
+NOBODY = ("modelgit <", " <modelgit@localhost>")  # in the place of a name, or address, that git does not know
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +97,7 @@ def register_versions(app: typer.Typer) -> None:
 def signed(session: Session, repo: "Repository", made: "Committed") -> "Committed":
     """Returns a new version; says how to sign the next one where no author is known."""
     author = repo.version(made.commit).entry.author
-    if author == NOBODY:
+    if author.startswith(NOBODY[0]) or author.endswith(NOBODY[1]):
         session.out.hint(f"the author is {author}; to sign: git config --global user.name NAME, and user.email ADDRESS")
     return made
 
@@ -140,6 +143,20 @@ def register_moves(app: typer.Typer) -> None:
         return work.switch(session.repo(), branch, force=force, listener=session.listener)
 
 
+@contextmanager
+def versions_alone(verb: str, words: Sequence[str]) -> Iterator[None]:
+    """Says of a file, a range, a file of a version, which were taken for the name of a version, that git knows them."""
+    try:
+        yield
+    except RevisionError as error:
+        word = next((word for word in words if os.path.lexists(word) or ".." in word or ":" in word), None)
+        if word is None or f"'{word}'" not in error.message:
+            raise
+        separator = "-- " if os.path.lexists(word) else ""
+        hint = f"modelgit {verb} takes versions alone; git takes more: git {verb} {separator}{word}"
+        raise RevisionError(f"'{word}' is not the name of a version", hint=hint) from error
+
+
 def register_looks(app: typer.Typer) -> None:
     """Enters `log`, `show`, `diff`."""
 
@@ -157,7 +174,8 @@ def register_looks(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import versions
 
-        return versions.log(session.repo(), revs or ["HEAD"], limit=limit, everything=everything, graph=graph)
+        with versions_alone("log", revs or []):
+            return versions.log(session.repo(), revs or ["HEAD"], limit=limit, everything=everything, graph=graph)
 
     @command(app, "show", panel=LOOKING)
     def show(session: Session, rev: Rev = "HEAD") -> "VersionReport":
@@ -167,7 +185,8 @@ def register_looks(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import versions
 
-        return versions.show(session.repo(), rev)
+        with versions_alone("show", [rev]):
+            return versions.show(session.repo(), rev)
 
     @command(app, "diff", panel=LOOKING)
     def diff(
@@ -191,7 +210,8 @@ def register_looks(app: typer.Typer) -> None:
         repo, depth = session.repo(), depth if stat else 0
         if old is None:
             return comparing.diff_worktree(repo, depth=depth, listener=session.listener)
-        found = comparing.diff(repo, old, new or "HEAD", depth=depth, listener=session.listener)
+        with versions_alone("diff", [old, *([new] if new else [])]):
+            found = comparing.diff(repo, old, new or "HEAD", depth=depth, listener=session.listener)
         if new is None and found.old == found.new:
             session.out.hint("the work tree against HEAD: modelgit diff, without arguments")
         return found

@@ -116,6 +116,26 @@ def test_status_amid_conflicts_names_the_files_and_the_way_out(repo: Repository,
     assert work.status(repo).changes == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("diff", MODEL), f"git diff -- {MODEL}"),
+        (("diff", "HEAD", MODEL), f"git diff -- {MODEL}"),
+        (("log", "main..HEAD"), "git log main..HEAD"),
+        (("log", "--", MODEL), f"git log -- {MODEL}"),
+        (("show", f"HEAD:{MODEL}"), f"git show HEAD:{MODEL}"),
+    ],
+)
+def test_what_git_takes_beside_versions_is_sent_to_git(
+    top: Path, words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(top)
+    assert main([*words]) == 11
+    assert f"git takes more: {told}\n" in capfd.readouterr().err
+    assert main([words[0], "nothing"]) == 11
+    assert "branches: main" in capfd.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------- taking in
 
 
@@ -169,10 +189,11 @@ def test_an_author_that_nobody_named_is_told(tmp_path: Path, capfd: pytest.Captu
             patch.delenv(f"GIT_AUTHOR_{key}", raising=False)
         assert main(["commit", "-m", "First"]) == 0
         assert "git config --global user.name" in capfd.readouterr().err
-        git(tmp_path, "config", "user.name", "Ada")
-        write_model(tmp_path / MODEL, 1.0)
-        assert main(["commit", "-m", "Second"]) == 0
-        assert "user.name" not in capfd.readouterr().err
+        for key, shift, told in (("name", 1.0, True), ("email", 2.0, False)):
+            git(tmp_path, "config", f"user.{key}", "Ada")
+            write_model(tmp_path / MODEL, shift)
+            assert main(["commit", "-m", "Again"]) == 0
+            assert ("git config --global" in capfd.readouterr().err) == told
 
 
 # ---------------------------------------------------------------------------------------- going elsewhere

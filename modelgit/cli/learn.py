@@ -8,10 +8,12 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
+from modelgit.cli.words import Lower, Metric
 
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.scores import Evaluation
+    from modelgit.porcelain.trials.values import Barriers
 
 LEARNING = "Training and scoring"
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -65,6 +67,38 @@ def register(app: typer.Typer) -> None:
         bench = workbench(repository, device, available_threads(), session.listener)
         return evaluation(bench, repository, rev, on)
 
+    @command(app, "barrier", panel=LEARNING)
+    def barrier(
+        session: Session,
+        revs: Annotated[list[str], typer.Argument(metavar="A B…", help="The versions between which paths lie.")],
+        on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
+        metric: Metric = "",
+        lower_is_better: Lower = False,
+        points: Annotated[int, typer.Option("--points", metavar="N", help="On each path, its ends included.")] = 11,
+        plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the paths.")] = None,
+    ) -> "Barriers":
+        """Score the straight paths between versions.
+
+        Two models can be averaged where no point between them scores less than the straight line between their scores.
+        From three versions on, paths go from the first to each; from four on, from their mean to each. Changes nothing.
+        """
+        from dataclasses import replace
+
+        from modelgit.errors import UsageError
+        from modelgit.porcelain.trials.barriers import barrier as find_barrier
+        from modelgit.porcelain.trials.values import Aim
+
+        if not on:
+            raise UsageError("a path needs data to be measured on", hint="modelgit barrier A B --on DATA")
+        if plot is not None and not plot.parent.is_dir():
+            raise UsageError(f"--plot {plot}: no folder {plot.parent}")
+        aim = Aim(on, metric, lower_is_better)
+        found = find_barrier(session.repo(), revs, aim, points=points, listener=session.listener)
+        if plot is None:
+            return found
+        draw(found, plot)
+        return replace(found, plot=str(plot))
+
     @app.command("plumbing-worker", hidden=True)
     def worker(device: Device = "auto") -> None:
         """Carry out the requests that arrive on stdin."""
@@ -72,3 +106,15 @@ def register(app: typer.Typer) -> None:
 
         replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
         work(Path.cwd(), device, sys.stdin, replies)
+
+
+def draw(found: "Barriers", plot: Path) -> None:
+    """Writes a picture of paths."""
+    from modelgit.report.curves import Curve, curves_svg
+
+    curves = [
+        Curve(f"{path.start} – {path.end}", [p.at for p in path.points], [p.score for p in path.points])
+        for path in found.paths
+    ]
+    title = f"Straight paths between models, on {found.on.data}"
+    plot.write_text(curves_svg(curves, title, found.on.metric))

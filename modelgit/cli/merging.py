@@ -6,13 +6,14 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Message, Revs, choice, numbers, pairs
+from modelgit.cli.words import Lower, Message, Metric, Revs, choice, numbers, pairs
 
 if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Choices, Merged
 
 MERGING = "Merging"
 POLICY = "Where models do not match"
+TRIALS = "Measured first, on the data of --on"
 
 Method = Annotated[str, typer.Option("--method", help="linear, task_arithmetic, ties, slerp …")]
 Settings = Annotated[
@@ -25,7 +26,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would ha
 Gates = Annotated[list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")]
 Data = Annotated[
     str | None,
-    typer.Option("--on", metavar="DATA", help="What gates are measured on: a folder, a .zip, FILE.toml#NAME."),
+    typer.Option("--on", metavar="DATA", help="What models are measured on: a folder, a .zip, FILE.toml#NAME."),
 ]
 OnMissing = Annotated[
     str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
@@ -37,6 +38,28 @@ HeadNames = Annotated[
 ]
 Integers = Annotated[str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)]
 Files = Annotated[str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)]
+
+Select = Annotated[
+    str,
+    typer.Option(metavar="uniform|greedy|greedier", help="Merge those whose mean scores best.", rich_help_panel=TRIALS),
+]
+Search = Annotated[
+    str,
+    typer.Option(metavar="weights|layers|KEY[=LOW:HIGH]", help="Find coefficients.", rich_help_panel=TRIALS),
+]
+Evaluations = Annotated[int, typer.Option(metavar="N", help="At most so many for --search.", rich_help_panel=TRIALS)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of --search weights.", rich_help_panel=TRIALS)]
+Depth = Annotated[
+    int, typer.Option("--layers", metavar="N", help="Parts of a name that make a layer.", rich_help_panel=TRIALS)
+]
+BarrierMax = Annotated[
+    float | None,
+    typer.Option(metavar="EPS", help="Refuse if a path between models falls lower.", rich_help_panel=TRIALS),
+]
+BarrierPoints = Annotated[int, typer.Option(metavar="N", help="Points on a path.", rich_help_panel=TRIALS)]
+Holdout = Annotated[
+    str, typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +83,16 @@ def register(app: typer.Typer) -> None:
         head_names: HeadNames = None,
         integers: Integers = "ours",
         files: Files = "error",
+        select: Select = "",
+        search: Search = "",
+        metric: Metric = "",
+        lower_is_better: Lower = False,
+        evaluations: Evaluations = 30,
+        seed: Seed = 0,
+        layers: Depth = 2,
+        barrier_max: BarrierMax = None,
+        barrier_points: BarrierPoints = 11,
+        holdout: Holdout = "",
     ) -> "Merged":
         """Average versions into the branch you are on.
 
@@ -69,6 +102,7 @@ def register(app: typer.Typer) -> None:
         """
         from modelgit.porcelain.merging.merge import merge as merge_versions
         from modelgit.porcelain.merging.values import Request
+        from modelgit.porcelain.trials.values import Trial
 
         choices = merge_choices(
             method=method,
@@ -81,7 +115,19 @@ def register(app: typer.Typer) -> None:
             integers=choice(integers, ("ours", "error"), "--integers"),
             files=choice(files, ("error", "ours"), "--files"),
         )
-        request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data)
+        trial = Trial(
+            select=select,
+            search=search,
+            evaluations=evaluations,
+            seed=seed,
+            depth=layers,
+            barrier_max=barrier_max,
+            points=barrier_points,
+            metric=metric,
+            lower_is_better=lower_is_better,
+            holdout=holdout,
+        )
+        request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data, trial)
         return merge_versions(session.repo(), request, session.listener)
 
 

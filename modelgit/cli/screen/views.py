@@ -326,6 +326,7 @@ def merged(result: "Merged") -> Iterator[Block]:
         yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
     else:
         yield from merged_models(result)
+    yield from _trials.found(result.findings)
     if result.scores:
         yield line("scores: ", Span(", ".join(f"{name} {value:.4g}" for name, value in result.scores.items()), "good"))
 
@@ -440,4 +441,5 @@ def retrained(result: "Retrained") -> Iterator[Block]:
     yield line(Span("ok", "good"), " ", identity(result.commit), f" trained again on {result.device}: {what}")
 
 
-from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401  enters its views
+from modelgit.cli.screen import trial_views as _trials  # noqa: E402  these enter their views
+from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

@@ -82,6 +82,13 @@ def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
+def found_before(prepared: Prepared) -> dict[str, Any]:
+    """Returns what was found out before the merge, for the record: every evaluation."""
+    parts = finite(asdict(prepared.findings))
+    found = {name: part for name, part in parts.items() if part and name != "notes"}
+    return {"findings": found} if found else {}
+
+
 def finite(value: Any) -> Any:
     """Returns a value as JSON can hold it: no score where there is no finite one."""
     if isinstance(value, dict):
@@ -115,6 +122,6 @@ def merge_record(prepared: Prepared, made: Made) -> Record:
         "base": prepared.base.commit if prepared.base is not None else None,
         "inputs": [{"name": m.name, "commit": m.commit, "weight": m.weight} for m in prepared.heads],
         "dropped": sorted({name for result in made.results.values() for name in result.dropped}),
-        **{name: part for name, part in finite(asdict(prepared.findings)).items() if part},
+        **found_before(prepared),
     }
     return Record("merge", architectures.pop() if len(architectures) == 1 else None, classes, head, details)

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 
-from modelgit.merge.methods import METHODS, Combined, Fitted, Method, make, setting_types
+from modelgit.merge.methods import METHODS, Combined, Elementwise, Fitted, Method, make, setting_types
 
 HEAD = """# Merge methods
 
@@ -36,7 +36,7 @@ def _row(method: Method) -> str:
     base = "needed" if method.needs_base else "with `deltas`" if hasattr(method, "deltas") else "not used"
     weights = "used" if method.weighted else "equal only"
     first = inspect.cleandoc(method.__doc__ or "").splitlines()[0]
-    kind = STORED[isinstance(method, Combined)] + (" (fitted)" if isinstance(method, Fitted) else "")
+    kind = STORED[isinstance(method, Combined | Elementwise)] + (" (fitted)" if isinstance(method, Fitted) else "")
     return f"| [{method.name}](#{method.name}) | {first} | {models} | {base} | {weights} | {kind} |\n"
 
 

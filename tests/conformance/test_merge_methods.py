@@ -26,7 +26,9 @@ VARIANTS: list[tuple[str, dict[str, Value]]] = [
     ("linear", {"normalize": False}),
     ("multislerp", {"deltas": True}),
     ("slerp", {"deltas": True}),
+    ("sce", {"top": 0.5}),
     ("task_arithmetic", {"scale": 0.4, "normalize": True}),
+    ("ties", {"rescale": True, "density": 0.5}),
 ]
 EVERY = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=[f"{n}-{s}" if s else n for n, s in VARIANTS])
 DTYPES = pytest.mark.parametrize("dtype", sorted(ARITHMETIC_WIDTHS))

@@ -8,7 +8,7 @@
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 1; }
+int modelgit_kernel_version(void) { return 2; }
 
 /* The inner product of a and b: products, then halves folded onto each other. */
 WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
@@ -94,16 +94,16 @@ void modelgit_mix(size_t count, const double *const *x, const double *w, size_t 
   mix(count, x, w, n, to);
 }
 
-/* The same over the entries with the sign of the whole sum, or `even` where it is 0; divided by their weights with
- * `normalize`. */
-void modelgit_elect(size_t count, const double *const *x, const double *w, size_t n, double even, int normalize,
-                    double *to) {
+/* The same over the entries with the sign of sum votes[j] * x[j], or `even` where that is 0; divided by their weights
+ * with `normalize`. */
+void modelgit_elect(size_t count, const double *const *x, const double *w, const double *votes, size_t n, double even,
+                    int normalize, double *to) {
   double total[BLOCK], share[BLOCK];
   const double *at[count];
   for (size_t i = 0; i < n; i += BLOCK) {
     size_t m = n - i < BLOCK ? n - i : BLOCK;
     for (size_t j = 0; j < count; j++) at[j] = x[j] + i;
-    mix(count, at, w, m, total);
+    mix(count, at, votes, m, total);
     for (size_t k = 0; k < m; k++) total[k] = total[k] == 0 ? even : total[k], to[i + k] = 0.0, share[k] = 0.0;
     for (size_t j = 0; j < count; j++) agree(at[j], w[j], total, m, to + i, share);
     if (normalize) divide(to + i, share, m);

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from modelgit.merge.blocks.sums import BLOCK, Array, folded
 from modelgit.store.codec.compiled import load_library
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 2
 ITEM_BYTES, SPREAD = 16, 2  # of a row's element while it is ranked; buckets for each
 Draws = npt.NDArray[np.uint32]
 
@@ -44,10 +44,19 @@ class Vectors(Protocol):
     def mix(self, vectors: Sequence[Array], weights: Sequence[float]) -> Array:
         """Return sum w_i v_i, terms in order."""
 
-    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
+    def elect(
+        self,
+        vectors: Sequence[Array],
+        weights: Sequence[float],
+        votes: Sequence[float] | None = None,
+        *,
+        normalize: bool,
+        even: float = 1.0,
+    ) -> Array:
         """Return the sum of w_i v_i over the entries with the sign of the whole sum; `normalize` divides by their w_i.
 
-        A sum of exactly 0 elects the sign of `even`; zeros never take part (Yadav et al. 2023, sections 3.2 and 3.3).
+        `votes` are other weights for the sum that elects. A sum of exactly 0 elects the sign of `even`; zeros never
+        take part (Yadav et al. 2023, sections 3.2 and 3.3).
         """
 
 
@@ -93,8 +102,16 @@ class NumpyVectors:
             total = total + weight * vector
         return total
 
-    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
-        total = self.mix(vectors, weights)
+    def elect(
+        self,
+        vectors: Sequence[Array],
+        weights: Sequence[float],
+        votes: Sequence[float] | None = None,
+        *,
+        normalize: bool,
+        even: float = 1.0,
+    ) -> Array:
+        total = self.mix(vectors, votes or weights)
         positive = np.where(total == 0, even, total) > 0
         summed, share = np.zeros(positive.shape), np.zeros(positive.shape)
         for weight, vector in zip(weights, vectors, strict=True):
@@ -120,7 +137,7 @@ class CompiledVectors:
             "ranks": [place, number, number, place, place, place],
             "drop_ranked": [place, number, place, place, real, real],
             "mix": [*several, place],
-            "elect": [*several, real, ctypes.c_int, place],
+            "elect": [number, place, place, place, number, real, ctypes.c_int, place],
         }.items():
             getattr(library, f"modelgit_{name}").argtypes = kinds
         library.modelgit_band.restype = number
@@ -163,18 +180,33 @@ class CompiledVectors:
         )
         return result
 
-    def elect(self, vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool, even: float = 1.0) -> Array:
+    def elect(
+        self,
+        vectors: Sequence[Array],
+        weights: Sequence[float],
+        votes: Sequence[float] | None = None,
+        *,
+        normalize: bool,
+        even: float = 1.0,
+    ) -> Array:
         result, shares = np.empty(vectors[0].shape), np.array(weights, np.float64)
-        places = len(vectors), addresses(vectors), shares.ctypes.data, result.size
+        ballot = np.array(votes or weights, np.float64)
+        places = len(vectors), addresses(vectors), shares.ctypes.data, ballot.ctypes.data, result.size
         self._library.modelgit_elect(*places, even, int(normalize), result.ctypes.data)
         return result
 
 
 def mirrored(products: Array) -> Array:
     """Return matrices (n, M, M) with the upper triangle repeated below."""
-    lower = np.tril_indices(products.shape[1], -1)
-    products[:, lower[0], lower[1]] = products[:, lower[1], lower[0]]
+    if products.shape[1] > 1:
+        lower = np.tril_indices(products.shape[1], -1)
+        products[:, lower[0], lower[1]] = products[:, lower[1], lower[0]]
     return products
+
+
+def square_sum(values: Array) -> float:
+    """Return the sum of squares, in the order of `tree_sum`."""
+    return float(sum(vectors().gram([values])[:, 0, 0]))
 
 
 def limit_of(density: float) -> int:

@@ -1,6 +1,12 @@
 """Merge methods, one file a family; importing this package fills the registry with all of them."""
 
-from modelgit.merge.methods import agreement, means, sparse, spherical  # noqa: F401  their methods enter the registry
+from modelgit.merge.methods import (  # noqa: F401  their methods enter the registry
+    agreement,
+    dropping,
+    means,
+    sparse,
+    spherical,
+)
 from modelgit.merge.methods.registry import (
     METHODS,
     Combined,

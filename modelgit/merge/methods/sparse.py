@@ -1,91 +1,51 @@
-"""Merge methods that keep only some elements of each task vector: TIES, Breadcrumbs, DARE.
+"""Methods that drop elements of task vectors by their magnitude before adding them up.
 
-Notation: heads x_i, base b, task vectors d_i = x_i - b, weights w_i. Everything is per tensor. Equal magnitudes
-are told apart by their place, random masks are drawn from the tensor's name and the input's id: nothing depends
-on the order in which models are named.
+Notation: heads x_i, base b, task vectors d_i = x_i - b, weights w_i, n elements. Two passes over the inputs: the first
+finds the magnitudes where each d_i is cut (`blocks.ranking`), the second merges block by block. Of equal magnitudes
+the first by place count as larger: half precision has many, and results must be reproducible.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from modelgit.merge.methods.linear_form import Array
-from modelgit.merge.methods.registry import Inputs, call_combined, method, setting, within
-
-Mask = npt.NDArray[np.bool_]
-
-
-def rank_mask(values: Array, drop_small: int, drop_large: int) -> Mask:
-    """Return True but at the `drop_small` smallest and `drop_large` largest magnitudes; of equals, later is smaller."""
-    keep = np.zeros(values.size, np.bool_)
-    order = np.argsort(-np.abs(values.reshape(-1)), kind="stable")
-    keep[order[drop_large : values.size - drop_small]] = True
-    return keep.reshape(values.shape)
+from modelgit.errors import UsageError
+from modelgit.merge.blocks.ranking import Cut, keep, largest, largest_of_all
+from modelgit.merge.blocks.sums import Array, tree_sum
+from modelgit.merge.blocks.tensors import Inputs, Tensor
+from modelgit.merge.blocks.vectors import square_sum, vectors
+from modelgit.merge.methods.registry import call_elementwise, method, setting, within
 
 
-def top_mask(values: Array, density: float) -> Mask:
-    """Return True at the max(1, int(density * n)) largest magnitudes; of equals the first by place."""
-    size = values.size
-    keep = min(size, max(1, int(density * size)))
-    if keep == size:
-        return np.ones(values.shape, np.bool_)
-    flat = np.abs(values.reshape(-1))
-    threshold = np.partition(flat, size - keep)[size - keep]
-    above = flat > threshold
-    equal = np.flatnonzero(flat == threshold)[: keep - int(np.count_nonzero(above))]
-    above[equal] = True
-    mask: Mask = above.reshape(values.shape)
-    return mask
+def added(block: Inputs, scale: float, vector: Array) -> Array:
+    """Return the base plus `scale` times the merged task vector."""
+    return np.asarray(block.origin() + scale * vector)
 
 
-def random_mask(shape: tuple[int, ...], density: float, seed: str) -> Mask:
-    """Return independent True with probability `density` (to 2**-32), from PCG64's raw stream, which never changes."""
-    size = math.prod(shape)
-    generator = np.random.PCG64(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little"))
-    draws = generator.random_raw((size + 1) // 2).astype("<u8").view("<u4")[:size]
-    keep: Mask = draws < round(density * 2**32) if density < 1 else np.ones(size, np.bool_)
-    return keep.reshape(shape)
-
-
-def mix(vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool) -> Array:
-    """Return sum w_i v_i, over sum w_i with `normalize` (not where that is 0)."""
+def joined(parts: Sequence[Array], weights: Sequence[float], *, signs: bool, normalize: bool) -> Array:
+    """Return sum w_i v_i, with `signs` over those with the elected sign; `normalize` divides by their weights."""
+    if signs:
+        return vectors().elect(parts, weights, normalize=normalize)
     total = math.fsum(weights)
-    summed = weights[0] * vectors[0]
-    for weight, vector in zip(weights[1:], vectors[1:], strict=True):
-        summed = summed + weight * vector
+    summed = vectors().mix(parts, weights)
     return summed / total if normalize and total != 0 else summed
 
 
-def elect(vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool) -> Array:
-    """Return the sum of w_i v_i over the entries with the sign of the whole sum; `normalize` divides by their w_i.
-
-    A sum of exactly 0 elects plus; zeros never take part (Yadav et al. 2023, sections 3.2 and 3.3).
-    """
-    positive = mix(vectors, weights, normalize=False) >= 0
-    summed, share = np.zeros(positive.shape), np.zeros(positive.shape)
-    for weight, vector in zip(weights, vectors, strict=True):
-        term = weight * vector
-        agrees = np.where(positive, term > 0, term < 0)
-        summed += np.where(agrees, term, 0.0)
-        share += np.where(agrees, weight, 0.0)
-    return summed / np.where(share == 0, 1.0, share) if normalize else summed
+def density_count(density: float, size: int) -> int:
+    """Return how many of `size` elements are kept: at least one."""
+    return min(size, max(1, int(density * size)))
 
 
-def dropped(inputs: Inputs, density: float, seed: int) -> list[Array]:
-    """Return the task vectors with random elements set to 0 and the others divided by `density`."""
-    pairs = zip(inputs.deltas(), inputs.keys, strict=True)
-    masks = ((delta, random_mask(delta.shape, density, f"{seed}\n{inputs.name}\n{key}")) for delta, key in pairs)
-    return [np.where(mask, delta / density, 0.0) for delta, mask in masks]
+@dataclass(frozen=True, slots=True)
+class Trims:
+    """What is known of a tensor before its blocks are merged: a cut and a factor for each head."""
 
-
-def added(inputs: Inputs, scale: float, vector: Array) -> Array:
-    """Return the base plus `scale` times the merged task vector."""
-    return np.asarray(inputs.origin() + scale * vector)
+    cuts: tuple[Cut, ...]
+    factors: tuple[float, ...]
+    even: float = 1.0  # the sign that a sum of zero elects
 
 
 @method("ties", "Yadav et al. 2023, arXiv:2306.01708")
@@ -93,26 +53,82 @@ def added(inputs: Inputs, scale: float, vector: Array) -> Array:
 class Ties:
     """Trim, elect, merge: keep the largest part of each d_i, take the majority sign, average what has it.
 
-    With equal weights this is the paper's disjoint mean, except that each tensor has its own trimming threshold,
-    where the paper has one for the whole model.
+    With scope `model`, as in the paper, one threshold holds for all tensors: the (int(density n) + 1)-th largest
+    magnitude, with all its equals, and where a sum is zero the majority over the model decides. With scope `tensor`
+    each tensor has its own threshold and keeps int(density n) elements, as most implementations do. Means are by
+    weight: equal weights give the paper's mean by count. `rescale` keeps the sum of magnitudes of each d_i.
     """
 
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = False
     density: float = setting(0.2, "share of each task vector that is kept, largest first")
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(True, "divide by the weights of those that agree")
+    scope: str = setting("tensor", "what is trimmed together: `tensor` by tensor, or the whole `model`")
+    rescale: bool = setting(False, "stretch what is kept of a d_i in a tensor to the sum of magnitudes that d_i had")
 
     def __post_init__(self) -> None:
         within("ties: density", self.density, 0, 1)
+        if self.scope not in ("tensor", "model"):
+            raise UsageError(f"ties: scope: expected tensor or model, got {self.scope!r}.")
 
-    def combine(self, inputs: Inputs) -> Array:
+    def survey(self, tensors: Sequence[Tensor]) -> Trims | None:
+        """Return the thresholds over the whole model, if that is the scope."""
+        counts = {len(tensor.weights) for tensor in tensors if not tensor.unchanged}
+        if self.scope == "tensor" or not counts:
+            return None
+        if len(counts) > 1:
+            hint = "Use --set scope=tensor, or leave such tensors out (--on-missing drop)."
+            raise UsageError("ties with scope model needs every tensor in every model.", hint=hint)
+        count = counts.pop()
+        size = sum(math.prod(tensor.shape) for tensor in tensors)
+        rank = min(size, int(self.density * size) + 1)
+        values = largest_of_all(tensors, Inputs.deltas, rank, count)
+        trims = Trims(tuple(Cut(value, 1 << 63, 0) for value in values), (1.0,) * count)
+        balance = sum(sum(tensor.each(lambda block: self._balance(block, trims))) for tensor in tensors)
+        return Trims(trims.cuts, trims.factors, 1.0 if balance >= 0 else -1.0)
+
+    def _balance(self, block: Inputs, trims: Trims) -> int:
+        """Return how many more sums are positive than negative."""
+        total = vectors().mix(self._trimmed(block, trims), block.weights)
+        return int(np.count_nonzero(total > 0)) - int(np.count_nonzero(total < 0))
+
+    def facts(self, tensor: Tensor) -> Trims:
+        """Return where each d_i is cut, and what is left is multiplied with."""
+        trims: Trims | None = tensor.model
+        if trims is None:
+            keeps = density_count(self.density, math.prod(tensor.shape))
+            found = largest(tensor, Inputs.deltas, [[keeps]] * len(tensor.weights))
+            trims = Trims(tuple(cuts[0] for cuts in found), (1.0,) * len(found))
+        return Trims(trims.cuts, self._factors(tensor, trims), trims.even) if self.rescale else trims
+
+    def _factors(self, tensor: Tensor, trims: Trims) -> tuple[float, ...]:
+        """Return the sum of magnitudes before the cut over that after it."""
+
+        def look(block: Inputs) -> list[tuple[float, float]]:
+            pairs = zip(block.deltas(), self._trimmed(block, trims), strict=True)
+            return [(tree_sum(np.abs(whole)), tree_sum(np.abs(kept))) for whole, kept in pairs]
+
+        sums = np.sum([*tensor.each(look), [(0.0, 0.0)] * len(trims.cuts)], axis=0)
+        return tuple(float(before / after) if after else 1.0 for before, after in sums)
+
+    def _trimmed(self, block: Inputs, trims: Trims) -> list[Array]:
+        parts = block.deltas()
+        for part, cut, factor in zip(parts, trims.cuts, trims.factors, strict=True):
+            keep(part, block.start, cut)
+            if factor != 1:
+                part *= factor
+        return parts
+
+    def block(self, block: Inputs, facts: Trims) -> Array:
         """Return b + scale * elected mean of the trimmed d_i."""
-        trimmed = [np.where(top_mask(delta, self.density), delta, 0.0) for delta in inputs.deltas()]
-        return added(inputs, self.scale, elect(trimmed, inputs.weights, normalize=self.normalize))
+        parts = self._trimmed(block, facts)
+        elected = vectors().elect(parts, block.weights, normalize=self.normalize, even=facts.even)
+        return added(block, self.scale, elected)
 
-    __call__ = call_combined
+    __call__ = call_elementwise
 
 
 @method("breadcrumbs", "Davari and Belilovsky 2023, arXiv:2312.06795")
@@ -123,6 +139,7 @@ class Breadcrumbs:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = False
     density: float = setting(0.9, "share of each task vector that is kept")
     gamma: float = setting(0.01, "share of the largest elements that is dropped")
     scale: float = setting(1.0, "factor on the merged task vector")
@@ -133,64 +150,77 @@ class Breadcrumbs:
         within("breadcrumbs: gamma", self.gamma, 0, 1)
         within("breadcrumbs: density + gamma", self.density + self.gamma, 0, 1)
 
-    def combine(self, inputs: Inputs) -> Array:
-        """Return b + scale * sum of the masked d_i."""
-        size = inputs.heads[0].size
+    def facts(self, tensor: Tensor) -> list[list[Cut]]:
+        """Return for each d_i what belongs to it with its outliers, and these."""
+        size = math.prod(tensor.shape)
         large = int(self.gamma * size)
-        small = max(0, size - large - int(self.density * size))
-        masked = [np.where(rank_mask(delta, small, large), delta, 0.0) for delta in inputs.deltas()]
-        joined = (elect if self.signs else mix)(masked, inputs.weights, normalize=False)
-        return added(inputs, self.scale, joined)
+        kept = min(size, large + int(self.density * size))
+        return largest(tensor, Inputs.deltas, [[kept, large]] * len(tensor.weights))
 
-    __call__ = call_combined
+    def block(self, block: Inputs, facts: list[list[Cut]]) -> Array:
+        """Return b + scale * sum of the masked d_i."""
+        parts = block.deltas()
+        for part, (kept, dropped) in zip(parts, facts, strict=True):
+            keep(part, block.start, kept, dropped)
+        return added(block, self.scale, joined(parts, block.weights, signs=self.signs, normalize=False))
+
+    __call__ = call_elementwise
 
 
-@method("dare_linear", "Yu et al. 2024, arXiv:2311.03099")
+@method("sce", "Wan et al. 2024, FuseChat, arXiv:2408.07990")
 @dataclass(frozen=True)
-class DareLinear:
-    """Drop and rescale: keep each element of d_i with probability density, times 1 / density; b + scale * sum w_i d_i.
+class Sce:
+    """Select, calculate, erase: elements where models differ most, weighted by the energy of each d_i, minority erased.
 
-    The masks follow from the seed, the tensor's name and the input's id: not from the order or number of models.
+    Kept are the int(top * m) elements whose variance over the models is largest, of the m where it is not zero.
+    Weights are the mean squares of the kept d_i; the sign of their plain sum is elected, and what has it is averaged.
+    However small the updates, weights are never replaced by equal ones: only where all are zero nothing moves.
     """
 
     heads: ClassVar[tuple[int, int | None]] = (1, None)
-    weighted: ClassVar[bool] = True
+    weighted: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
-    density: float = setting(0.5, "probability that an element of a task vector is kept")
+    whole_rows: ClassVar[bool] = False
+    top: float = setting(1.0, "share of the elements with a variance that is kept, largest first")
     scale: float = setting(1.0, "factor on the merged task vector")
-    normalize: bool = setting(True, "divide by the sum of the weights")
-    seed: int = setting(0, "where the random masks start from")
 
     def __post_init__(self) -> None:
-        within("dare_linear: density", self.density, 2**-32, 1)
+        within("sce: top", self.top, 0, 1)
 
-    def combine(self, inputs: Inputs) -> Array:
-        """Return b + scale * (weighted) mean of the rescaled d_i."""
-        sparse = dropped(inputs, self.density, self.seed)
-        return added(inputs, self.scale, mix(sparse, inputs.weights, normalize=self.normalize))
+    def facts(self, tensor: Tensor) -> tuple[Cut | None, tuple[float, ...]]:
+        """Return where variances are cut, if they are, and the weights."""
+        cut = None
+        if self.top < 1:
+            nonzero = sum(tensor.each(lambda block: int(np.count_nonzero(variance(block.deltas())))))
+            cut = largest(tensor, lambda block: [variance(block.deltas())], [[int(self.top * nonzero)]])[0][0]
 
-    __call__ = call_combined
+        def look(block: Inputs) -> list[float]:
+            return [square_sum(part) for part in selected(block, cut)]
+
+        energies = [math.fsum(column) for column in zip(*tensor.each(look), strict=True)]
+        total = math.fsum(energies)
+        return cut, tuple(energy / total if total else 0.0 for energy in energies)
+
+    def block(self, block: Inputs, facts: tuple[Cut | None, tuple[float, ...]]) -> Array:
+        """Return b + scale * weighted mean of what has the elected sign."""
+        cut, weights = facts
+        parts = selected(block, cut)
+        return added(block, self.scale, vectors().elect(parts, weights, [1.0] * len(parts), normalize=True))
+
+    __call__ = call_elementwise
 
 
-@method("dare_ties", "Yu et al. 2024, arXiv:2311.03099, with the sign election of arXiv:2306.01708")
-@dataclass(frozen=True)
-class DareTies:
-    """Drop and rescale as dare_linear, then merge the entries that have the elected sign as ties."""
+def variance(parts: Sequence[Array]) -> Array:
+    """Return the variance of each element over the models: the mean squared distance to their mean."""
+    equal = [1.0] * len(parts)
+    mean = vectors().mix(parts, equal) / len(parts)
+    return vectors().mix([(part - mean) ** 2 for part in parts], equal) / len(parts)
 
-    heads: ClassVar[tuple[int, int | None]] = (1, None)
-    weighted: ClassVar[bool] = True
-    needs_base: ClassVar[bool] = True
-    density: float = setting(0.5, "probability that an element of a task vector is kept")
-    scale: float = setting(1.0, "factor on the merged task vector")
-    normalize: bool = setting(True, "divide by the weights of those that agree")
-    seed: int = setting(0, "where the random masks start from")
 
-    def __post_init__(self) -> None:
-        within("dare_ties: density", self.density, 2**-32, 1)
-
-    def combine(self, inputs: Inputs) -> Array:
-        """Return b + scale * elected mean of the rescaled d_i."""
-        sparse = dropped(inputs, self.density, self.seed)
-        return added(inputs, self.scale, elect(sparse, inputs.weights, normalize=self.normalize))
-
-    __call__ = call_combined
+def selected(block: Inputs, cut: Cut | None) -> list[Array]:
+    """Return the task vectors of a block, zero where their variance is not among the largest."""
+    parts = block.deltas()
+    if cut is not None:
+        mask = cut.mask(variance(parts), block.start)
+        parts = [np.where(mask, part, 0.0) for part in parts]
+    return parts

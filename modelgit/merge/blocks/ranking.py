@@ -22,7 +22,7 @@ SAMPLE_BLOCKS, SAMPLE = 8, 1 << 14  # how many blocks and elements are looked at
 SAFE = 6.0  # standard deviations of the sample's rank to either side
 KEPT_BYTES = 32 << 20  # of magnitudes within all intervals together
 BINS = 1 << 12
-INFINITY_BITS = 0x7FF0 << 48
+TOP = 0x7FF0 << 48  # the bit pattern of infinity, which differences of large numbers may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Search:
     row: int
     rank: int
     low: int = 0
-    high: int = INFINITY_BITS - 1
+    high: int = TOP
     within: int | None = None
     cut: Cut | None = None
     bins: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -136,7 +136,7 @@ def narrowed_by_sample(tensors: Sequence[Tensor], values: Values, searches: Sequ
         spread = SAFE * math.sqrt(share * (1 - share) * len(row)) + 2
         low, high = math.floor(share * len(row) - spread), math.ceil(share * len(row) + spread)
         search.low = bits_of(float(row[low])) if low >= 0 else 0
-        search.high = bits_of(float(row[high])) if high < len(row) else INFINITY_BITS - 1
+        search.high = bits_of(float(row[high])) if high < len(row) else TOP
         search.within = math.ceil(size * min(1.0, 2 * spread / len(row)))
 
 
@@ -201,7 +201,7 @@ def conclude(search: Search, seen: Sequence[Seen], kept: bool) -> None:
     """Move a search's interval, or end it, by what was seen of all blocks."""
     above, within = sum(block.above for block in seen), sum(block.count for block in seen)
     if search.rank <= above:
-        search.low, search.high, search.within = search.high + 1, INFINITY_BITS - 1, above
+        search.low, search.high, search.within = search.high + 1, TOP, above
     elif search.rank > above + within:
         search.high, search.low, search.within = search.low - 1, 0, None
     elif kept:
@@ -209,6 +209,8 @@ def conclude(search: Search, seen: Sequence[Seen], kept: bool) -> None:
     else:
         narrow(search, search.rank - above)
     search.bins[:] = 0
+    if search.low > search.high:  # some values are no numbers: they have no rank
+        search.cut = EVERYTHING
 
 
 def narrow(search: Search, rank: int) -> None:

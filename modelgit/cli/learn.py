@@ -20,7 +20,14 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Enters the commands into the application, and what workers are started with."""
+    """Enters the commands into the application."""
+    register_run(app)
+    register_scores(app)
+    register_barrier(app)
+
+
+def register_run(app: typer.Typer) -> None:
+    """Enters `run`, and what its workers are started with."""
 
     @command(app, "run", panel=LEARNING)
     def run(
@@ -45,6 +52,18 @@ def register(app: typer.Typer) -> None:
         options = Options(tuple(set_ or ()), repo, report, workers, device, tuple(only or ()))
         return run_pipeline(pipeline, options, session.listener)
 
+    @app.command("plumbing-worker", hidden=True)
+    def worker(device: Device = "auto") -> None:
+        """Carry out the requests that arrive on stdin."""
+        from modelgit.pipeline.execution import work
+
+        replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
+        work(Path.cwd(), device, sys.stdin, replies)
+
+
+def register_scores(app: typer.Typer) -> None:
+    """Enters `evaluate`."""
+
     @command(app, "evaluate", panel=LEARNING)
     def evaluate(
         session: Session,
@@ -66,6 +85,10 @@ def register(app: typer.Typer) -> None:
         repository = session.repo()
         bench = workbench(repository, device, available_threads(), session.listener)
         return evaluation(bench, repository, rev, on)
+
+
+def register_barrier(app: typer.Typer) -> None:
+    """Enters `barrier`."""
 
     @command(app, "barrier", panel=LEARNING)
     def barrier(
@@ -98,14 +121,6 @@ def register(app: typer.Typer) -> None:
             return found
         draw(found, plot)
         return replace(found, plot=str(plot))
-
-    @app.command("plumbing-worker", hidden=True)
-    def worker(device: Device = "auto") -> None:
-        """Carry out the requests that arrive on stdin."""
-        from modelgit.pipeline.execution import work
-
-        replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
-        work(Path.cwd(), device, sys.stdin, replies)
 
 
 def draw(found: "Barriers", plot: Path) -> None:

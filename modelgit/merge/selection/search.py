@@ -79,11 +79,16 @@ def line(score: Score, low: float, high: float, budget: int) -> Log:
 def simplex(score: Score, count: int, budget: int, seed: int) -> Log:
     """Return the search of weights that add up to 1, by a (1+1)-evolution strategy with the one-fifth rule.
 
-    It begins at equal weights; a child replaces its parent unless it scores less (Rechenberg 1973).
+    It begins at the best of equal weights and, where the budget allows, of each alone; a child replaces its parent
+    unless it scores less (Rechenberg 1973).
     """
     log, stream, sigma = Log(score, budget), np.random.RandomState(seed), 1.0 / count
     parent = np.full(count, 1.0 / count)
     best = log(parent.tolist())
+    for corner in np.eye(count) if budget > 2 * (count + 1) else ():
+        found = log(corner.tolist())
+        if found > best:
+            parent, best = corner, found
     for _ in range(100 * budget):  # children that were seen before cost nothing, but must not go on for ever
         if log.spent:
             break

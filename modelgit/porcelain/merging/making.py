@@ -73,12 +73,11 @@ def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
     """Returns what was found out before the merge, and the weights by layer that it is made with."""
     layers, found = prepared.choices.layers, prepared.findings
     rows = [("Merge-Layer-Weights", compact({layer: list(row) for layer, row in layers.items()}))] if layers else []
-    for name, part, what in (
-        ("Merge-Selection", found.selection, found.selection and found.selection.mode),
-        ("Merge-Search", found.search, found.search and found.search.what),
-    ):
-        if part is not None:
-            rows.append((name, compact({"what": what, **asdict(part.on)})))
+    if (chosen := found.selection) is not None:
+        rows.append(("Merge-Selection", compact({"mode": chosen.mode, "score": chosen.score, **asdict(chosen.on)})))
+    if (best := found.search) is not None:
+        told = {"what": best.what, "seed": best.seed, "score": best.best.score}
+        rows.append(("Merge-Search", compact({**told, **asdict(best.on)})))
     return tuple(rows)
 
 

@@ -1,11 +1,12 @@
 """Whether models are linearly mode connected: scores along the straight paths between them.
 
-With two or three heads the paths go from the first to each other; with more, from their mean to each of them, which is
-where a merge of many lies. Nothing is stored: two ends and one point between them are in memory.
+With two or three heads the paths go from the first to each other; with more, from what the merge makes of them, their
+mean, to each. A method about a base, such as wise_ft, moves the ends: they are then what it makes of each head alone,
+and the merge lies between those. Nothing is stored: two ends and one point between them are in memory.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelgit.errors import Conflict, MergeConflict, UsageError
@@ -20,7 +21,7 @@ from modelgit.repo.repository import Repository
 if TYPE_CHECKING:
     from modelgit.merge.selection.states import Raw
 
-TASK, MEAN = "paths", "mean"
+TASK, MERGE = "paths", "the merge"
 PAIRWISE = 3  # heads up to which paths go from the first to each other
 HINT = (
     "Shrink towards the base (--method wise_ft --set alpha=0.5), line the units up first (--align weights), or keep "
@@ -48,22 +49,32 @@ def barrier(
 
 @dataclass(slots=True)
 class Ends:
-    """The models between which paths lie: names, tensors read when they are wanted, scores measured once."""
+    """The models between which paths lie, read when they are wanted; `versions` are those whose ends they are."""
 
+    repo: Repository
     prepared: Prepared
-    models: Mapping[str, Contender]
     judge: Judge
     listener: Listener
+    versions: Mapping[str, Contender]
 
     def read(self, name: str) -> "dict[str, Raw]":
-        """Return a model. Raises MergeConflict for values that are not finite."""
+        """Return an end. Raises MergeConflict for values that are not finite."""
         from modelgit.merge.selection.states import read_state
 
-        return read_state(self.models[name].source, name)
+        if name in self.versions:
+            return read_state(self.versions[name].source, name)
+        prepared, base = self.prepared, self.prepared.base
+        heads = commits_of(prepared) if name == MERGE else {name: commits_of(prepared)[name]}
+        choices = prepared.choices if name == MERGE else replace(prepared.choices, weights=(), layers={})
+        alone = prepare(self.repo, heads, choices, base.commit if base is not None else None)
+        found = merged(self.repo, alone.plans)
+        if found is None:
+            raise MergeConflict(f"{name}: values beyond the range of their type", hint="merge with a smaller scale")
+        return found
 
     def score(self, name: str, state: "dict[str, Raw]") -> float:
         """Return the score of an end, measured now unless it is known."""
-        model = self.models.get(name)
+        model = self.versions.get(name)
         known = self.judge.known(model.version) if model is not None else None
         if known is None:
             known = self.judge.own(model.version, state) if model is not None else self.judge(state)
@@ -72,19 +83,19 @@ class Ends:
 
 
 def paths(repo: Repository, prepared: Prepared, judge: Judge, points: int, listener: Listener = ignore) -> Barriers:
-    """Returns the paths between the heads of a merge by plain mean, as the module says. Raises as `barrier` does."""
+    """Returns the paths between the heads of a merge, as the module says. Raises as `barrier` does."""
     from modelgit.merge.selection.paths import places
 
     require_whole(prepared)
     at, names = places(points), list(commits_of(prepared))
     if len(names) < 2:
         raise UsageError(f"one model takes part ({names[0]}): there is no path", hint="name two versions")
-    ends = Ends(prepared, {model.name: model for model in contenders(prepared)}, judge, listener)
-    many, before = len(names) > PAIRWISE, judge.evaluations
-    start, others = (MEAN, names) if many else (names[0], names[1:])
+    moved = prepared.method.needs_base and prepared.method.heads[0] == 1
+    versions = {} if moved else {model.name: model for model in contenders(prepared)}
+    ends, before = Ends(repo, prepared, judge, listener, versions), judge.evaluations
+    start, others = (MERGE, names) if len(names) > PAIRWISE else (names[0], names[1:])
     listener(Started(TASK, 1 + len(others) * (points - 1), "evaluations"))
-    first = merged(repo, prepared.plans) if many else ends.read(start)
-    assert first is not None  # a mean is never larger than what it is the mean of
+    first = ends.read(start)
     score = ends.score(start, first)
     found = tuple(path(ends, (start, score, first), name, at) for name in others)
     listener(Finished(TASK, f"{len(found)} paths"))

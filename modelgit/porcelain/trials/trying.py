@@ -30,6 +30,8 @@ def check_trial(trial: Trial, data: str | None) -> None:
     option = next((name for name, value in asked.items() if value), None)
     if option and not data:
         raise UsageError(f"{option} needs data to measure models on", hint="--on DATA: a folder, .zip, FILE.toml#NAME")
+    if trial.barrier_max is not None and not 0 <= trial.barrier_max < float("inf"):
+        raise UsageError(f"--barrier-max {trial.barrier_max}: expected a number of 0 or more")
     extra = {"--metric": trial.metric, "--lower-is-better": trial.lower_is_better, "--holdout": trial.holdout}
     for name, value in extra.items():
         if value and option is None:
@@ -57,8 +59,7 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
         found, choices = search_coefficients(repo, prepared, trial, judge, listener)
         prepared, findings = again(repo, prepared, choices), replace(findings, search=found)
     if trial.barrier_max is not None and len(prepared.heads) > 1:
-        plain = replace(prepared.choices, method="linear", settings={}, weights=(), layers={})
-        barriers = paths(repo, again(repo, prepared, plain), judge, trial.points, listener)
+        barriers = paths(repo, prepared, judge, trial.points, listener)
         require_connected(barriers, trial.barrier_max)
         findings = replace(findings, barriers=barriers)
     return replace(prepared, findings=with_holdout(repo, prepared, trial, findings, listener))

@@ -12,6 +12,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from modelgit.cli import handed_on, history, learn, merging, objects, upkeep
+from modelgit.cli.replaying import asking, verbs
 from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session
 from modelgit.errors import (
@@ -68,7 +69,9 @@ def new_app() -> typer.Typer:
     )
     app.callback()(options)
     history.register(app)
+    asking.register(app)
     merging.register(app)
+    verbs.register(app)
     objects.register(app)
     upkeep.register(app)
     learn.register(app)
@@ -140,7 +143,7 @@ def carry_out(words: list[str], session: Session) -> int:
         from modelgit.cli import plumbing  # an earlier modelgit has told git so
 
         return plumbing.main(words[verb + 1 :])
-    if verb is not None and words[verb] in handed_on.VERBS | handed_on.REWRITING:
+    if verb is not None and handed_on.is_gits(words[verb:]):
         change_directory(handed_on.directory_of(words[:verb]))
         code = handed_on.run_git(words[verb:])
         return code or fill_in(session)

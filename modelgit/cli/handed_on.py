@@ -3,7 +3,7 @@
 import difflib
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from modelgit.errors import DependencyMissing, UsageError
@@ -11,13 +11,50 @@ from modelgit.errors import DependencyMissing, UsageError
 # History and names: git does them on manifests as well as on anything. Verbs that modelgit has itself are absent.
 VERBS = frozenset(
     """
-    archive bisect blame branch bundle cat-file cherry config count-objects describe for-each-ref format-patch grep
+    archive bisect branch bundle cat-file cherry config count-objects describe for-each-ref format-patch grep
     ls-files ls-remote ls-tree merge-base mv name-rev notes range-diff reflog remote rev-list rev-parse rm shortlog
     show-branch show-ref symbolic-ref tag update-ref verify-commit verify-tag whatchanged
     """.split()  # noqa: SIM905  a list that people read
 )
 # Handed on as well; they write files. Where our filter is not set up they leave manifests, which we fill in afterwards.
-REWRITING = frozenset(["am", "cherry-pick", "rebase", "reset", "restore", "revert", "stash", "worktree"])
+REWRITING = frozenset(["am", "reset", "restore", "stash", "worktree"])
+# Verbs that both have: with one of these options git is meant.
+UNDER_WAY = ("--abort", "--continue", "--quit", "--skip")
+EDITING = ("-e", "--edit", "-s", "--signoff", "-S", "--gpg-sign", "--no-gpg-sign", "--cleanup", "--rerere-autoupdate")
+STRATEGY = ("--strategy", "--strategy-option", "-X")
+GITS: Mapping[str, tuple[str, ...]] = {
+    "blame": (
+        *(
+            "--",
+            "-L",
+            "-l",
+            "-t",
+            "-S",
+            "-p",
+            "-M",
+            "-C",
+            "-w",
+            "-b",
+            "-f",
+            "-n",
+            "-s",
+            "-e",
+            "-c",
+            "--root",
+            "--reverse",
+        ),
+        *("--porcelain", "--line-porcelain", "--incremental", "--contents", "--date", "--ignore-rev", "--show-name"),
+        *("--show-number", "--show-email", "--show-stats", "--first-parent", "--since", "--abbrev"),
+    ),
+    "cherry-pick": (*UNDER_WAY, *EDITING, *STRATEGY, "-x", "--ff", "--allow-empty", "--keep-redundant-commits"),
+    "revert": (*UNDER_WAY, *EDITING, *STRATEGY, "--no-edit", "--reference"),
+    "rebase": (
+        *(*UNDER_WAY, *EDITING, *STRATEGY, "-i", "--interactive", "-r", "--rebase-merges", "--onto", "-x", "--exec"),
+        *("--edit-todo", "--show-current-patch", "--autosquash", "--autostash", "--no-autostash", "--root"),
+        *("--keep-base", "--fork-point", "--no-fork-point", "--apply", "--merge", "-m", "-f", "--force-rebase"),
+        *("--no-ff", "--empty", "--update-refs", "--committer-date-is-author-date", "--ignore-date", "--no-verify"),
+    ),
+}
 WITH_VALUE = ("-C",)
 
 
@@ -34,6 +71,14 @@ def verb_at(words: Sequence[str]) -> int | None:
     return None
 
 
+def is_gits(words: Sequence[str]) -> bool:
+    """Tells whether git is meant: by a verb that it alone has, or by an option that it alone has."""
+    verb, *rest = words
+    if verb in VERBS | REWRITING:
+        return True
+    return any(word.partition("=")[0] in GITS.get(verb, ()) for word in rest)
+
+
 def directory_of(words: Sequence[str]) -> str:
     """Returns the directory that the options before the verb name, empty for this one."""
     found = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "-C"]
@@ -43,7 +88,7 @@ def directory_of(words: Sequence[str]) -> str:
 def run_git(words: Sequence[str]) -> int:
     """Returns git's exit code for these words. Where nothing is left to do afterwards, becomes git."""
     try:
-        if words[0] not in REWRITING:
+        if words[0] not in REWRITING | GITS.keys() - {"blame"}:
             os.execvp("git", ["git", *words])
         return subprocess.run(["git", *words], check=False).returncode
     except FileNotFoundError as error:

@@ -17,6 +17,8 @@ HOMES = (
     "modelgit.porcelain.versions",
     "modelgit.porcelain.work",
     "modelgit.porcelain.merging.values",
+    "modelgit.porcelain.replaying.values",
+    "modelgit.porcelain.replaying.blaming",
     "modelgit.porcelain.comparing",
     "modelgit.porcelain.checking",
     "modelgit.porcelain.upkeep.collecting",

@@ -11,6 +11,7 @@ from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging.making import carry_out
 from modelgit.porcelain.merging.preparing import prepare
 from modelgit.porcelain.merging.values import Choices
+from modelgit.porcelain.replaying.verifying import is_replay, recompute
 from modelgit.porcelain.versions import contents_id
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -45,11 +46,23 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> 
         UsageError: no merge commit, or one made by git alone. DifferencesFound: naming what differs.
     """
     version = repo.version(rev)
+    if is_replay(version):
+        change, again = recompute(repo, version, listener)
+        refuse_differences(version, again)
+        inputs = (change.base, change.theirs, *version.entry.parents)
+        return Verified(version.commit, change.verb, inputs, len(again), sum(len(m.tensors) for m in again.values()))
     recorded = read_trailers(version)
     check_inputs(repo, version, recorded)
     names = {commit[:10]: commit for commit, _ in recorded.inputs}
     prepared = prepare(repo, names, recorded.choices, recorded.base)
     again = carry_out(repo, prepared, listener, keep=False).manifests()
+    refuse_differences(version, again)
+    tensors = sum(len(manifest.tensors) for manifest in again.values())
+    return Verified(version.commit, recorded.choices.method, tuple(names.values()), len(again), tensors)
+
+
+def refuse_differences(version: Version, again: Mapping[str, Manifest]) -> None:
+    """Raises DifferencesFound unless recomputing a version gave its weight files, naming what differs."""
     differences = differing(version.manifests, again)
     if differences:
         told = ", ".join(differences[:MAX_NAMED]) + (
@@ -59,8 +72,6 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> 
             f"recomputing {version.commit[:10]} gave other weights: {told}",
             hint="the commit was made by another version of modelgit, or not by what it says",
         )
-    tensors = sum(len(manifest.tensors) for manifest in again.values())
-    return Verified(version.commit, recorded.choices.method, tuple(names.values()), len(again), tensors)
 
 
 def read_trailers(version: Version) -> Recorded:

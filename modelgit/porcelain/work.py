@@ -337,17 +337,26 @@ def require_clean(repo: Repository) -> None:
         raise DirtyWorktree(f"the work tree has changes: {some(changed)}", hint=hint)
 
 
-def land(repo: Repository, made: str, listener: Listener = ignore) -> str | None:
+def land(
+    repo: Repository,
+    made: str,
+    listener: Listener = ignore,
+    *,
+    expected: str | None = None,
+    reason: str = "advance: fast-forward",
+) -> str | None:
     """Moves the branch checked out to `made`, and the work tree with it; returns the branch.
 
     The files come first, then the branch, so that an interruption never leaves a branch whose files look reverted.
+    `expected` is where the branch was when `made` was made, `reason` goes to the reflog.
 
     Raises:
         DirtyWorktree, MissingObject, StorageFull: before the branch has moved.
     """
     branch = repo.branch()
     if repo.worktree is not None:
-        worktree.advance(repo, made, listener=listener)
+        worktree.advance(repo, made, listener=listener, expected=expected, reason=reason)
     else:
-        repo.set_ref(f"refs/heads/{branch}" if branch else "HEAD", made, expected=repo.head())
+        ref = f"refs/heads/{branch}" if branch else "HEAD"
+        repo.set_ref(ref, made, expected=expected or repo.head(), reason=reason)
     return branch

@@ -299,6 +299,7 @@ class Repository:
         parents = [word for parent in draft.parents for word in ("-p", parent)]
         message = with_trailers(draft.message, draft.trailers).encode("utf-8", "replace")
         environment = signature(draft.author, draft.date)
+        environment |= {"GIT_AUTHOR_DATE": f"@{draft.authored}"} if draft.authored is not None else {}
         command = [*self.git.identity(), "commit-tree", tree, *parents]
         commit = self.git.run(*command, stdin=message, environment=environment)
         if draft.ref is not None:

@@ -56,7 +56,8 @@ class CommitDraft:
     """A commit to be made. `files` is the whole tree.
 
     With `ref` the ref moves to the new commit, if it still is at `expected` (None: if it does not exist yet).
-    `author` is `Name <address>`, the user unless named; `date` in seconds since 1970, now unless given.
+    `author` is `Name <address>`, the user unless named; `date` in seconds since 1970, now unless given. `authored` is
+    when the author made it, where that was earlier: seconds since 1970, a space, the time zone.
     """
 
     parents: tuple[str, ...]
@@ -67,6 +68,7 @@ class CommitDraft:
     expected: str | None = None
     author: str | None = None
     date: int | None = None
+    authored: str | None = None
 
 
 def trailers_of(message: str) -> dict[str, list[str]]:

@@ -143,18 +143,29 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
     return target.commit
 
 
-def advance(repo: Repository, commit: str, *, listener: Listener = ignore) -> None:
+def advance(
+    repo: Repository,
+    commit: str,
+    *,
+    listener: Listener = ignore,
+    expected: str | None = None,
+    reason: str = "advance: fast-forward",
+) -> None:
     """Moves the branch checked out (or a detached HEAD) to `commit`, the files first.
 
-    An interruption leaves the branch where it was, and running the same again goes on.
+    An interruption leaves the branch where it was, and running the same again goes on. `expected` is where the branch
+    was when `commit` was made, `reason` goes to the reflog.
 
     Raises:
         DirtyWorktree, MissingObject: nothing has changed then. RepositoryError: the branch has moved meanwhile.
     """
     head, branch = repo.head(), repo.branch()
+    if expected not in (None, head):
+        got = head and head[:10]
+        raise RepositoryError(f"{branch or 'HEAD'} has moved: expected {str(expected)[:10]}, got {got}")
     put(repo, repo.version(commit), listener=listener)
     ref = f"refs/heads/{branch}" if branch else "HEAD"
-    repo.set_ref(ref, commit, expected=head, reason="advance: fast-forward")
+    repo.set_ref(ref, commit, expected=head, reason=reason)
 
 
 def put(repo: Repository, target: Version, *, force: bool = False, listener: Listener = ignore) -> None:

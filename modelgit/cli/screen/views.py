@@ -441,5 +441,6 @@ def retrained(result: "Retrained") -> Iterator[Block]:
     yield line(Span("ok", "good"), " ", identity(result.commit), f" trained again on {result.device}: {what}")
 
 
+from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
 from modelgit.cli.screen import trial_views as _trials  # noqa: E402  these enter their views
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

@@ -1,0 +1,1 @@
+"""Commands on task vectors, and those that ask the history of tensors."""

@@ -1,7 +1,7 @@
 """modelgit from Python: versions as state dicts, no work file needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,6 +14,7 @@ from modelgit.porcelain import versions, work
 from modelgit.porcelain.merging.merge import merge
 from modelgit.porcelain.merging.values import Choices, Merged, Request
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
+from modelgit.porcelain.trials.values import Trial
 from modelgit.porcelain.versions import DEFAULT_PATH, HistoryEntry
 from modelgit.repo import repository
 from modelgit.repo.values import Blob, CommitDraft
@@ -211,11 +212,16 @@ class Repository:
     ) -> Merged:
         """Merges versions into the branch checked out; `options` are those of `Choices`, e.g. method="ties".
 
+        Those of `Trial` say what is to be found out first on the data `on`, e.g. select="greedy"; there `metric` may be
+        a function of a state dict and of `on`.
+
         Raises:
             MergeConflict: naming every reason; nothing has changed then.
         """
+        data = options.pop("on", None)
+        trial = Trial(**{field.name: options.pop(field.name) for field in fields(Trial) if field.name in options})
         chosen = choices or Choices(**options)
-        request = Request(tuple(revs), chosen, message, fast_forward=fast_forward)
+        request = Request(tuple(revs), chosen, message, fast_forward=fast_forward, data=data, trial=trial)
         return merge(self._repo, request, self._listener)
 
     def log(self, rev: str = "HEAD", limit: int | None = None) -> list[HistoryEntry]:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from modelgit.errors import FormatError, MergeConflict, UsageError
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
+from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
-from modelgit.porcelain.merging.values import Prepared
+from modelgit.merge.methods import make
+from modelgit.porcelain.merging.preparing import policy_of
+from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
 
@@ -83,6 +86,20 @@ def held(prepared: Prepared) -> Prepared:
         return replace(plan, heads=heads, base=None if plan.base is None else Held(plan.base, shelf))
 
     return replace(prepared, plans={path: kept(plan) for path, plan in prepared.plans.items()})
+
+
+def replanned(prepared: Prepared, choices: Choices) -> dict[str, Plan]:
+    """Return what the merge does to each weight file by other choices of the same models; asks nothing of git."""
+    method, policy = make(choices.method, choices.settings), policy_of(choices, prepared.records)
+    weights = dict(zip((m.name for m in prepared.heads), choices.weights or [1.0] * len(prepared.heads), strict=True))
+    plans = {}
+    for path, old in prepared.plans.items():
+        known = {head.name: head for head in old.heads}
+        have = [(i, m.name) for i, m in enumerate(prepared.heads) if m.name in known]
+        heads = [replace(known[name], weight=weights[name]) for _, name in have]
+        rows = {layer: [row[i] for i, _ in have] for layer, row in choices.layers.items()}
+        plans[path] = layered(heads, old.base, method, policy, rows)
+    return plans
 
 
 def merged(repo: Repository, plans: Mapping[str, Plan]) -> "dict[str, Raw] | None":

@@ -5,7 +5,7 @@ coordinate ascent; all with a budget that is told first, and the same for the sa
 memory by the engine itself; heads stay there too, as far as there is room.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,8 @@ from modelgit.errors import MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Noted, Started, ignore
 from modelgit.merge.methods import make, setting_types
 from modelgit.merge.methods.registry import METHODS
-from modelgit.porcelain.merging.preparing import prepare
 from modelgit.porcelain.merging.values import Choices, Prepared
-from modelgit.porcelain.trials.contenders import commits_of, held, merged, require_whole
+from modelgit.porcelain.trials.contenders import held, merged, replanned, require_whole
 from modelgit.porcelain.trials.measuring import Judge
 from modelgit.porcelain.trials.values import Attempt, Search, Trial
 from modelgit.repo.repository import Repository
@@ -54,7 +53,7 @@ def search_coefficients(
     ready, sign = held(prepared), judge.aim.sign
 
     def score(point: "Point") -> float:
-        found = tried(repo, ready, space.choices(point))
+        found = merged(repo, replanned(ready, space.choices(point)))
         value = float("nan") if found is None else judge(found)
         listener(Advanced(TASK, 1, f"{judge.on.metric} {value:.4g}"))
         return sign * value
@@ -68,21 +67,6 @@ def search_coefficients(
     chosen = Attempt(dict(zip(space.names, best.point, strict=True)), sign * best.score)
     found = Search(trial.search, judge.on, trial.seed, trial.evaluations, rows, chosen)
     return found, space.choices(best.point)
-
-
-def tried(repo: Repository, ready: Prepared, choices: Choices):  # type: ignore[no-untyped-def]  # a State, in memory
-    """Return the merge that other choices make of the same models, None where values are too large."""
-    base = ready.base.commit if ready.base is not None else None
-    again = prepare(repo, commits_of(ready), choices, base)
-    sources = {
-        head.name: {p: h.source for p, plan in ready.plans.items() for h in plan.heads if h.name == head.name}
-        for head in ready.heads
-    }
-    plans = {}
-    for path, plan in again.plans.items():
-        heads = tuple(replace(head, source=sources[head.name][path]) for head in plan.heads)
-        plans[path] = replace(plan, heads=heads, base=ready.plans[path].base if plan.base is not None else None)
-    return merged(repo, plans)
 
 
 def space_of(prepared: Prepared, trial: Trial) -> Space:
@@ -188,8 +172,3 @@ def layers_of(prepared: Prepared, depth: int) -> list[str]:
 def layer_of(name: str, depth: int) -> str:
     """Return the first parts of a tensor's name."""
     return ".".join(name.split(".")[:depth])
-
-
-def layer_weights(layers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Return weights by layer as plain values."""
-    return {layer: list(row) for layer, row in sorted(layers.items())}

@@ -30,13 +30,17 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A merge that was recomputed and gave the same ids: `tensors` of them in `files` weight files."""
+    """A merge that was recomputed and gave the same ids: `tensors` of them in `files` weight files.
+
+    `taken` are findings of the merge that were taken as they are recorded: a selection, a search.
+    """
 
     commit: str
     method: str
     inputs: tuple[str, ...]
     files: int
     tensors: int
+    taken: tuple[str, ...] = ()
 
 
 def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> Verified:
@@ -58,7 +62,8 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> 
     again = carry_out(repo, prepared, listener, keep=False).manifests()
     refuse_differences(version, again)
     tensors = sum(len(manifest.tensors) for manifest in again.values())
-    return Verified(version.commit, recorded.choices.method, tuple(names.values()), len(again), tensors)
+    taken = tuple(word for word in ("selection", "search") if f"Merge-{word.title()}" in version.entry.trailers)
+    return Verified(version.commit, recorded.choices.method, tuple(names.values()), len(again), tensors, taken)
 
 
 def refuse_differences(version: Version, again: Mapping[str, Manifest]) -> None:

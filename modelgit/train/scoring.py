@@ -17,7 +17,7 @@ Scorer = Callable[[Mapping[str, Tensor]], dict[str, Accuracy]]
 
 
 def domain_scorer(bench: Workbench, model: Model, data: DataConfig) -> Scorer:
-    """Returns what gives a state's accuracy on every image of each domain, as `score_domains` does for one state.
+    """Returns what gives a state's accuracy on every image of each domain, without any split.
 
     Raises:
         DataError: the data set's classes are not the model's.

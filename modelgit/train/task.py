@@ -16,7 +16,7 @@ from modelgit.errors import DataError, TrainingError
 from modelgit.events import Listener, ignore
 from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.datasets import Dataset, Integers, load_dataset
-from modelgit.train.evaluate import Accuracy, Outputs, Scores, accuracy, average_outputs, class_scores
+from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
 from modelgit.train.fitting.loop import Point, Run, Task, Validation, fit, freeze, give, start
 from modelgit.train.fitting.probe import linear_probe
@@ -334,23 +334,6 @@ def score_ensemble(
     if not members:
         raise DataError("an ensemble of no versions", hint="name at least one")
     return average_outputs(members).scores()
-
-
-def score_domains(bench: Workbench, state: Mapping[str, Tensor], model: Model, data: DataConfig) -> dict[str, Accuracy]:
-    """Returns the accuracy on every image of each domain, without any split.
-
-    Raises:
-        DataError: the data set's classes are not the model's.
-    """
-    dataset = load_dataset(data)
-    check_classes(model, dataset)
-    network = loaded(bench, model.architecture, state, len(dataset.classes))
-    everything = np.arange(len(dataset.labels))
-    place = Place(0, bench.device, None, bench.listener)
-    found = features(network, dataset, Wanted(everything, NOTHING, 0, Augment()), place)
-    labels = torch.from_numpy(dataset.labels).to(bench.device)
-    members = {domain: np.flatnonzero(dataset.domain_ids == i) for i, domain in enumerate(dataset.domains)}
-    return {d: accuracy(class_scores(network, found, rows, 0), labels[rows]) for d, rows in members.items()}
 
 
 def check_classes(model: Model, dataset: Dataset) -> None:

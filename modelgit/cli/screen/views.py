@@ -431,6 +431,9 @@ def verified(result: "Verified") -> Iterator[Block]:
     """A merge that was recomputed."""
     what = f"{count_text(result.tensors, 'tensor')} from {count_text(len(result.inputs), 'input')} by {result.method}"
     yield line(Span("ok", "good"), " ", identity(result.commit), f" recomputed: {what}, every id the same")
+    if result.taken:
+        told = " and ".join(f"its {word}" for word in result.taken)
+        yield line(faint(f"  {told} as recorded; the same merge from its parents repeats the measuring"))
 
 
 @view("Retrained", lambda result: [result.commit])

@@ -15,7 +15,8 @@ from modelgit.train.evaluate import Accuracy, Outputs, average_outputs
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.models import build_network
 from modelgit.train.pretrained import pretrained_file
-from modelgit.train.task import Model, Workbench, fine_tune, probe, score, score_domains, score_ensemble
+from modelgit.train.scoring import domain_scorer
+from modelgit.train.task import Model, Workbench, fine_tune, probe, score, score_ensemble
 
 MakeZip = Callable[..., Path]
 CONFIG = FineTune(steps=10, lr=3e-3, batch=8, warmup_steps=3, frozen_stages=1, views=1)
@@ -114,8 +115,12 @@ def test_accuracy_has_the_binomial_error() -> None:
 
 def test_every_domain_is_scored_whole(init: dict[str, Tensor], data: DataConfig) -> None:
     state = probe(Workbench("cpu"), init, "cnn", data, CONFIG).state
-    found = score_domains(Workbench("cpu"), state, MODEL, data)
+    score_state = domain_scorer(Workbench("cpu"), MODEL, data)
+    found = score_state(state)
     assert {domain: accuracy.n for domain, accuracy in found.items()} == {"ink": 50, "leaf": 50, "rose": 50}
+    assert score_state(state) == found
+    worse = {**state, "head.weight": -state["head.weight"], "head.bias": -state["head.bias"]}
+    assert sum(accuracy.correct for accuracy in score_state(worse).values()) < 150 - 75
 
 
 def test_other_classes_are_refused(init: dict[str, Tensor], data: DataConfig) -> None:

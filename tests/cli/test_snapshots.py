@@ -1,6 +1,7 @@
 """What people see: each result piped, and on a terminal. A change here is a change of the interface."""
 
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+from modelgit.porcelain.trials.values import (
+    Attempt,
+    Barriers,
+    Findings,
+    Holdout,
+    Measured,
+    PathPoint,
+    Search,
+    Selection,
+    Tried,
+)
+from modelgit.porcelain.trials.values import Path as StraightPath
 from modelgit.porcelain.upkeep.collecting import Swept
 from modelgit.porcelain.upkeep.damage import Checked
 from modelgit.porcelain.upkeep.usage import BranchUse, Saved, TensorUse, Usage, VersionUse
@@ -44,6 +57,21 @@ MERGE = Merged(
     notes=("a and b are one tensor in reviews only: the result has two",),
     scores={"accuracy": 0.75},
 )
+ON = Measured("emoji", "f" * 64, "accuracy", lower_is_better=False)
+LOSS = Measured("emoji", None, "loss.py:mean", lower_is_better=True)
+FIRST = Tried("reviews", A, 0.75, 0.75, kept=True, round=0, known=True)
+GREEDY = Selection("greedy", ON, (FIRST, Tried("tweets", B, 0.5, 0.7, kept=False, round=1, known=False)), 0.75, 1, 1, 2)
+ROUNDS = (
+    Tried("tweets", B, 0.5, 0.7, kept=False, round=1, known=False),
+    Tried("news", C, 0.6, 0.8, kept=True, round=1, known=False),
+    Tried("tweets", B, 0.5, math.nan, kept=False, round=2, known=False),
+)
+GREEDIER = Selection("greedier", ON, (FIRST, *ROUNDS), 0.8, 2, 3, 3)
+ATTEMPTS = (Attempt({"reviews": 0.5, "tweets": 0.5}, 0.9), Attempt({"reviews": 1.0, "tweets": 0.0}, 0.4))
+SEARCH = Search("weights", LOSS, 0, 30, ATTEMPTS, ATTEMPTS[1])
+POINTS = (PathPoint(0.0, 0.75, 0.75), PathPoint(0.5, 0.5, 0.65), PathPoint(1.0, 0.55, 0.55))
+LEVEL = StraightPath("reviews", "news", (PathPoint(0.0, 0.75, 0.75), PathPoint(1.0, 0.75, 0.75)), 0.0, 0.0)
+PATHS = Barriers(ON, (StraightPath("reviews", "tweets", POINTS, 0.15, 0.5), LEVEL), 5, "paths.svg")
 RESULTS: dict[str, object] = {
     "init": Initialised("models", "/x/models/.git", "main", bare=False),
     "init-bare": Initialised("shared.git", "/x/shared.git", "main", bare=True),
@@ -138,6 +166,22 @@ RESULTS: dict[str, object] = {
     "fetch-nothing": Transferred("fetch", "origin", {}, 0, 0),
     "export": Exported(A, "out", ("config.json", "model.safetensors"), 18_800_123),
     "verify": Verified(C, "linear", (A, B), 1, 204),
+    "verify-selection": Verified(C, "linear", (A, B), 1, 204, ("selection",)),
+    "merge-greedy": Merged("merge", C, "main", "linear", {}, D, MERGE.heads, 1, 2, findings=Findings(GREEDY)),
+    "merge-greedier": Merged("up-to-date", C, "main", findings=Findings(GREEDIER, notes=("chosen by this very data",))),
+    "merge-search": Merged(
+        "merge",
+        C,
+        "main",
+        "linear",
+        {},
+        D,
+        MERGE.heads,
+        1,
+        2,
+        findings=Findings(None, SEARCH, PATHS, Holdout("new", 0.7)),
+    ),
+    "barrier": PATHS,
     "verify-trained": Retrained(C, "train", "cpu", 204, True, 0.0),
     "verify-trained-elsewhere": Retrained(C, "train", "cuda", 204, False, 0.0031),
     "fsck": Checked(4, 1200, full=False),

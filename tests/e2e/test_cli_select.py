@@ -304,3 +304,31 @@ def test_python_takes_the_same_words_and_a_function(repo: modelgit.Repository, p
     found = repo.merge(["fine", "poor"], search="weights", on="nothing", evaluations=20, metric=weight).findings.search
     assert found is not None
     assert (found.on.metric, found.best.values["main"]) == ("weight", 1.0)
+
+
+def test_an_interruption_leaves_everything_as_it_was(repo: modelgit.Repository, tell: Tell) -> None:
+    Path("../stop.py").write_text("def stop(state, data): raise KeyboardInterrupt\n")
+    before = snapshot(repo)
+    for words in (("--select", "greedy"), ("--search", "weights"), ("--barrier-max", "0")):
+        assert main(["merge", "good", "bad", *words, "--on", "nothing", "--metric", "../stop.py:stop"]) == 130
+        assert snapshot(repo) == before
+        assert tell("status")["changes"] == []
+
+
+def test_twenty_heads_are_read_twice_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = modelgit.Repository.init(tmp_path / "twenty")
+    monkeypatch.chdir(repo.path)
+    repo.commit({"w": torch.zeros(64), "b": torch.zeros(())}, message="base")
+    for i in range(20):
+        state = {"w": torch.full((64,), float(i)), "b": torch.tensor(float(i % 3))}
+        repo.commit(state, message=f"{i}", branch=f"h{i:02}", parents=["main"])
+
+    def near(state: dict[str, torch.Tensor], _: str) -> float:
+        return -abs(float(state["w"].mean()) - 11.3)
+
+    merged = repo.merge([f"h{i:02}" for i in range(20)], select="greedy", on="numbers", metric=near)
+    chosen = merged.findings.selection
+    assert chosen is not None
+    assert (chosen.singles, chosen.means, chosen.reads) == (20, 19, 2)
+    assert [row.name for row in chosen.kept] == ["h11", "h12"]
+    assert repo.load("main")["w"].mean() == 11.5

@@ -19,7 +19,8 @@ ModelgitError                  an error a person can act on
 ├── RecipeError           16   a recipe or pipeline that cannot be carried out as written
 ├── DataError             17   a data set that is missing, empty, or does not fit the model
 ├── TrainingError         18   a fine-tuning that went wrong (loss not finite, out of memory, no device)
-└── DependencyMissing     19   an optional package that the step needs
+├── DependencyMissing     19   an optional package that the step needs
+└── NotEvaluated         125   a version that a gate cannot be asked about; `git bisect run` skips it
 
 130 is the exit code of an interruption (Ctrl-C). Codes are only ever added.
 """
@@ -154,3 +155,9 @@ class DependencyMissing(ModelgitError):
     """An optional package that the step needs is not installed."""
 
     exit_code = 19
+
+
+class NotEvaluated(ModelgitError):
+    """A version that cannot be scored, where a gate was to judge it; the code is the one that git bisect skips."""
+
+    exit_code = 125

@@ -70,11 +70,16 @@ def register_scores(app: typer.Typer) -> None:
         rev: Annotated[str, typer.Argument(help="A version.")] = "HEAD",
         on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
         device: Device = "auto",
+        gates: Annotated[
+            list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
+        ] = None,
     ) -> "Evaluation":
         """Score a version on a data set.
 
         A folder or zip (domain/class/name.png) gives the accuracy on each domain; a pipeline's data set gives those
-        on its validation splits and its held-out domain. The version's record says which network it is.
+        on its validation splits and its held-out domain. The version's record says which network it is. With a gate
+        the exit code is 0 if every bar is cleared, 1 if not, and 125 for a version that cannot be scored: what
+        `modelgit bisect run` goes by.
         """
         from modelgit.errors import UsageError
         from modelgit.porcelain.scores import evaluation, workbench
@@ -84,6 +89,10 @@ def register_scores(app: typer.Typer) -> None:
             raise UsageError("evaluate needs data", hint="modelgit evaluate REV --on data.zip")
         repository = session.repo()
         bench = workbench(repository, device, available_threads(), session.listener)
+        if gates:
+            from modelgit.porcelain.replaying.judging import judge
+
+            return judge(bench, repository, rev, on, gates)
         return evaluation(bench, repository, rev, on)
 
 

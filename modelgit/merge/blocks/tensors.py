@@ -24,7 +24,8 @@ class Inputs:
 
     `name` is the tensor's and `keys` are the ids of the heads: what random methods are seeded from. `heads` may load
     each array when it is asked for, and keep none: go through them one after another (`delta`) where that is possible.
-    A block is the same for a part of a tensor, which begins at element `start`.
+    A block is the same for a part of a tensor, which begins at element `start`; a method with `task_vectors` finds the
+    differences in `differences` there, and no heads.
     """
 
     heads: Sequence[Array]
@@ -33,6 +34,7 @@ class Inputs:
     name: str = ""
     keys: Sequence[str] = ()
     start: int = 0
+    differences: Sequence[Array] | None = None
 
     def origin(self) -> Array:
         """Return the base. Raises UsageError without one."""
@@ -41,13 +43,15 @@ class Inputs:
         return self.base
 
     def delta(self, head: int) -> Array:
-        """Return head - base for one head. Raises UsageError without a base."""
+        """Return head - base for one head, to be changed at will. Raises UsageError without a base."""
+        if self.differences is not None:
+            return self.differences[head]
         difference: Array = self.heads[head] - self.origin()
         return difference
 
     def deltas(self) -> list[Array]:
         """Return head - base for every head, all at once. Raises UsageError without a base."""
-        return [self.delta(i) for i in range(len(self.heads))]
+        return [self.delta(i) for i in range(len(self.differences or self.heads))]
 
 
 class Tensor(Protocol):

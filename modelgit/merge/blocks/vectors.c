@@ -8,7 +8,7 @@
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 2; }
+int modelgit_kernel_version(void) { return 3; }
 
 /* The inner product of a and b: products, then halves folded onto each other. */
 WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
@@ -51,9 +51,29 @@ void modelgit_gram(size_t count, const double *const *x, size_t n, double *produ
 static inline double size_of(double x) { return __builtin_fabs(x); }
 
 /* Counts magnitudes above `high`, and writes those from `low` to `high` to `to`; returns how many these are. */
+#define GROUP 64
+WIDE static size_t within(const double *restrict x, double low, double high, u64 *above) {
+  u64 inside = 0, over = 0;
+  for (size_t i = 0; i < GROUP; i++) {
+    double size = size_of(x[i]);
+    inside += (u64)(size >= low) & (u64)(size <= high);
+    over += (u64)(size > high);
+  }
+  *above += over;
+  return inside;
+}
 size_t modelgit_band(const double *x, size_t n, double low, double high, double *to, size_t *above) {
-  size_t found = 0, over = 0;
-  for (size_t i = 0; i < n; i++) {
+  size_t found = 0, i = 0;
+  u64 over = 0;
+  for (; i + GROUP <= n; i += GROUP) {
+    size_t inside = within(x + i, low, high, &over), end = found + inside;
+    for (size_t k = i; found < end; k++) {
+      double size = size_of(x[k]);
+      to[found] = size;
+      found += (size >= low) & (size <= high);
+    }
+  }
+  for (; i < n; i++) {
     double size = size_of(x[i]);
     to[found] = size;
     found += (size >= low) & (size <= high);

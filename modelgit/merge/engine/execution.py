@@ -30,6 +30,7 @@ from modelgit.merge.engine.streams import (
     Passing,
     Stream,
     Subject,
+    TaskVectors,
     Unchanged,
     combined_inputs,
     products,
@@ -183,10 +184,10 @@ def _one(work: Work, step: Step) -> tuple[Done, Action]:
     if isinstance(method, Linear):
         return _sum(work, step, method.linear_terms(subject.weights), Stream(work.shop, subject))
     if isinstance(method, Fitted):
-        stream = Stream(work.shop, subject)
+        stream = Stream(work.shop, subject, TaskVectors())
         return _sum(work, step, method.fitted_terms(products(stream), subject.weights), stream)
     if isinstance(method, Elementwise):
-        stream = Stream(work.shop, subject, whole_rows=method.whole_rows, model=work.survey)
+        stream = Stream(work.shop, subject, method, work.survey)
         facts = method.facts(stream)
         return work.sink.values(step, stream.merged(lambda block: method.block(block, facts))), "computed"
     merged = raw_of(method(combined_inputs(subject)), step.dtype, size_bytes(step.dtype, step.shape))
@@ -230,7 +231,7 @@ def _survey(work: Work) -> object:
         if step.copied and step.inputs[0].oid in same and DTYPES[step.dtype].floating:
             found.append(Unchanged(step.name, step.shape))
         elif not step.copied and step.same_as is None and _method(work, step) is method:
-            found.append(Passing(work.shop, _subject(work, step)))
+            found.append(Passing(work.shop, _subject(work, step), method))
     return survey(found)
 
 

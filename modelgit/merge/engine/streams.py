@@ -5,7 +5,7 @@ Both go frame by frame in several threads. The first look at the inputs also fin
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +18,13 @@ from modelgit.merge.blocks.tensors import Inputs, grid
 from modelgit.merge.blocks.vectors import vectors
 from modelgit.merge.engine.reading import frame_peak, whole
 from modelgit.merge.engine.windows import Reading, Window, Workshop
-from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, sums, widen
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, subtract, sums, widen
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import FRAME_BYTES, frame_count
 from modelgit.store.writing import Fill
 
 T = TypeVar("T")
-CHUNK = 1 << 17  # elements of each input read at once, unless a block is longer
+CHUNK_BYTES = 1 << 20  # of each input read at once, unless a block is longer; short copies can be five times as slow
 
 
 class NotFinite(Exception):
@@ -52,11 +52,20 @@ class Subject:
         return tuple(entry.oid for _, entry in self.inputs[: len(self.weights)])
 
 
+@dataclass(frozen=True, slots=True)
+class TaskVectors:
+    """What asks for blocks of differences to the base, where there is one."""
+
+    task_vectors: bool = True
+
+
 class Stream:
     """One tensor of every model (a `Tensor`), read in several threads."""
 
-    def __init__(self, shop: Workshop, subject: Subject, *, whole_rows: bool = False, model: Any = None) -> None:
+    def __init__(self, shop: Workshop, subject: Subject, method: object = None, model: Any = None) -> None:
         self.subject, self.model = subject, model
+        whole_rows, task_vectors = (getattr(method, name, False) for name in ("whole_rows", "task_vectors"))
+        self._deltas = task_vectors and subject.has_base
         self._shop, self._checked = shop, False
         self._step, self._row = grid(subject.shape, whole_rows=whole_rows)
         self._width, self._count = ARITHMETIC_WIDTHS[subject.dtype], math.prod(subject.shape)
@@ -129,7 +138,7 @@ class Stream:
         reading, factors = self._opened(), np.array(coefficients, np.float64)
 
         def fill(number: int, into: Bytes) -> Bytes:
-            start, step = number * FRAME_BYTES, CHUNK * self._width
+            start, step = number * FRAME_BYTES, CHUNK_BYTES
             with self._shop.window() as window:
                 for at in range(0, len(into), step):
                     part = into[at : at + step]
@@ -157,7 +166,7 @@ class Stream:
 
     def _blocks(self, window: Window, first: int, last: int, every: int = 1) -> Iterator[Inputs]:
         """Yield the blocks from element `first`, where one begins, to the one that holds the element before `last`."""
-        chunk = max(1, CHUNK // self._step) * self._step if every == 1 else self._step
+        chunk = max(1, CHUNK_BYTES // self._width // self._step) * self._step if every == 1 else self._step
         for start in range(first, last, chunk):
             if every == 1 or start // self._step % every == 0:
                 stop = min(start + chunk, -(-last // self._step) * self._step, self._count)
@@ -170,11 +179,16 @@ class Stream:
         for begin in range(start, stop, self._step):
             end = min(begin + self._step, stop)
             values = window.values(len(raw), end - begin)
-            for data, into in zip(raw, values, strict=True):
-                widen(data[(begin - start) * self._width : (end - start) * self._width], self.subject.dtype, into)
+            for data, into in zip(reversed(raw), values[::-1], strict=True):  # the base first
+                part = data[(begin - start) * self._width : (end - start) * self._width]
+                if self._deltas and data is not raw[-1]:
+                    subtract(part, self.subject.dtype, values[-1], into)
+                else:
+                    widen(part, self.subject.dtype, into)
             rows = [row.reshape(-1, self._row) if self._row else row for row in values]
             base = rows.pop() if self.subject.has_base else None
-            yield Inputs(rows, self.weights, base, self.name, self.keys, begin)
+            known = Inputs([], self.weights, base, self.name, self.keys, begin)
+            yield replace(known, differences=rows) if self._deltas else replace(known, heads=rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class DareLinear:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     density: float = setting(0.5, "probability that an element of a task vector is kept")
     scale: float = setting(1.0, "factor on the merged task vector")
@@ -63,6 +64,7 @@ class DareTies:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     density: float = setting(0.5, "probability that an element of a task vector is kept")
     scale: float = setting(1.0, "factor on the merged task vector")
@@ -118,6 +120,7 @@ class Della:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
     density: float = setting(0.5, "mean probability that an element of a task vector is kept")
     epsilon: float = setting(0.15, "how far the probabilities of a row reach below and above the density")
@@ -146,6 +149,7 @@ class DellaLinear:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
     density: float = setting(0.5, "mean probability that an element of a task vector is kept")
     epsilon: float = setting(0.15, "how far the probabilities of a row reach below and above the density")

@@ -88,7 +88,8 @@ class Elementwise(Method, Protocol):
     """A method that merges each element (or row) by itself, once it knows some facts about the tensor.
 
     It may have `survey(self, tensors: Sequence[Tensor]) -> object` too, which then sees all tensors of the model
-    before the first is merged; what it returns is every tensor's `model`.
+    before the first is merged; what it returns is every tensor's `model`. With a true `task_vectors`, blocks have
+    the differences to the base in place of the heads (`block.deltas()`), which saves a pass over them.
     """
 
     @property

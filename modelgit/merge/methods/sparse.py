@@ -62,6 +62,7 @@ class Ties:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     density: float = setting(0.2, "share of each task vector that is kept, largest first")
     scale: float = setting(1.0, "factor on the merged task vector")
@@ -108,8 +109,9 @@ class Ties:
         """Return the sum of magnitudes before the cut over that after it."""
 
         def look(block: Inputs) -> list[tuple[float, float]]:
-            pairs = zip(block.deltas(), self._trimmed(block, trims), strict=True)
-            return [(tree_sum(np.abs(whole)), tree_sum(np.abs(kept))) for whole, kept in pairs]
+            before = [tree_sum(np.abs(whole)) for whole in block.deltas()]
+            after = [tree_sum(np.abs(kept)) for kept in self._trimmed(block, trims)]
+            return list(zip(before, after, strict=True))
 
         sums = np.sum([*tensor.each(look), [(0.0, 0.0)] * len(trims.cuts)], axis=0)
         return tuple(float(before / after) if after else 1.0 for before, after in sums)
@@ -139,6 +141,7 @@ class Breadcrumbs:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     density: float = setting(0.9, "share of each task vector that is kept")
     gamma: float = setting(0.01, "share of the largest elements that is dropped")
@@ -180,6 +183,7 @@ class Sce:
     heads: ClassVar[tuple[int, int | None]] = (1, None)
     weighted: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
+    task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     top: float = setting(1.0, "share of the elements with a variance that is kept, largest first")
     scale: float = setting(1.0, "factor on the merged task vector")

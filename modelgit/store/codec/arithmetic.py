@@ -90,6 +90,9 @@ class Sums(Protocol):
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
 
+    def subtract(self, data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
+        """As `widen`, and subtract `origin` (n,)."""
+
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
     ) -> None:
@@ -116,6 +119,11 @@ class NumpySums:
                 into[:] = bits.view(np.float32)
             else:
                 into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+
+    def subtract(self, data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
+        self.widen(data, dtype, into)
+        with np.errstate(invalid="ignore"):
+            np.subtract(into, origin, out=into)
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
@@ -162,6 +170,11 @@ def ready(data: Bytes, dtype: str) -> Bytes:
 def widen(data: Bytes, dtype: str, into: Floats) -> None:
     """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
     sums().widen(ready(data, dtype), dtype, into)
+
+
+def subtract(data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
+    """Write the values of the raw `data`, less those of `origin` (n,), into `into` (n,)."""
+    sums().subtract(ready(data, dtype), dtype, origin, into)
 
 
 def finish(total: Floats, divisor: float, dtype: str, into: Bytes) -> None:

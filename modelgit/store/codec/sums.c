@@ -36,6 +36,9 @@ static inline float half_value(u16 half) {
   WIDE static void widen_##NAME(const T *restrict x, size_t n, double *restrict to) {                                \
     for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
   }                                                                                                                  \
+  WIDE static void minus_##NAME(const T *restrict x, const double *restrict from, size_t n, double *restrict to) {      \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)-from[i];                                                   \
+  }                                                                                                                  \
   WIDE static void times_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                      \
     for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)*c;                                                        \
   }                                                                                                                  \
@@ -125,6 +128,13 @@ static void add(int type, const void *x, double c, size_t n, double *to, int fir
 
 void modelgit_widen(int type, const void *x, size_t n, double *to) {
 #define CALL(NAME, T) widen_##NAME((const T *)x, n, to)
+  FOR_TYPE(CALL)
+#undef CALL
+}
+
+/* The values less those of `from`. */
+void modelgit_subtract(int type, const void *x, const double *from, size_t n, double *to) {
+#define CALL(NAME, T) minus_##NAME((const T *)x, from, n, to)
   FOR_TYPE(CALL)
 #undef CALL
 }

@@ -16,6 +16,7 @@ from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.files.intake import file_fill, opened
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf, root
+from modelgit.store.mapping import MappedFile
 from modelgit.store.objects import ObjectStore, available_threads, piece
 from modelgit.store.reading import Link
 
@@ -105,6 +106,10 @@ class FileTensors:
         return self._sorted
 
     @cached_property
+    def _file(self) -> MappedFile:
+        return opened(self.path)
+
+    @cached_property
     def _sorted(self) -> list[str]:
         return sorted(self._spans, key=str.encode)
 
@@ -118,7 +123,7 @@ class FileTensors:
 
     def entries(self) -> tuple[TensorEntry, ...]:
         """Return all entries, sorted by name, hashed by all processors. Raises FormatError."""
-        file, start = opened(self.path), self.header.data_start
+        file, start = self._file, self.header.data_start
         fills = {span.name: file_fill(file, self.path, start + span.start) for span in self.header.tensors}
         sizes = {span.name: span.end - span.start for span in self.header.tensors}
 
@@ -130,23 +135,23 @@ class FileTensors:
         with ThreadPoolExecutor(available_threads()) as pool:
             for (name, _), digest in zip(pieces, pool.map(lambda piece: hashed(*piece), pieces), strict=True):
                 leaves[name] += digest
-        spans = (self._spans[name] for name in self._sorted)
-        return tuple(
-            TensorEntry(s.name, s.dtype, s.shape, root("tensor", sizes[s.name], leaves[s.name]).hex()) for s in spans
-        )
+        for span in (self._spans[name] for name in self._sorted):
+            oid = root("tensor", sizes[span.name], leaves[span.name]).hex()
+            self._entries[span.name] = TensorEntry(span.name, span.dtype, span.shape, oid)
+        return tuple(self._entries[name] for name in self._sorted)
 
     def frames(self, name: str) -> Iterator[memoryview]:
         """Yield a tensor's raw bytes in 4 MiB frames, each valid until the next. Raises FormatError."""
         span = self._span(name)
         size = span.end - span.start
         buffer = np.empty(min(size, FRAME_BYTES), np.uint8)
-        fill = file_fill(opened(self.path), self.path, self.header.data_start + span.start)
+        fill = file_fill(self._file, self.path, self.header.data_start + span.start)
         for number in range(frame_count(size)):
             yield fill(number, buffer[: frame_size(size, number)]).data
 
     def reader(self, name: str) -> Callable[[int, Bytes], None]:
         """Return what fills a buffer with a tensor's bytes from a given one on. Raises FormatError, as it does."""
-        file, start = opened(self.path), self.header.data_start + self._span(name).start
+        file, start = self._file, self.header.data_start + self._span(name).start
 
         def fill(first: int, into: Bytes) -> None:
             with translated(self.path):

@@ -49,9 +49,8 @@ class Features:
         rows = torch.tensor([self.position[int(i)] for i in indices], device=self.clean.device)
         return laid_out(self.clean[rows].float())
 
-    def augmented(self, indices: Sequence[int], view: Tensor) -> Tensor:
-        """Returns the features of one augmented view of each image; `view` (n,) picks which."""
-        rows = torch.tensor([self.viewed[i] for i in indices], device=self.views.device)
+    def augmented(self, rows: Tensor, view: Tensor) -> Tensor:
+        """Returns the features of an augmented view of each image: `rows` (n,) of `views`, `view` (n,) which."""
         return laid_out(self.views[view.to(self.views.device), rows].float())
 
 

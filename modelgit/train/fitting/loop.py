@@ -7,7 +7,7 @@ and resumed: every random number comes from generators seeded here, and all that
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,7 @@ class Run:
     average: Average
     draws: torch.Generator
     optimiser: torch.optim.Optimizer
+    domains: list[Domain]  # of every domain: rows of the features' views, labels
     step: int = 0
     carried: dict[str, Tensor] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
@@ -87,7 +88,18 @@ def start(network: Network, task: Task, config: FineTune) -> Run:
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))
     optimiser = optimiser_for(trained_at(network, parameters, config, 1), config)
-    return Run(network, task, config, parameters, average_of(config.averaging), draws, optimiser)
+    run = Run(network, task, config, parameters, average_of(config.averaging), draws, optimiser, domains_of(task))
+    set_trained(run, 1)
+    return run
+
+
+def domains_of(task: Task) -> list[Domain]:
+    """Returns where the images of every domain stand among the views, and their labels."""
+    features = task.features
+    return [
+        (torch.tensor([features.viewed[int(i)] for i in indices], device=features.views.device), task.labels[indices])
+        for indices in task.train.values()
+    ]
 
 
 def fit(run: Run, validate: Validate, listener: Listener, keep: Keep = lambda _run: None) -> list[Point]:
@@ -139,37 +151,40 @@ def trained_at(network: Network, parameters: list[nn.Parameter], config: FineTun
 def take_step(run: Run) -> None:
     """Takes the next step."""
     config, number = run.config, run.step + 1
-    trained = trained_at(run.network, run.parameters, config, number)
     if number == config.reprobe_steps + 1 > 1 or begins_afresh(config.objective, number):
-        run.optimiser = optimiser_for(trained, config)
-    for parameter in run.parameters:
-        parameter.requires_grad_(True)
-    if len(trained) < len(run.parameters):
-        run.network.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        run.optimiser = optimiser_for(set_trained(run, number), config)
     for group in run.optimiser.param_groups:
         group["lr"] = learning_rate(config, number)
-    run.losses.append(update(run, number, trained))
+    run.losses.append(update(run, number))
     run.step = number
     run.average.add(run.parameters, number)
 
 
-def update(run: Run, number: int, trained: list[nn.Parameter]) -> Tensor:
+def set_trained(run: Run, number: int) -> list[nn.Parameter]:
+    """Leaves gradients to what step `number` changes, and returns it."""
+    trained = trained_at(run.network, run.parameters, run.config, number)
+    for parameter in run.parameters:
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
+def update(run: Run, number: int) -> Tensor:
     """Changes the weights once and returns the loss."""
     config = run.config
     total = torch.zeros((), device=run.task.labels.device)
     try:
         run.optimiser.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
-            step = Step(number, seed_hash(config.seed, part), forward(run, number, part), batch(run), run.carried)
+            step = Step(number, (config.seed, part), forward(run, number, part), batch(run), run.carried)
             loss = loss_of(config.objective, step) / config.accumulate
             if loss.device.type == "cpu":  # elsewhere a look at the value would have to wait for it
                 refuse_infinite(run, number, loss.item())
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if config.clip:
-            nn.utils.clip_grad_norm_(trained, config.clip)
+            nn.utils.clip_grad_norm_([p for p in run.parameters if p.grad is not None], config.clip)
         run.optimiser.step()
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -183,14 +198,13 @@ def update(run: Run, number: int, trained: list[nn.Parameter]) -> Tensor:
 
 def batch(run: Run) -> list[Domain]:
     """Returns equal parts of every domain, drawn with replacement, each image in a random view."""
-    task, per_domain = run.task, max(1, run.config.batch // len(run.task.train))
-    chosen: list[int] = []
-    for indices in task.train.values():
-        rows = torch.randint(len(indices), (per_domain,), generator=run.draws)
-        chosen += indices[rows.numpy()].tolist()
-    view = torch.randint(task.features.views.shape[0], (len(chosen),), generator=run.draws)
-    x, y = task.features.augmented(chosen, view), task.labels[chosen]
-    return list(zip(torch.split(x, per_domain), torch.split(y, per_domain), strict=True))
+    features, count = run.task.features, len(run.domains)
+    per_domain = max(1, run.config.batch // count)
+    drawn = [torch.randint(len(rows), (per_domain,), generator=run.draws) for rows, _ in run.domains]
+    view = torch.randint(features.views.shape[0], (per_domain * count,), generator=run.draws)
+    rows = torch.cat([rows[chosen.to(rows.device)] for (rows, _), chosen in zip(run.domains, drawn, strict=True)])
+    labels = [labels[chosen.to(labels.device)] for (_, labels), chosen in zip(run.domains, drawn, strict=True)]
+    return list(zip(torch.split(features.augmented(rows, view), per_domain), labels, strict=True))
 
 
 def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -198,7 +212,7 @@ def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor
     config = run.config
 
     def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with autocast(x, config):
             z = run_stages(run.network, x, config.frozen_stages, None)
             if config.dropout:
                 stream = ("dropout", config.seed, number) if part == 0 else ("dropout", config.seed, number, part)
@@ -208,6 +222,13 @@ def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor
             return z.float(), apply_head(run.network, z).float()
 
     return outputs
+
+
+def autocast(x: Tensor, config: FineTune) -> AbstractContextManager[object]:
+    """Returns a context in which matrix products are done in the precision asked for."""
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16)
 
 
 def apply_head(network: Network, z: Tensor) -> Tensor:

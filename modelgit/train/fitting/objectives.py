@@ -21,10 +21,10 @@ Domain = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,)
 
 @dataclass(slots=True)
 class Step:
-    """One step: its number from 1, the run's seed, the network, the batch of each domain, what objectives carry."""
+    """One step: its number from 1, what seeds it, the network, the batch of each domain, what objectives carry."""
 
     number: int
-    seed: int
+    seed: object
     forward: Forward
     domains: Sequence[Domain]
     carried: dict[str, Tensor] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modelgit.errors import StorageFull
 from modelgit.train.fitting.averaging import Weights, copies
-from modelgit.train.fitting.loop import Point, Run, give, trained_at
+from modelgit.train.fitting.loop import Point, Run, give, set_trained
 from modelgit.train.fitting.optimisers import optimiser_for
 
 GENERATION = 1
@@ -88,8 +88,7 @@ def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bo
     parameters = collected("parameter", found)
     if [p.shape for p in parameters] != [p.shape for p in run.parameters]:
         return False
-    trained = trained_at(run.network, run.parameters, run.config, int(about["step"]))
-    optimiser = optimiser_for(trained, run.config)
+    optimiser = optimiser_for(set_trained(run, int(about["step"])), run.config)
     optimiser.load_state_dict({"state": optimiser_state(found), "param_groups": optimiser.state_dict()["param_groups"]})
     points = [Point(*row) for row in about["points"]]
     run.average.restore([collected(f"average/{n}", found) for n in range(about["groups"])], about["average"])

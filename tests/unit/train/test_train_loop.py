@@ -210,7 +210,7 @@ def test_out_of_memory_says_what_to_turn_down() -> None:
     task = Task("hungry", features, torch.zeros(2, dtype=torch.long), {"one": np.arange(2)})
     run = start(Hungry(2), task, FineTune(9, 1e-3))
     with pytest.raises(TrainingError, match="step 7: out of memory on cpu") as caught:
-        update(run, 7, run.parameters)
+        update(run, 7)
     assert caught.value.hint == "turn down batch or views, freeze more stages, or accumulate smaller batches"
 
 

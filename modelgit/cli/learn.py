@@ -104,7 +104,7 @@ def register_barrier(app: typer.Typer) -> None:
         session: Session,
         revs: Annotated[list[str], typer.Argument(metavar="A B…", help="The versions between which paths lie.")],
         on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
-        metric: Metric = "",
+        metric: Metric = None,
         lower_is_better: Lower = False,
         points: Annotated[int, typer.Option("--points", metavar="N", help="On each path, its ends included.")] = 11,
         plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the paths.")] = None,
@@ -124,7 +124,7 @@ def register_barrier(app: typer.Typer) -> None:
             raise UsageError("a path needs data to be measured on", hint="modelgit barrier A B --on DATA")
         if plot is not None and not plot.parent.is_dir():
             raise UsageError(f"--plot {plot}: no folder {plot.parent}")
-        aim = Aim(on, metric, lower_is_better)
+        aim = Aim(on, metric or "", lower_is_better)
         found = find_barrier(session.repo(), revs, aim, points=points, listener=session.listener)
         if plot is None:
             return found

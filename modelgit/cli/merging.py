@@ -10,6 +10,7 @@ from modelgit.cli.words import Lower, Message, Metric, Revs, choice, numbers, pa
 
 if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Choices, Merged
+    from modelgit.porcelain.trials.values import Trial
 
 MERGING = "Merging"
 POLICY = "Where models do not match"
@@ -40,11 +41,11 @@ Integers = Annotated[str, typer.Option(metavar="ours|error", help="Counters that
 Files = Annotated[str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)]
 
 Select = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="uniform|greedy|greedier", help="Merge those whose mean scores best.", rich_help_panel=TRIALS),
 ]
 Search = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="weights|layers|KEY[=LOW:HIGH]", help="Find coefficients.", rich_help_panel=TRIALS),
 ]
 Evaluations = Annotated[int, typer.Option(metavar="N", help="At most so many for --search.", rich_help_panel=TRIALS)]
@@ -58,7 +59,8 @@ BarrierMax = Annotated[
 ]
 BarrierPoints = Annotated[int, typer.Option(metavar="N", help="Points on a path.", rich_help_panel=TRIALS)]
 Holdout = Annotated[
-    str, typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS)
+    str | None,
+    typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS),
 ]
 
 
@@ -83,16 +85,16 @@ def register(app: typer.Typer) -> None:
         head_names: HeadNames = None,
         integers: Integers = "ours",
         files: Files = "error",
-        select: Select = "",
-        search: Search = "",
-        metric: Metric = "",
+        select: Select = None,
+        search: Search = None,
+        metric: Metric = None,
         lower_is_better: Lower = False,
         evaluations: Evaluations = 30,
         seed: Seed = 0,
         layers: Depth = 2,
         barrier_max: BarrierMax = None,
         barrier_points: BarrierPoints = 11,
-        holdout: Holdout = "",
+        holdout: Holdout = None,
     ) -> "Merged":
         """Average versions into the branch you are on.
 
@@ -102,7 +104,6 @@ def register(app: typer.Typer) -> None:
         """
         from modelgit.porcelain.merging.merge import merge as merge_versions
         from modelgit.porcelain.merging.values import Request
-        from modelgit.porcelain.trials.values import Trial
 
         choices = merge_choices(
             method=method,
@@ -115,18 +116,9 @@ def register(app: typer.Typer) -> None:
             integers=choice(integers, ("ours", "error"), "--integers"),
             files=choice(files, ("error", "ours"), "--files"),
         )
-        trial = Trial(
-            select=select,
-            search=search,
-            evaluations=evaluations,
-            seed=seed,
-            depth=layers,
-            barrier_max=barrier_max,
-            points=barrier_points,
-            metric=metric,
-            lower_is_better=lower_is_better,
-            holdout=holdout,
-        )
+        named = {"select": select, "search": search, "metric": metric, "holdout": holdout, "barrier_max": barrier_max}
+        counts = {"evaluations": evaluations, "seed": seed, "depth": layers, "points": barrier_points}
+        trial = merge_trial(**named, **counts, lower_is_better=lower_is_better)
         request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data, trial)
         return merge_versions(session.repo(), request, session.listener)
 
@@ -136,3 +128,10 @@ def merge_choices(**choices: object) -> "Choices":
     from modelgit.porcelain.merging.values import Choices
 
     return Choices(**cast("dict[str, Any]", choices))
+
+
+def merge_trial(**options: object) -> "Trial":
+    """Returns what is to be found out first, of the options that were given."""
+    from modelgit.porcelain.trials.values import Trial
+
+    return Trial(**cast("dict[str, Any]", {name: value for name, value in options.items() if value is not None}))

@@ -27,6 +27,7 @@ HOMES = (
     "modelgit.porcelain.sharing",
     "modelgit.repo.worktree",
     "modelgit.porcelain.scores",
+    "modelgit.porcelain.trials.values",
     "modelgit.pipeline.rerun",
     "modelgit.pipeline.start",
 )

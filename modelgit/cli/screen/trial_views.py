@@ -34,7 +34,8 @@ def selection(result: "Selection") -> Iterator[Block]:
     rows = [row for row in result.tried if row.kept or row.round == last or result.mode != "greedier"]
     means = f"{count_text(result.means, 'mean')} measured, each model read at most {count_text(result.reads, 'time')}"
     singles = count_text(result.singles, "single model")
-    yield line(f"{result.mode} selection by {measured(result.on)}: ", strong(f"{count_text(len(result.kept), 'model')} kept"))
+    kept = strong(f"{count_text(len(result.kept), 'model')} kept")
+    yield line(f"{result.mode} selection by {measured(result.on)}: ", kept)
     table = [
         (
             row.name,

@@ -7,16 +7,14 @@ import numpy as np
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.blocks.sums import Array
-from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, widen
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, peak_bits, widen
 
-LAYOUTS = {  # bits; those of the exponent, all set in what is not finite; everything but the sign
-    "F64": ("<u8", 0x7FF0 << 48, (1 << 63) - 1),
-    "F32": ("<u4", 0x7F80 << 16, (1 << 31) - 1),
-    "F16": ("<u2", 0x7C00, 0x7FFF),
-    "BF16": ("<u2", 0x7F80, 0x7FFF),
+LAYOUTS = {  # the type of the bits, and those of the exponent, all set in what is not finite
+    "F64": ("<u8", 0x7FF0 << 48),
+    "F32": ("<u4", 0x7F80 << 16),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
 }
-LARGEST = {"F64": float(np.finfo(np.float64).max), "F32": float(np.finfo(np.float32).max), "F16": 65504.0}
-LARGEST["BF16"] = 3.3895313892515355e38  # (2 - 2**-7) * 2**127
 
 
 def widened(frame: memoryview, dtype: str) -> Array:
@@ -38,10 +36,9 @@ def whole(source: TensorSource, entry: TensorEntry) -> Array:
 
 def frame_peak(frame: memoryview, dtype: str) -> float:
     """Return the largest magnitude in a raw frame, infinity if any value is infinite or not a number."""
-    kind, exponent, magnitude = LAYOUTS[dtype]
-    bits = np.frombuffer(frame, kind)
-    top = np.max(bits & bits.dtype.type(magnitude), initial=0)
-    if int(top) >= exponent:
+    kind, exponent = LAYOUTS[dtype]
+    top = peak_bits(np.frombuffer(frame, np.uint8), dtype)
+    if top >= exponent:
         return math.inf
     return float(widened(memoryview(np.array([top], kind).tobytes()), dtype)[0])
 

@@ -87,6 +87,9 @@ def element_width(dtype: str) -> int:
 class Sums(Protocol):
     """Weighted sums. Raw inputs are (n * width,) and aligned, `total` and `into` contiguous; sizes agree."""
 
+    def peak(self, data: Bytes, dtype: str) -> int:
+        """Return the bit pattern of the largest magnitude; infinity and what is no number are the largest."""
+
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
 
@@ -110,6 +113,11 @@ class Sums(Protocol):
 
 class NumpySums:
     """The sums in numpy: the reference, and what is used without the kernel."""
+
+    def peak(self, data: Bytes, dtype: str) -> int:
+        bits = data.view(f"<u{ARITHMETIC_WIDTHS[dtype]}")
+        magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+        return int(np.max(bits & magnitude, initial=0))
 
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         with np.errstate(invalid="ignore"):  # of what is no number in the narrow type
@@ -165,6 +173,11 @@ def sums() -> Sums:
 def ready(data: Bytes, dtype: str) -> Bytes:
     """Return raw bytes as the sums want them: themselves, or a copy when they lie at an odd place."""
     return aligned(data, ARITHMETIC_WIDTHS[dtype])
+
+
+def peak_bits(data: Bytes, dtype: str) -> int:
+    """Return the bit pattern of the largest magnitude in raw `data`; infinity and what is no number are the largest."""
+    return sums().peak(ready(data, dtype), dtype)
 
 
 def widen(data: Bytes, dtype: str, into: Floats) -> None:

@@ -11,7 +11,7 @@ from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
 
-KERNEL_VERSION = 5  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 6  # of the functions in the kernel; another build is not used
 TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 VECTOR = 8  # words that may be written beyond the last
@@ -109,6 +109,11 @@ class CompiledSums:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        library.modelgit_peak.restype = ctypes.c_uint64
+
+    def peak(self, data: Bytes, dtype: str) -> int:
+        count = size(len(data) // WIDTHS[dtype])
+        return int(self._library.modelgit_peak(TYPES[dtype], pointer(data), count))
 
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         self._library.modelgit_widen(TYPES[dtype], pointer(data), size(len(into)), pointer(into))

@@ -166,3 +166,17 @@ void modelgit_combine(int type, size_t count, const u8 *const *x, const double *
     modelgit_finish(type, total, divisor, m, to + i * WIDTHS[type]);
   }
 }
+
+/* The largest magnitude's bit pattern: infinity's and above it those of what is no number are the largest. */
+#define PEAK(NAME, T, MASK)                                                                                          \
+  WIDE static u64 peak_##NAME(const T *restrict x, size_t n) {                                                       \
+    T top = 0;                                                                                                       \
+    for (size_t i = 0; i < n; i++) top = (T)(x[i] & MASK) > top ? (T)(x[i] & MASK) : top;                            \
+    return top;                                                                                                      \
+  }
+PEAK(16, u16, 0x7FFF)
+PEAK(32, u32, 0x7FFFFFFF)
+PEAK(64, u64, 0x7FFFFFFFFFFFFFFFULL)
+u64 modelgit_peak(int type, const void *x, size_t n) {
+  return type == F64 ? peak_64(x, n) : type == F32 ? peak_32(x, n) : peak_16(x, n);
+}

@@ -136,6 +136,7 @@ def test_the_kernel_gives_the_bytes_that_numpy_gives(dtype: str, divisor: float)
     fast.accumulate(apart, inputs[:1], coefficients[:1], dtype, first=True)
     fast.accumulate(apart, inputs[1:], coefficients[1:], dtype, first=False)
     assert np.array_equal(total, apart, equal_nan=True)
+    assert plain.peak(inputs[0], dtype) == fast.peak(inputs[0], dtype) > 0
     plain.subtract(inputs[0], dtype, np.ones(count), total)
     fast.subtract(inputs[0], dtype, np.ones(count), apart)
     assert np.array_equal(total, apart, equal_nan=True)

@@ -12,7 +12,7 @@ from modelgit.merge.engine.plan import Head, Plan, Step
 from modelgit.merge.methods.linear_form import LinearForm
 from modelgit.merge.methods.registry import call_linear
 from modelgit.porcelain.plumbing.combining import with_header
-from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
+from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.replaying.values import Change, Decision, Planned, ReplayedStep, WeightPlan
 from modelgit.porcelain.versions import contents_id
 from modelgit.repo.repository import Repository
@@ -141,8 +141,7 @@ def commit_change(
     manifests, results = carry_out(repo, planned, listener)
     change = planned.change
     files = {path: written(repo, planned, path) for path in planned.files}
-    record = record_of(repo, planned, parent)
-    more = {RECORD_PATH: write_record(record)} if record is not None else {}
+    more = record_of(planned)
     author, authored = (None, None) if change.verb == "revert" else authorship(repo, change.source)
     text, trailers = told(repo, planned, parent, message)
     draft = CommitDraft((parent,), {**manifests, **files, **more}, text, trailers, author=author, authored=authored)
@@ -165,21 +164,13 @@ def authorship(repo: Repository, commit: str) -> tuple[str | None, str | None]:
     return (f"{name} <{address}>", date) if name.strip() else (None, None)
 
 
-def record_of(repo: Repository, planned: Planned, parent: str) -> Record | None:
-    """Returns the record of the result: what ours says, or the change if it alone changed what is said."""
-    base, ours, theirs = (read_record(repo, commit) for commit in (planned.base.commit, parent, planned.theirs.commit))
-    if theirs is None and ours is None:
-        return None
-    chosen = theirs if ours is None or (theirs is not None and described(ours) == described(base)) else ours
-    assert chosen is not None  # one of them is there
-    change = planned.change
+def record_of(planned: Planned) -> dict[str, bytes]:
+    """Returns the record of the result, nothing if nobody knows anything of the model."""
+    change, known = planned.change, planned.record
+    if known is None:
+        return {}
     details = {"verb": change.verb, "commit": change.source, "scale": change.choices.scale}
-    return Record("commit", chosen.architecture, chosen.classes, chosen.head, details)
-
-
-def described(record: Record | None) -> tuple[object, ...] | None:
-    """Returns what a record says of the model."""
-    return None if record is None else (record.architecture, record.classes, record.head)
+    return {RECORD_PATH: write_record(Record("commit", known.architecture, known.classes, known.head, details))}
 
 
 def told(

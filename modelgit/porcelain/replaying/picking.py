@@ -69,7 +69,7 @@ def rehearse(repo: Repository, start: str, changes: Sequence[Change]) -> tuple[l
     Raises:
         MergeConflict: of the first change that cannot be applied; nothing was written.
     """
-    image, plans, skipped = image_of(repo.version(start)), list[Planned](), list[str]()
+    image, plans, skipped = image_of(repo, start), list[Planned](), list[str]()
     for change in changes:
         planned = plan_change(repo, image, change)
         if is_empty(planned):
@@ -86,7 +86,7 @@ def make_all(
     """Returns the reports on changes carried out on top of each other, each a commit; no branch moves."""
     tip, steps = start, list[ReplayedStep]()
     for change in changes:
-        planned = plan_change(repo, image_of(repo.version(tip)), change)
+        planned = plan_change(repo, image_of(repo, tip), change)
         steps.append(commit_change(repo, planned, tip, message, listener))
         tip = str(steps[-1].commit)
     return tuple(steps)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from modelgit.errors import Conflict, MergeConflict
 from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import Manifest, TensorEntry
-from modelgit.porcelain.records import RECORD_PATH
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.porcelain.replaying.changes import described
 from modelgit.porcelain.replaying.files import merged_files
 from modelgit.porcelain.replaying.values import (
@@ -24,7 +24,6 @@ from modelgit.porcelain.replaying.values import (
     WeightPlan,
 )
 from modelgit.repo.repository import Repository
-from modelgit.repo.values import Version
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 PLANNED = "?"  # in the place of an id
@@ -46,10 +45,11 @@ class Names:
     theirs: str
 
 
-def image_of(version: Version) -> Image:
+def image_of(repo: Repository, commit: str) -> Image:
     """Returns what a version holds."""
+    version = repo.version(commit)
     files = {path: blob for path, blob in version.files.items() if path != RECORD_PATH}
-    return Image(version.commit[:10], version.manifests, files)
+    return Image(version.commit[:10], version.manifests, files, read_record(repo, commit))
 
 
 def plan_change(repo: Repository, ours: Image, change: Change) -> Planned:
@@ -65,7 +65,20 @@ def plan_change(repo: Repository, ours: Image, change: Change) -> Planned:
     conflicts = [*found.conflicts, *more]
     if conflicts:
         raise conflict_error(repo, change, conflicts)
-    return Planned(change, ours, base, theirs, found.weights, files, found.notes)
+    record = merged_record(read_record(repo, change.base), ours.record, read_record(repo, change.theirs))
+    return Planned(change, ours, base, theirs, found.weights, files, record, found.notes)
+
+
+def merged_record(base: Record | None, ours: Record | None, theirs: Record | None) -> Record | None:
+    """Returns what is known of the result: as ours, unless the change alone says something else of the model."""
+    if ours is None or (theirs is not None and said_by(ours) == said_by(base)):
+        return theirs
+    return ours
+
+
+def said_by(record: Record | None) -> tuple[object, ...] | None:
+    """Returns what a record says of the model, not how it came about."""
+    return None if record is None else (record.architecture, record.classes, record.head)
 
 
 def conflict_error(repo: Repository, change: Change, conflicts: list[Conflict]) -> MergeConflict:
@@ -81,7 +94,7 @@ def conflict_error(repo: Repository, change: Change, conflicts: list[Conflict]) 
 def image_after(planned: Planned) -> Image:
     """Returns what the version will hold."""
     manifests = {path: plan if isinstance(plan, Manifest) else sketch(plan) for path, plan in planned.weights.items()}
-    return Image(f"{planned.change.source[:10]} replayed", manifests, planned.files)
+    return Image(f"{planned.change.source[:10]} replayed", manifests, planned.files, planned.record)
 
 
 def sketch(plan: WeightPlan) -> Manifest:
@@ -95,7 +108,8 @@ def sketch(plan: WeightPlan) -> Manifest:
 
 def is_empty(planned: Planned) -> bool:
     """Tells whether the change leaves everything as it is."""
-    return planned.weights == planned.ours.manifests and planned.files == planned.ours.files
+    same = planned.weights == planned.ours.manifests and planned.files == planned.ours.files
+    return same and said_by(planned.record) == said_by(planned.ours.record)
 
 
 # -------------------------------------------------------------------------------------------------- weight files

@@ -27,6 +27,8 @@ def rebase(repo: Repository, onto: str, branch: str | None, options: Options, li
         hint = "average them instead: modelgit merge"
         raise UsageError(f"{onto} and {branch or 'HEAD'} have no common ancestor", hint=hint)
     if options.scale is None and repo.is_ancestor(target, old):
+        if options.dry_run:
+            return Replayed("up-to-date", None, branch or repo.branch(), target, old, dry_run=True)
         return finished(repo, branch if other else None, Replayed("up-to-date", old, None, target, old), listener)
     planned, skipped = rehearse(repo, target, list(fine_tunes(repo, target, old, options)))
     kind = "fast-forward" if repo.is_ancestor(old, target) else "rebase"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from modelgit.errors import Conflict
 from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.porcelain.records import Record
 from modelgit.repo.values import Blob, Version
 
 Verb = Literal["cherry-pick", "revert", "rebase"]
@@ -59,7 +60,8 @@ class Image:
 
     name: str
     manifests: Mapping[str, Manifest]
-    files: Mapping[str, Content]
+    files: Mapping[str, Content]  # without the record
+    record: Record | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Planned:
     theirs: Version
     weights: Mapping[str, Manifest | WeightPlan]
     files: Mapping[str, Content]
+    record: Record | None  # what it will say of the model
     notes: tuple[str, ...] = ()
 
 

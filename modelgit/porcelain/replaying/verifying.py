@@ -31,7 +31,7 @@ def recompute(repo: Repository, version: Version, listener: Listener) -> tuple[C
     """
     change, ends = read_trailers(version)
     onto = check_ends(repo, version, change, ends)
-    planned = plan_change(repo, image_of(onto), change)
+    planned = plan_change(repo, image_of(repo, onto.commit), change)
     return change, carry_out(repo, planned, listener, keep=False)[0]
 
 

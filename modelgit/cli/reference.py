@@ -95,6 +95,8 @@ def git_section() -> str:
     """Returns the section on git's verbs."""
     handed = ", ".join(f"`{verb}`" for verb in sorted(handed_on.VERBS | handed_on.REWRITING))
     intro = f"Handed on to git as they are, with git's exit code: {handed}."
+    both = ", ".join(f"`{verb}`" for verb in sorted(handed_on.GITS))
+    intro += f" So are {both} with options that only git has (`-i`, `--continue`, `--onto`, `-- FILE` …)."
     weights = "What they do to weights is told in [plain git](../howto/plain-git.md)."
     return f"## Git's own verbs\n\n{intro}\n\n{weights}\n"
 

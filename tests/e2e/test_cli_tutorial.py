@@ -8,33 +8,49 @@ from pathlib import Path
 
 import pytest
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial" / "first-merge.md"
+DOCS = Path(__file__).parents[2] / "docs"
+TUTORIAL = DOCS / "tutorial" / "first-merge.md"
+TASK_VECTORS = DOCS / "howto" / "task-vectors.md"
 
 
-def commands() -> str:
-    """Returns all shell blocks of the tutorial, one after another."""
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL))
+def commands(page: Path) -> str:
+    """Returns all shell blocks of a page, one after another."""
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.slow
-def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+def run_page(page: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs all shell blocks of a page, with the tests' own modelgit and Python."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, words in (("modelgit", f'"{sys.executable}" -m modelgit'), ("python", f'"{sys.executable}"')):
         (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         (programs / name).chmod(0o755)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands()],
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands(page)],
         cwd=tmp_path,
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+    done = run_page(TUTORIAL, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"layer.weight" F32 [64,32] ' in done.stdout
     assert "every id the same" in done.stdout
     assert "Average of both [linear of 2]" in done.stdout
     merged = (tmp_path / "models" / "model.safetensors").read_bytes()
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == merged
+
+
+@pytest.mark.slow
+def test_the_page_on_task_vectors_does_what_it_says(tmp_path: Path) -> None:
+    done = run_page(TASK_VECTORS, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("every id the same") == 2
+    assert "Replayed 2 commits of skills on " in done.stdout
+    assert 'Revert "Speak rudely", times 0.5' in done.stdout

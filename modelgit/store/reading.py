@@ -217,11 +217,11 @@ class Reader:
             if link.record.directory.bundle or uses[place_of(link)] < 2:
                 self._grown(link, number, into, once)
                 return
-            if place_of(link) not in decoded:
-                kept = TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
+            kept = decoded.get(place_of(link))
+            if kept is None:
+                kept = decoded[place_of(link)] = TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
                 self._grown(link, number, kept, once)
-                decoded[place_of(link)] = kept
-            into[:] = decoded[place_of(link)]
+            into[:] = kept
 
         for link, into in zip(links, places, strict=True):
             once(link, into)

@@ -1,6 +1,5 @@
 """Weight files into objects and a manifest, a few frames at a time."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,39 +18,12 @@ from modelgit.formats.safetensors import (
     parse_header,
     read_header,
 )
-from modelgit.store.backend import translated
-from modelgit.store.codec.arrays import Bytes
+from modelgit.store.files.opening import file_fill, opened, stamp
+from modelgit.store.files.prints import Print
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
-from modelgit.store.mapping import MappedFile
-from modelgit.store.writing import Fill, PackWriter, Pending
+from modelgit.store.writing import PackWriter, Pending
 
 WAITING = 256  # tensors entered whose ids were not asked for yet
-Stat = tuple[int, int, int, int]
-
-
-def opened(path: Path) -> MappedFile:
-    """Open a file for reading. Raises StoreError when it cannot be."""
-    with translated(path):
-        return MappedFile(path)
-
-
-def stamp(file: MappedFile) -> Stat:
-    """Return what changes when an open file does."""
-    found = os.fstat(file.handle)
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def file_fill(file: MappedFile, path: Path, start: int) -> Fill:
-    """Return a fill that reads frames of a tensor which begins at `start` of an open file."""
-
-    def fill(number: int, into: Bytes) -> Bytes:
-        with translated(path):
-            complete = file.read_into(start + number * FRAME_BYTES, into.data)
-        if not complete:
-            raise FormatError(f"{path}: became shorter while it was read", hint="wait until its writer has finished")
-        return into
-
-    return fill
 
 
 def parents_of(parent: Manifest | None) -> Mapping[str, TensorEntry]:
@@ -107,19 +79,27 @@ def store_file(pack: PackWriter, path: Path, parent: Manifest | None = None, lis
     Raises:
         FormatError: not a safetensors file, or changed while it was read. StorageFull.
     """
+    return store_and_print(pack, path, parent, listener)[0]
+
+
+def store_and_print(
+    pack: PackWriter, path: Path, parent: Manifest | None, listener: Listener
+) -> tuple[Manifest, str | None]:
+    """As `store_file`; return the file's print as well, None if frames of it were not needed."""
     header = read_header(path)
+    found = Print(header)
     collected = Collected(parent, listener, header.size_bytes - header.data_start)
     file = opened(path)
     before = stamp(file)
-    for span in header.tensors:
-        fill = file_fill(file, path, header.data_start + span.start)
+    for tensor, span in enumerate(header.tensors):
+        fill = found.watched(tensor, file_fill(file, path, header.data_start + span.start))
         base = collected.parent(span.name, span.dtype, span.shape)
         pending = pack.enter(fill, span.end - span.start, span.dtype, base)
         collected.add(span.name, span.dtype, span.shape, pending)
     manifest = collected.manifest(pack, header)
     if stamp(file) != before or before[1] != header.size_bytes:
         raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
-    return manifest
+    return manifest, found.digest()
 
 
 class Stream(Protocol):

@@ -17,7 +17,7 @@ from modelgit.formats.safetensors import Header
 from modelgit.store.backend import sync_folder, translated
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.files.intake import opened
+from modelgit.store.files.opening import opened
 from modelgit.store.files.tensors import open_tensor, stored_header
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf
 from modelgit.store.mapping import MappedFile, flush_ahead

@@ -14,7 +14,7 @@ from modelgit.formats.safetensors import Header, TensorSpan, parse_header, read_
 from modelgit.store.backend import translated
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.files.intake import file_fill, opened
+from modelgit.store.files.opening import file_fill, opened
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf, root
 from modelgit.store.mapping import MappedFile
 from modelgit.store.objects import ObjectStore, available_threads, piece

@@ -196,6 +196,22 @@ def test_a_merge_is_stored_as_its_recipe(store: ObjectStore) -> None:
     assert store.read(put(store, child, oid)) == child
 
 
+def test_terms_that_hang_on_one_another_are_read_together(store: ObjectStore) -> None:
+    versions = [bf16(3 * MIB, steps=step) for step in range(4)]
+    oids = [put(store, versions[0])]
+    for data in versions[1:]:
+        oids.append(put(store, data, oids[-1]))
+    chosen = [3, 1, 3, 2, 0, 1, 2, 3, 3, 0]  # more than are read at once, some twice, parents after their children
+    assert [store.info(oids[i]).codec for i in range(4)] == ["full", "delta", "delta", "delta"]
+    with store.begin() as pack:
+        oid = pack.add_linear([(oids[i], 1.0) for i in chosen], 10.0, "BF16", len(versions[0]))
+        pack.commit()
+    assert store.read(oid) == bytes(linear([versions[i] for i in chosen], [1.0] * 10, 10.0, "BF16"))
+    places = [np.empty(2 * MIB, np.uint8) for _ in chosen]
+    store.fill_together([store.open(oids[i]) for i in chosen], 1, places)
+    assert [place.tobytes() for place in places] == [versions[i][4 * MIB :] for i in chosen]
+
+
 def test_a_recipe_may_use_what_the_same_pack_brings(store: ObjectStore) -> None:
     a, b, small = bf16(MIB), bf16(MIB, steps=1), bf16(50)
     with store.begin() as pack:

@@ -16,6 +16,8 @@ from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
 from modelgit.porcelain.merging.values import Merged, MergedHead
 from modelgit.porcelain.records import Record
+from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
+from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
@@ -72,7 +74,25 @@ SEARCH = Search("weights", LOSS, 0, 30, ATTEMPTS, ATTEMPTS[1])
 POINTS = (PathPoint(0.0, 0.75, 0.75), PathPoint(0.5, 0.5, 0.65), PathPoint(1.0, 0.55, 0.55))
 LEVEL = StraightPath("reviews", "news", (PathPoint(0.0, 0.75, 0.75), PathPoint(1.0, 0.75, 0.75)), 0.0, 0.0)
 PATHS = Barriers(ON, (StraightPath("reviews", "tweets", POINTS, 0.15, 0.5), LEVEL), 5, "paths.svg")
+PICKED = ReplayedStep(A, D, B, "Learn to count", 0.5, 7, 1, 2, 1, ("config.json",), ("n: integers are not added",) * 7)
+BLAMED = (
+    BlamedTensor("model.safetensors", "enc.0.weight", 6, A, "Ada <a@b>", DAY, "Fine-tune", False, 0.0123),
+    BlamedTensor("model.safetensors", "head.weight", 6, C, "Bob <b@b>", DAY, "Average", True),
+)
 RESULTS: dict[str, object] = {
+    "cherry-pick": Replayed("cherry-pick", B, "main", D, D, (PICKED,)),
+    "revert-files": Replayed("revert", None, "main", D, D, (ReplayedStep(A, D, None, "Tune", 1.0, 7, 1, 0, 0),)),
+    "rebase": Replayed("rebase", B, "tweets", D, A, (ReplayedStep(A, D, B, "Tune", 1.0, 7, 1, 3, 0),), (C,)),
+    "rebase-dry-run": Replayed(
+        "rebase", None, None, D, A, (ReplayedStep(A, D, None, "Tune", 1.0, 7, 1, 0, 3),), (), dry_run=True
+    ),
+    "rebase-forward": Replayed("fast-forward", A, "main", A, D),
+    "rebase-up-to-date": Replayed("up-to-date", A, "main", D, A),
+    "blame": Blamed(C, BLAMED, (), 2, stat=False),
+    "blame-stat": Blamed(C, BLAMED, (), 2, stat=True),
+    "blame-layers": Blamed(
+        C, (), (BlamedLayer("enc", 12, 600, A, "Ada <a@b>", DAY, "Fine-tune", False, 0.5),), 1, True
+    ),
     "init": Initialised("models", "/x/models/.git", "main", bare=False),
     "init-bare": Initialised("shared.git", "/x/shared.git", "main", bare=True),
     "commit": Committed(A, "main", "First version", (), 2, 0, 0, 0, 18_800_000, 12_500_000, ("model.safetensors",)),

@@ -54,10 +54,11 @@ def step_lines(step: "ReplayedStep", result: "Replayed", where: str) -> Iterator
         yield line(f"[{where} ", identity(step.commit), f"] {step.subject}")
     else:
         yield line(identity(step.source), f" {step.subject}")
-    counts = ((step.recipes + step.computed, "added to"), (step.taken, "taken"), (step.kept, "left alone"))
+    summed, taken = ("subtracted from", "put back") if result.kind == "revert" else ("added to", "taken over")
+    counts = ((step.recipes + step.computed, summed), (step.taken, taken), (step.kept, "left alone"))
     told = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "none"
     stored = f"; {step.recipes:,} stored as recipes" if step.recipes else ""
-    yield line(faint(f"  {vector}: tensors {told}{stored}"))
+    yield line(faint(f"  {vector}; tensors: {told}{stored}"))
     if step.files:
         yield line(faint(f"  files: {some(step.files)}"))
     for note in step.notes[:NOTES]:

@@ -13,7 +13,7 @@ from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.porcelain.merging.preparing import common_base, prepare
 from modelgit.porcelain.merging.values import Choices, Prepared
-from modelgit.porcelain.trials.contenders import Contender, commits_of, contenders, merged, require_whole
+from modelgit.porcelain.trials.contenders import Contender, among, commits_of, contenders, merged, require_whole
 from modelgit.porcelain.trials.measuring import Judge, judge_of, require_score
 from modelgit.porcelain.trials.values import POINTS, Aim, Barriers, Path, PathPoint
 from modelgit.repo.repository import Repository
@@ -63,11 +63,9 @@ class Ends:
 
         if name in self.versions:
             return read_state(self.versions[name].source, name)
-        prepared, base = self.prepared, self.prepared.base
-        heads = commits_of(prepared) if name == MERGE else {name: commits_of(prepared)[name]}
-        choices = prepared.choices if name == MERGE else replace(prepared.choices, weights=(), layers={})
-        alone = prepare(self.repo, heads, choices, base.commit if base is not None else None)
-        found = merged(self.repo, alone.plans)
+        plain = replace(self.prepared.choices, weights=(), layers={})
+        merge = self.prepared if name == MERGE else among(self.prepared, {name}, plain)
+        found = merged(self.repo, merge.plans)
         if found is None:
             raise MergeConflict(f"{name}: values beyond the range of their type", hint="merge with a smaller scale")
         return found

@@ -1,6 +1,6 @@
 """The models of a prepared merge, whole and in memory when they are wanted: what trials work on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
 from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import policy_of
+from modelgit.porcelain.merging.preparing import conflicts_error, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -86,6 +86,24 @@ def held(prepared: Prepared) -> Prepared:
         return replace(plan, heads=heads, base=None if plan.base is None else Held(plan.base, shelf))
 
     return replace(prepared, plans={path: kept(plan) for path, plan in prepared.plans.items()})
+
+
+def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepared:
+    """Return the merge of those of the models that are named, by other choices; asks nothing of git.
+
+    Raises: MergeConflict, UsageError as `prepare` does.
+    """
+    kept = [i for i, member in enumerate(prepared.heads) if member.name in names]
+    weights = choices.weights or (1.0,) * len(kept)
+    heads = tuple(replace(prepared.heads[i], weight=w) for i, w in zip(kept, weights, strict=True))
+    versions = tuple(prepared.versions[i] for i in kept)
+    records = tuple(prepared.records[i] for i in kept)
+    files, conflicts = ordinary_files(heads, versions, prepared.base, choices)
+    if conflicts:
+        raise conflicts_error(conflicts)
+    method = make(choices.method, choices.settings)
+    fewer = replace(prepared, heads=heads, versions=versions, records=records, files=files)
+    return replace(fewer, choices=choices, method=method, plans=replanned(fewer, choices))
 
 
 def replanned(prepared: Prepared, choices: Choices) -> dict[str, Plan]:

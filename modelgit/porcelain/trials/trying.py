@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 from modelgit.errors import UsageError
 from modelgit.events import Listener, ignore
-from modelgit.porcelain.merging.preparing import prepare
-from modelgit.porcelain.merging.values import Choices, Prepared
+from modelgit.porcelain.merging.values import Prepared
 from modelgit.porcelain.trials.barriers import paths, require_connected
-from modelgit.porcelain.trials.contenders import commits_of, merged, require_whole
+from modelgit.porcelain.trials.contenders import among, commits_of, merged, require_whole
 from modelgit.porcelain.trials.measuring import judge_of
 from modelgit.porcelain.trials.searching import search_coefficients, space_of
 from modelgit.porcelain.trials.selecting import require_selectable, select_versions
-from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Selection, Trial
+from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Trial
 from modelgit.repo.repository import Repository
 
 if TYPE_CHECKING:
@@ -54,10 +53,11 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
     findings = Findings()
     if trial.select:
         chosen = select_versions(prepared, trial.select, judge, listener)
-        prepared, findings = only(repo, prepared, chosen), replace(findings, selection=chosen)
+        kept = {row.name for row in chosen.kept}
+        prepared, findings = among(prepared, kept, prepared.choices), replace(findings, selection=chosen)
     if trial.search:
         found, choices = search_coefficients(repo, prepared, trial, judge, listener)
-        prepared, findings = again(repo, prepared, choices), replace(findings, search=found)
+        prepared, findings = among(prepared, commits_of(prepared), choices), replace(findings, search=found)
     if trial.barrier_max is not None and len(prepared.heads) > 1:
         barriers = paths(repo, prepared, judge, trial.points, listener)
         require_connected(barriers, trial.barrier_max)
@@ -68,19 +68,6 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
 def aim_of(trial: Trial, data: str) -> Aim:
     """Returns what a trial measures."""
     return Aim(data, trial.metric, trial.lower_is_better)
-
-
-def only(repo: Repository, prepared: Prepared, selection: Selection) -> Prepared:
-    """Returns the merge of those versions that were kept."""
-    kept = {row.name for row in selection.kept}
-    heads = {member.name: member.commit for member in prepared.heads if member.name in kept}
-    return prepare(repo, heads, prepared.choices, prepared.base.commit if prepared.base is not None else None)
-
-
-def again(repo: Repository, prepared: Prepared, choices: Choices) -> Prepared:
-    """Returns the merge of the same versions by other choices."""
-    base = prepared.base.commit if prepared.base is not None else None
-    return prepare(repo, commits_of(prepared), choices, base)
 
 
 def with_holdout(

@@ -11,11 +11,12 @@ from modelgit.formats.safetensors import read_header
 from modelgit.repo.files import mode_of, stat_of
 from modelgit.repo.index import Stamp, read_index, stamp_of
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
-from modelgit.repo.statcache import StatCache, key_of
+from modelgit.repo.statcache import Prints, StatCache, key_of
 from modelgit.repo.values import Blob
 
 PREFIX_BYTES = 64
 CACHE_PATH = "modelgit/stat-cache.json"
+PRINTS_PATH = "modelgit/prints.json"
 
 
 class Look:
@@ -55,7 +56,7 @@ class Look:
         self.stats[path] = found
         if self.index.unchanged(path, found):
             return self.tracked[path]
-        blob = self._hash(path, found)
+        blob = self.tracked[path] if self._looks_the_same(path, found) else self._hash(path, found)
         if blob == self.tracked.get(path) and self.left_alone(path, found):
             self.proven[path] = found
         return blob
@@ -71,6 +72,24 @@ class Look:
         """Tells whether a file still has the stat it had before it was read."""
         now = stat_of(self.root, path)
         return now is not None and key_of(now) == key_of(found)
+
+    @cached_property
+    def prints(self) -> Prints:
+        """The prints of weight files that were committed here."""
+        return Prints(self.repo.private_dir / PRINTS_PATH)
+
+    def same_as_index(self, path: str, found: os.stat_result) -> bool:
+        """Tells whether a file has the print of what the index has in its place, and was left alone meanwhile."""
+        return self._looks_the_same(path, found) and self.left_alone(path, found)
+
+    def _looks_the_same(self, path: str, found: os.stat_result) -> bool:
+        staged = self.tracked.get(path)
+        known = self.prints.get(staged.sha) if staged is not None and is_weights(path, found) else None
+        if known is None or is_manifest(prefix_of(self.root / path)):
+            return False
+        from modelgit.store.files.prints import print_of
+
+        return print_of(self.root / path) == known
 
     def _hash(self, path: str, found: os.stat_result) -> Blob:
         if is_weights(path, found):
@@ -127,11 +146,15 @@ def filters(path: str) -> list[str]:
 
 def manifest_at(path: Path) -> Manifest:
     """Returns the manifest of a weight file; a file that holds a manifest already is taken at its word."""
-    with path.open("rb") as file:
-        prefix = file.read(PREFIX_BYTES)
-    if is_manifest(prefix):
+    if is_manifest(prefix_of(path)):
         return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
     return hashed(path)
+
+
+def prefix_of(path: Path) -> bytes:
+    """Returns the first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(PREFIX_BYTES)
 
 
 def hashed(path: Path) -> Manifest:

@@ -19,6 +19,7 @@ from modelgit.formats.manifest import Manifest, parse, write
 VERSION = 1
 GRAIN_NS = 50_000_000
 MAX_TEXT = 64 * 1024 * 1024
+KEPT = 256
 Key = tuple[int, int, int, int]
 
 
@@ -68,13 +69,56 @@ class StatCache:
         text = json.dumps({"version": VERSION, "files": table}, ensure_ascii=False)
         if len(text) > MAX_TEXT:
             return
-        scratch = self.place.with_name(f"{self.place.name}.{urandom(8).hex()}")
-        with suppress(OSError):
-            self.place.parent.mkdir(exist_ok=True)
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(self.place)
-        with suppress(OSError):
-            scratch.unlink()
+        replace_text(self.place, text)
+
+
+class Prints:
+    """The prints of weight files that were committed here, by their manifests' blobs, in one file; the last `KEPT`.
+
+    A file whose time was touched is known again by its print, without its ids.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._known = read_prints(place)
+
+    def get(self, sha: str) -> str | None:
+        """Returns the print of the file that a manifest describes, None if it is not known."""
+        return self._known.get(sha)
+
+    def put(self, sha: str, print_: str | None) -> None:
+        """Enters a print; `save` writes it."""
+        if print_ is not None:
+            self._known.pop(sha, None)
+            self._known[sha] = print_
+
+    def save(self) -> None:
+        """Writes the prints; a disk that refuses is no error."""
+        kept = dict(list(self._known.items())[-KEPT:])
+        if kept != read_prints(self.place):
+            replace_text(self.place, json.dumps({"version": VERSION, "prints": kept}))
+
+
+def read_prints(place: Path) -> dict[str, str]:
+    """Returns the prints that are kept; none if the file is absent, damaged or another version's."""
+    try:
+        table = json.loads(place.read_text(encoding="utf-8"))
+        if table["version"] != VERSION:
+            return {}
+        return {str(sha): str(print_) for sha, print_ in table["prints"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def replace_text(place: Path, text: str) -> None:
+    """Writes a file through a temporary name; a disk that refuses is no error."""
+    scratch = place.with_name(f"{place.name}.{urandom(8).hex()}")
+    with suppress(OSError):
+        place.parent.mkdir(exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(place)
+    with suppress(OSError):
+        scratch.unlink()
 
 
 def read_cache(place: Path) -> Mapping[str, Known]:

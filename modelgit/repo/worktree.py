@@ -28,7 +28,7 @@ from modelgit.repo.files import (
 from modelgit.repo.filling import left_over
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
-from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at
+from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at, prefix_of
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
 
@@ -319,6 +319,13 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     changed = {path: stat_of(look.root, path) for path in wanted_paths(look, paths) if path not in stamps}
     if not changed:
         return files
+    for path, found in list(changed.items()):
+        if found is not None and look.same_as_index(path, found):
+            stamps |= proven_stamp(look, path, found)
+            del changed[path]
+    if not changed:
+        write_index(look.index, files, stamps)
+        return files
     head = repo.head()
     parents = repo.version(head).manifests if head else {}
     with pack_for(repo, changed) as pack:
@@ -329,6 +336,7 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
                 stamps |= proven_stamp(look, path, found)
         if pack is not None:
             pack.commit()
+    look.prints.save()
     write_index(look.index, files, stamps)
     return files
 
@@ -377,12 +385,14 @@ def take_in(
     place = look.root / path
     if pack is None or not is_weights(path, found):
         return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode_of(found))
-    with place.open("rb") as file:
-        if is_manifest(file.read(PREFIX_BYTES)):
-            return look.repo.write_blob(manifest_at(place))
-    from modelgit.store.files.intake import store_file
+    if is_manifest(prefix_of(place)):
+        return look.repo.write_blob(manifest_at(place))
+    from modelgit.store.files.intake import store_and_print
 
-    return look.repo.write_blob(store_file(pack, place, parent, listener))
+    manifest, print_ = store_and_print(pack, place, parent, listener)
+    blob = look.repo.write_blob(manifest)
+    look.prints.put(blob.sha, print_)
+    return blob
 
 
 def proven_stamp(look: Look, path: str, found: os.stat_result) -> dict[str, Stamp]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from modelgit.errors import StorageFull, StoreError
+from modelgit.store.handles import read_all
 from modelgit.store.identity import Buffer
-from modelgit.store.mapping import MappedFile, flush_ahead, read_all
+from modelgit.store.mapping import MappedFile, flush_ahead
 
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NEWBORN_S = 60.0

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from modelgit.store.codec.compiled import load_library
+from modelgit.store.handles import read_all
 
 SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h
 LARGE_BYTES = 64 * 1024  # files below are read: a mapping costs as much
@@ -78,14 +79,3 @@ def flush_ahead() -> Callable[[int, int, int], None]:
         return lambda _handle, _start, _size: None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     return lambda handle, start, size: call(handle, start, size, SYNC_FILE_RANGE_WRITE)
-
-
-def read_all(handle: int, start: int, into: memoryview) -> int:
-    """Fill `into` from `start` of a file; return the bytes read, fewer only at the file's end."""
-    done = 0
-    while done < len(into):
-        got = os.preadv(handle, [into[done:]], start + done)
-        if not got:
-            break
-        done += got
-    return done

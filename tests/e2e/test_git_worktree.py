@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
-from modelgit.repo.look import CACHE_PATH
+from modelgit.repo.look import CACHE_PATH, PRINTS_PATH
 from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import add, advance, checkout, commit_worktree, status
 
@@ -239,6 +239,45 @@ def test_a_touched_file_is_read_once_more_then_clean_for_good(tmp_path: Path) ->
     assert kinds(repo) == {}
     forbid_filter(repo)
     assert git(tmp_path, "status", "--porcelain") == ""
+
+
+def test_a_touched_file_is_known_by_its_print_without_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = Repository.init(tmp_path)
+    data = save(tmp_path, 1.0)
+    commit(repo)
+    place = tmp_path / MODEL
+    changed = bytearray(data)
+    changed[-1] ^= 1
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was hashed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modelgit.repo.look.hashed", refuse)
+        patch.setattr("modelgit.store.files.intake.store_and_print", refuse)
+        os.utime(place, ns=(1, 1))
+        assert commit_worktree(repo, "x") is None
+        os.utime(place, ns=(2, 2))
+        assert kinds(repo) == {}
+    place.write_bytes(changed)
+    os.utime(place, ns=(3, 3))
+    assert kinds(repo) == {MODEL: "modified"}
+    assert commit(repo) and repo.packed_bytes() > 0
+    place.write_bytes(data)
+    os.utime(place, ns=(4, 4))
+    assert kinds(repo) == {MODEL: "modified"}
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 1, "prints": [1]}', '{"version": 9, "prints": {}}'])
+def test_a_damaged_book_of_prints_is_an_empty_one(tmp_path: Path, text: str) -> None:
+    repo = Repository.init(tmp_path)
+    save(tmp_path, 1.0)
+    commit(repo)
+    (repo.private_dir / PRINTS_PATH).write_text(text)
+    os.utime(tmp_path / MODEL, ns=(1, 1))
+    assert kinds(repo) == {}
+    save(tmp_path, 2.0)
+    assert kinds(repo) == {MODEL: "modified"}
 
 
 def test_status_works_while_another_command_holds_the_index(tmp_path: Path) -> None:

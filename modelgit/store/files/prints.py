@@ -1,0 +1,70 @@
+"""A weight file's print: what tells quickly whether it still is what it was, ten times as fast as its ids.
+
+XXH3 over the header and over every frame, each frame by itself, so that the print comes along when frames are stored.
+Prints are compared only with prints computed here: no identity, and worth nothing against somebody who forges files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+
+from modelgit.formats.safetensors import Header, read_header
+from modelgit.formats.source import FRAME_BYTES
+from modelgit.store.handles import read_all
+from modelgit.store.identity import frame_count, frame_size
+
+if TYPE_CHECKING:
+    from modelgit.store.codec.arrays import Bytes
+    from modelgit.store.writing import Fill
+
+
+class Print:
+    """The print of one file, gathered frame by frame, in any order and from several threads."""
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._found: dict[tuple[int, int], int] = {}
+
+    def watched(self, tensor: int, fill: "Fill") -> "Fill":
+        """Returns a fill that does the same, and takes the frames of the header's tensor of that number in."""
+
+        def fill_and_look(number: int, into: "Bytes") -> "Bytes":
+            data = fill(number, into)
+            self.take(tensor, number, data.data)
+            return data
+
+        return fill_and_look
+
+    def take(self, tensor: int, number: int, frame: memoryview) -> None:
+        """Takes a frame in."""
+        self._found[tensor, number] = xxh3_64_intdigest(frame)
+
+    def digest(self) -> str | None:
+        """Returns the print, None if a frame was not seen."""
+        spans: Sequence[int] = [span.end - span.start for span in self._header.tensors]
+        order = [(tensor, number) for tensor, size in enumerate(spans) for number in range(frame_count(size))]
+        if any(place not in self._found for place in order):
+            return None
+        parts = b"".join(self._found[place].to_bytes(8, "little") for place in order)
+        return xxh3_128_hexdigest(self._header.raw + parts)
+
+
+def print_of(path: Path) -> str | None:
+    """Returns the print of a weight file as it is now, None if it becomes shorter meanwhile; brings no NumPy.
+
+    Raises:
+        FormatError: the file is malformed, or cannot be read.
+    """
+    header = read_header(path)
+    found, buffer = Print(header), memoryview(bytearray(FRAME_BYTES))
+    with path.open("rb", buffering=0) as file:
+        for tensor, span in enumerate(header.tensors):
+            size, start = span.end - span.start, header.data_start + span.start
+            for number in range(frame_count(size)):
+                frame = buffer[: frame_size(size, number)]
+                if read_all(file.fileno(), start + number * FRAME_BYTES, frame) < len(frame):
+                    return None
+                found.take(tensor, number, frame)
+    return found.digest()

@@ -13,7 +13,10 @@ from test_cli_gate import HEAD, perceptron
 import modelgit
 from modelgit.cli.app import main
 from modelgit.porcelain.records import Record, read_record
+from modelgit.porcelain.scores import note, parse_data_name, split_key
+from modelgit.porcelain.trials.measuring import metrics_of
 from modelgit.repo.repository import Repository
+from modelgit.train.datasets import load_dataset
 
 CLASSES = ("dark", "light")
 Tell = Callable[..., Any]
@@ -103,6 +106,44 @@ def test_scores_that_are_known_are_not_measured_again(repo: modelgit.Repository,
     assert (chosen["singles"], chosen["means"]) == (0, 3)
     assert {row["known"] for row in chosen["tried"]} == {True}
     assert [head["name"] for head in merged["heads"]] == ["again", "fine"]
+
+
+def test_scores_that_a_pipeline_noted_are_known(repo: modelgit.Repository, pictures: Path, tell: Tell) -> None:
+    inner = Repository.open(repo.path)
+    name = parse_data_name(str(pictures))
+    split = split_key(name.config, load_dataset(name.config).digest)
+    note(inner, repo.branches()["bad"], {"split": split, "accuracy": 0.99, "images": {}})
+    chosen = tell("merge", "good", "bad", "--select", "greedy", "--on", str(pictures))["findings"]["selection"]
+    assert [(row["name"], row["known"]) for row in chosen["tried"]] == [("bad", True), ("good", False)]
+    assert (chosen["singles"], chosen["tried"][0]["alone"]) == (1, 0.99)
+    assert tell("fsck")["objects"] > 0
+
+
+def test_every_metric_that_is_reported_can_be_asked_for(pictures: Path, repo: modelgit.Repository, tell: Tell) -> None:
+    values = tell("evaluate", "good", "--on", str(pictures))["values"]
+    assert metrics_of(["grey", "tinted"], None, has_splits=False) == list(values)
+    Path("p.toml").write_text(PIPELINE.format(path=pictures))
+    for data, held_out in (("plain", None), ("apart", "grey")):
+        values = tell("evaluate", "good", "--on", f"p.toml#{data}")["values"]
+        assert metrics_of(["grey", "tinted"], held_out, has_splits=True) == list(values)
+
+
+PIPELINE = """
+[pipeline]
+name = "p"
+repository = "p"
+[model]
+architecture = "mlp"
+weights = "pretrained"
+[data.plain]
+path = "{path}"
+[data.apart]
+path = "{path}"
+held_out = "grey"
+[[step]]
+name = "base"
+kind = "import"
+"""
 
 
 def test_uniform_takes_all_and_shows_the_curve(repo: modelgit.Repository, pictures: Path, tell: Tell) -> None:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +45,9 @@ class Judge:
     evaluations: int = field(default=0)
 
     def __call__(self, state: "State") -> float:
-        """Return the score of a model. Raises UsageError for a metric that was not measured."""
+        """Return the score of a model."""
         self.evaluations += 1
-        return self._chosen(self.gauge(state))
+        return self.gauge(state)[self.on.metric]
 
     def known(self, version: Version) -> float | None:
         """Return the score of a version that was measured before, None for any other."""
@@ -64,13 +64,6 @@ class Judge:
         values = self.gauge(state)
         if self.split:
             remember(self._place(version), values)
-        return self._chosen(values)
-
-    def _chosen(self, values: Values) -> float:
-        if self.on.metric not in values:
-            known = ", ".join(values)
-            hint = f"measured: {known}; FILE.py:FUNCTION is a metric of your own"
-            raise UsageError(f"metric '{self.on.metric}': none of that name on {self.on.data}", hint=hint)
         return values[self.on.metric]
 
     def _place(self, version: Version) -> Path:
@@ -102,7 +95,7 @@ def judge_of(repo: Repository, aim: Aim, commits: Mapping[str, str], listener: L
     """Return the judge of models like the versions named.
 
     Raises:
-        UsageError: a version that no record says the architecture of; a metric's file that is none.
+        UsageError: a version that no record says the architecture of; no such metric, or a file that is none.
         MergeConflict: the data has other classes than a version. DataError: the data is missing.
     """
     own = aim.metric if callable(aim.metric) else function_at(aim.metric) if ".py:" in aim.metric else None
@@ -125,10 +118,22 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
     check_classes(repo, commits, dataset.classes, aim.data)
     bench = Workbench("auto", None, available_threads(), listener)
     metric = str(aim.metric) or ("val_accuracy" if name.has_splits else "accuracy")
+    known = metrics_of(dataset.domains, name.config.held_out, has_splits=name.has_splits)
+    if metric not in known:
+        hint = f"measured: {', '.join(known)}; FILE.py:FUNCTION is a metric of your own"
+        raise UsageError(f"metric '{metric}': none of that name on {name.label}", hint=hint)
     on = Measured(name.label, dataset.digest, metric, aim.lower_is_better)
     measure = gauge_of(bench, model, name)
     key = f"{split_key(name.config, dataset.digest)}"
     return Judge(repo, aim, on, lambda state: measure(as_torch(state)), key)
+
+
+def metrics_of(domains: Sequence[str], held_out: str | None, *, has_splits: bool) -> list[str]:
+    """Return the names of the metrics that `evaluate` reports on a data set."""
+    if not has_splits:
+        return ["accuracy", "worst_domain_accuracy", *(f"accuracy/{domain}" for domain in domains)]
+    trained = [f"val_accuracy/{domain}" for domain in domains if domain != held_out]
+    return ["val_accuracy", *(["ood_accuracy"] if held_out is not None else []), *trained]
 
 
 def model_of(repo: Repository, commits: Mapping[str, str]) -> "Model":

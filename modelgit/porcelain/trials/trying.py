@@ -3,6 +3,7 @@
 Nothing is written here but scores of single versions, into the cache.
 """
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +12,7 @@ from modelgit.events import Listener, ignore
 from modelgit.porcelain.merging.values import Prepared
 from modelgit.porcelain.trials.barriers import paths, require_connected
 from modelgit.porcelain.trials.contenders import among, commits_of, merged, require_whole
-from modelgit.porcelain.trials.measuring import judge_of
+from modelgit.porcelain.trials.measuring import Judge, judge_of
 from modelgit.porcelain.trials.searching import search_coefficients, space_of
 from modelgit.porcelain.trials.selecting import require_selectable, select_versions
 from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Trial
@@ -50,6 +51,7 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
     elif trial.search:
         space_of(prepared, trial)
     judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener)
+    elsewhere = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener) if trial.holdout else None
     findings = Findings()
     if trial.select:
         chosen = select_versions(prepared, trial.select, judge, listener)
@@ -62,7 +64,7 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
         barriers = paths(repo, prepared, judge, trial.points, listener)
         require_connected(barriers, trial.barrier_max)
         findings = replace(findings, barriers=barriers)
-    return replace(prepared, findings=with_holdout(repo, prepared, trial, findings, listener))
+    return replace(prepared, findings=with_holdout(repo, prepared, elsewhere, findings))
 
 
 def aim_of(trial: Trial, data: str) -> Aim:
@@ -70,16 +72,13 @@ def aim_of(trial: Trial, data: str) -> Aim:
     return Aim(data, trial.metric, trial.lower_is_better)
 
 
-def with_holdout(
-    repo: Repository, prepared: Prepared, trial: Trial, findings: Findings, listener: Listener
-) -> Findings:
+def with_holdout(repo: Repository, prepared: Prepared, judge: Judge | None, findings: Findings) -> Findings:
     """Returns the findings with the score on data that nothing was chosen by, or a word on what is missing."""
-    chosen = findings.selection is not None or findings.search is not None
-    if not trial.holdout:
+    if judge is None:
+        chosen = findings.selection is not None or findings.search is not None
         return replace(findings, notes=(OPTIMISTIC,) if chosen else ())
-    judge = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener)
     state = merged(repo, prepared.plans)
-    score = judge(state) if state is not None else float("nan")
+    score = judge(state) if state is not None else math.nan
     return replace(findings, holdout=Holdout(judge.on.data, score))
 
 

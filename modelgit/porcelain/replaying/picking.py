@@ -1,6 +1,7 @@
 """cherry-pick and revert: all changes asked for are planned, then made, then the branch moves, once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from modelgit.errors import UsageError
 from modelgit.events import Listener, ignore
@@ -94,6 +95,4 @@ def make_all(
 
 def uncommitted(steps: Sequence[ReplayedStep]) -> tuple[ReplayedStep, ...]:
     """Returns the reports without the commits, which nobody is to know of."""
-    from dataclasses import replace
-
     return tuple(replace(step, commit=None) for step in steps)

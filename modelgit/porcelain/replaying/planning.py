@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from modelgit.errors import Conflict, MergeConflict
 from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.porcelain.plumbing.combining import with_header
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.porcelain.replaying.changes import described
 from modelgit.porcelain.replaying.files import merged_files
@@ -151,9 +152,17 @@ def one_file(
             decisions.append(decided)
             told[1].extend(remark(decided, theirs, base))
     unchanged = all(decision.side == "ours" for decision in decisions)
-    if unchanged and (three[1] is None or len(decisions) == len(three[1].tensors)):
-        return three[1]
+    if three[1] is None and unchanged:
+        return None
+    if three[1] is not None and unchanged and len(decisions) == len(three[1].tensors):
+        return reheaded(three[1], three[0], three[2])
     return WeightPlan(*three, tuple(decisions)) if decisions else None
+
+
+def reheaded(ours: Manifest, base: Manifest | None, theirs: Manifest | None) -> Manifest:
+    """Returns our weight file; with the header of theirs if that alone changed it, and if it fits."""
+    alone = base is not None and theirs is not None and ours.header == base.header
+    return with_header(ours, theirs) if alone and theirs is not None else ours
 
 
 def decide(triple: Triple, choices: Choices, names: Names) -> Decision | Conflict | None:

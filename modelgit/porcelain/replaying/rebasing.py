@@ -1,12 +1,15 @@
 """rebase: fine-tunes replayed one by one on another version; all commits are made first, then the branch moves."""
 
-from modelgit.errors import RepositoryError, RevisionError, UsageError
+from dataclasses import replace
+
+from modelgit.errors import RevisionError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.replaying.changes import check_scale, fine_tunes
 from modelgit.porcelain.replaying.making import report
 from modelgit.porcelain.replaying.picking import make_all, rehearse, require_ready
 from modelgit.porcelain.replaying.values import Options, Replayed
 from modelgit.porcelain.work import land, refuse_shared_branch, switch
+from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
 
 
@@ -27,9 +30,8 @@ def rebase(repo: Repository, onto: str, branch: str | None, options: Options, li
         hint = "average them instead: modelgit merge"
         raise UsageError(f"{onto} and {branch or 'HEAD'} have no common ancestor", hint=hint)
     if options.scale is None and repo.is_ancestor(target, old):
-        if options.dry_run:
-            return Replayed("up-to-date", None, branch or repo.branch(), target, old, dry_run=True)
-        return finished(repo, branch if other else None, Replayed("up-to-date", old, None, target, old), listener)
+        there = Replayed("up-to-date", old, branch or repo.branch(), target, old, dry_run=options.dry_run)
+        return there if options.dry_run else finished(repo, branch if other else None, there, listener)
     planned, skipped = rehearse(repo, target, list(fine_tunes(repo, target, old, options)))
     kind = "fast-forward" if repo.is_ancestor(old, target) else "rebase"
     if options.dry_run:
@@ -54,19 +56,28 @@ def tip_of(repo: Repository, branch: str | None) -> str:
 
 
 def finished(repo: Repository, other: str | None, result: Replayed, listener: Listener) -> Replayed:
-    """Moves the branch to the result, and goes to it if it is another one; `ORIG_HEAD` remembers where it was."""
-    from dataclasses import replace
+    """Moves the branch to the result, and goes to it if it is another one; `ORIG_HEAD` remembers where it was.
 
+    The files come first, then the branch, as in `land`.
+    """
     made, old = str(result.commit), result.old
     reason = f"rebase (finish): {other or repo.branch() or 'HEAD'} onto {result.onto}"
-    if made != old and other is None and repo.head() != old:
-        raise RepositoryError("HEAD has moved in the meantime", hint="look again, then repeat the command")
-    if made != old:
-        repo.git.run("update-ref", "ORIG_HEAD", old)
-    if other is not None:
-        if made != old:
-            repo.set_ref(f"refs/heads/{other}", made, expected=old, reason=reason)
-        return replace(result, branch=switch(repo, other, listener=listener).branch)
     if made == old:
-        return replace(result, branch=repo.branch())
-    return replace(result, branch=land(repo, made, listener, expected=old, reason=reason))
+        return replace(result, branch=switch(repo, other, listener=listener).branch if other else repo.branch())
+    if other is None:
+        branch = land(repo, made, listener, expected=old, reason=reason)
+    else:
+        branch = go_to(repo, other, (old, made), reason, listener)
+    repo.git.run("update-ref", "ORIG_HEAD", old)
+    return replace(result, branch=branch)
+
+
+def go_to(repo: Repository, branch: str, ends: tuple[str, str], reason: str, listener: Listener) -> str:
+    """Makes the work tree a branch's new version, then moves the branch there, and HEAD to the branch."""
+    old, made = ends
+    if repo.worktree is not None:
+        worktree.put(repo, repo.version(made), listener=listener)
+    repo.set_ref(f"refs/heads/{branch}", made, expected=old, reason=reason)
+    if repo.worktree is not None:
+        worktree.point_head(repo, branch, made)
+    return branch

@@ -82,3 +82,16 @@ def test_the_bound_of_a_pair_is_below_what_is_stored(tmp_path: Path) -> None:
     assert 0.03 < dense["bound"] <= dense["stored_bytes"] / dense["raw_bytes"] < 1.2 * dense["bound"]
     assert 0.7 < dense["same"] < 0.9
     assert whole["stored_bytes"] >= dense["stored_bytes"]
+
+
+def test_merges_are_measured_from_files_and_out_of_the_store(tmp_path: Path) -> None:
+    words = ["--mb", "3", "--repeat", "1", "--prime", "0", "--quick", "--methods", "linear,ties", "--heads", "8"]
+    report = bench(tmp_path, "merge_methods", *words)
+    assert {case: sorted(tools) for case, tools in report["runs"].items()} == {
+        "mean": ["numpy"],
+        "linear": ["files", "store"],
+        "ties": ["files", "store"],
+    }
+    assert all(run["code"] == 0 for tools in report["runs"].values() for runs in tools.values() for run in runs)
+    assert [(row["heads"], row["method"]) for row in report["heads"]] == [(8, "linear"), (8, "ties")]
+    assert all(1e6 < row[tool]["peak_bytes"] < 400e6 for row in report["heads"] for tool in ("files", "store"))

@@ -1,6 +1,7 @@
 """Selection, search and barriers at work: real networks, real pictures, and what is refused leaves no trace."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> modelgit.Repository:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of a network and four others that come from it: two are right, two mostly wrong."""
-    repo = modelgit.Repository.init(tmp_path / "models")
-    monkeypatch.chdir(repo.path)
+    repo = modelgit.Repository.init(tmp_path_factory.mktemp("template") / "models")
     repo.commit(perceptron(1.0), message="first", record=Record("train", "mlp", CLASSES, HEAD))
     for name, sign in SIGNS.items():
         repo.commit(perceptron(sign), message=name, branch=name, parents=["main"])
-    return repo
+    return repo.path
+
+
+@pytest.fixture
+def repo(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> modelgit.Repository:
+    """A copy of the template to work in."""
+    monkeypatch.chdir(shutil.copytree(template, tmp_path / "models"))
+    return modelgit.Repository(tmp_path / "models")
 
 
 @pytest.fixture
@@ -66,7 +73,7 @@ def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
 def snapshot(repo: modelgit.Repository) -> tuple[dict[str, str], bytes, list[str]]:
     """Returns what no refused command may change: refs, the work tree's file, the packs."""
     store = repo.path / ".git" / "modelgit"
-    packs = sorted(str(path) for path in store.rglob("*") if "cache" not in path.parts)
+    packs = sorted(str(path) for path in store.rglob("*.pack"))
     refs = Repository.open(repo.path).refs()
     return refs, (repo.path / "model.safetensors").read_bytes(), packs
 

@@ -8,7 +8,7 @@
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 3; }
+int modelgit_kernel_version(void) { return 4; }
 
 /* The inner product of a and b: products, then halves folded onto each other. */
 WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
@@ -137,7 +137,7 @@ WIDE void modelgit_drop(double *restrict x, size_t n, const u32 *restrict draws,
 
 /* Ranks of the magnitudes of each row of n, 0 for the smallest; equal ones share their mean rank. Dealt into buckets by
  * value, which leaves them almost in order. `scratch` holds n items of 16 bytes, `counts` SPREAD * n + 2. */
-#define SPREAD 2
+#define SPREAD 1
 typedef struct {
   double size;
   u64 place;

@@ -8,10 +8,11 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Lower, Metric
+from modelgit.cli.words import Lower, Message, Metric
 
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
+    from modelgit.porcelain.executing import Executed
     from modelgit.porcelain.scores import Evaluation
     from modelgit.porcelain.trials.values import Barriers
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     register_run(app)
     register_scores(app)
     register_barrier(app)
+    register_exec(app)
 
 
 def register_run(app: typer.Typer) -> None:
@@ -130,6 +132,33 @@ def register_barrier(app: typer.Typer) -> None:
             return found
         draw(found, plot)
         return replace(found, plot=str(plot))
+
+
+def register_exec(app: typer.Typer) -> None:
+    """Enters `exec`."""
+
+    @command(app, "exec", panel=LEARNING)
+    def exec_(
+        session: Session,
+        words: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run, after two dashes.")],
+        message: Message = None,
+        data: Annotated[
+            list[str] | None, typer.Option("--data", metavar="PATH", help="Data it reads, for the record; repeat.")
+        ] = None,
+    ) -> "Executed":
+        """Run a program of your own and commit what it wrote.
+
+        The commit records the command, the environment and the digests of the data. It must begin in a clean work tree.
+        If the program fails, nothing is committed, and its exit code is handed on.
+        """
+        from modelgit.porcelain.executing import Order, execute
+
+        order = Order(tuple(words), Path.cwd(), message, tuple(data or ()))
+        stdout = sys.stderr.fileno() if session.out.json or session.out.quiet else None
+        done = execute(session.repo(), order, stdout=stdout, listener=session.listener)
+        if done.code:
+            raise typer.Exit(done.code)
+        return done
 
 
 def draw(found: "Barriers", plot: Path) -> None:

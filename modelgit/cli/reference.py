@@ -28,6 +28,7 @@ HOMES = (
     "modelgit.repo.worktree",
     "modelgit.porcelain.scores",
     "modelgit.porcelain.trials.values",
+    "modelgit.porcelain.executing",
     "modelgit.pipeline.rerun",
     "modelgit.pipeline.start",
 )

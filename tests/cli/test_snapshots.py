@@ -14,6 +14,7 @@ from modelgit.pipeline.rerun import Retrained
 from modelgit.pipeline.start import Ran
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
+from modelgit.porcelain.executing import Executed
 from modelgit.porcelain.merging.values import Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
@@ -202,6 +203,10 @@ RESULTS: dict[str, object] = {
         findings=Findings(None, SEARCH, PATHS, Holdout("new", 0.7)),
     ),
     "barrier": PATHS,
+    "exec": Executed(
+        ("python", "train.py"), 0, 12.5, C, "main", ("metrics.json", "model.safetensors"), {"data": D + D[:24]}
+    ),
+    "exec-nothing": Executed(("python", "look.py"), 0, 0.25, None, "main", (), {}),
     "verify-trained": Retrained(C, "train", "cpu", 204, True, 0.0),
     "verify-trained-elsewhere": Retrained(C, "train", "cuda", 204, False, 0.0031),
     "fsck": Checked(4, 1200, full=False),

@@ -21,7 +21,6 @@ from modelgit.cli.screen.output import View
 
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Spread
-    from modelgit.pipeline.rerun import Retrained
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
@@ -326,6 +325,7 @@ def merged(result: "Merged") -> Iterator[Block]:
         yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
     else:
         yield from merged_models(result)
+    yield from _align.lined_up(result)
     yield from _trials.found(result.findings)
     if result.scores:
         yield line("scores: ", Span(", ".join(f"{name} {value:.4g}" for name, value in result.scores.items()), "good"))
@@ -436,14 +436,8 @@ def verified(result: "Verified") -> Iterator[Block]:
         yield line(faint(f"  {told} as recorded; the same merge from its parents repeats the measuring"))
 
 
-@view("Retrained", lambda result: [result.commit])
-def retrained(result: "Retrained") -> Iterator[Block]:
-    """A fine-tuning that was carried out again."""
-    same = "every bit the same" if result.exact else f"within {100 * result.apart:.2g} % of the way from its start"
-    what = f"{count_text(result.tensors, 'tensor')}, {same}"
-    yield line(Span("ok", "good"), " ", identity(result.commit), f" trained again on {result.device}: {what}")
-
-
+from modelgit.cli.screen import align_views as _align  # noqa: E402
+from modelgit.cli.screen import learn_views as _learn  # noqa: E402, F401  enters its views
 from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
 from modelgit.cli.screen import trial_views as _trials  # noqa: E402  these enter their views
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

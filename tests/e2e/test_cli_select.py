@@ -266,6 +266,7 @@ def test_a_barrier_is_a_conflict_and_a_shorter_way_is_not(
     assert error["conflicts"][0]["got"] == "0.4167 at 0.5"
     assert "--method wise_ft" in error["hint"]
     assert snapshot(repo) == before
+    assert tell(*words, "--dry-run")["notes"] == ["paths would take up to 5 evaluations"]
     merged = tell(*words, "--method", "wise_ft", "--set", "alpha=0.1")
     assert merged["findings"]["barriers"]["paths"][0]["barrier"] == 0
     assert tell("merge", "fine", "--no-ff", *words[3:])["kind"] == "merge"

@@ -92,12 +92,17 @@ def paths(repo: Repository, prepared: Prepared, judge: Judge, points: int, liste
     versions = {} if moved else {model.name: model for model in contenders(prepared)}
     ends, before = Ends(repo, prepared, judge, listener, versions), judge.evaluations
     start, others = (MERGE, names) if len(names) > PAIRWISE else (names[0], names[1:])
-    listener(Started(TASK, 1 + len(others) * (points - 1), "evaluations"))
+    listener(Started(TASK, most_evaluations(len(names), points), "evaluations"))
     first = ends.read(start)
     score = ends.score(start, first)
     found = tuple(path(ends, (start, score, first), name, at) for name in others)
     listener(Finished(TASK, f"{len(found)} paths"))
     return Barriers(judge.on, found, judge.evaluations - before)
+
+
+def most_evaluations(heads: int, points: int) -> int:
+    """Returns how many points the paths of a merge have; fewer are measured where scores are known."""
+    return 1 + (heads if heads > PAIRWISE else heads - 1) * (points - 1)
 
 
 def path(ends: Ends, start: "tuple[str, float, dict[str, Raw]]", end: str, at: Sequence[float]) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from modelgit.errors import UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.merging.values import Prepared
-from modelgit.porcelain.trials.barriers import paths, require_connected
+from modelgit.porcelain.trials.barriers import most_evaluations, paths, require_connected
 from modelgit.porcelain.trials.contenders import among, commits_of, merged, require_whole
 from modelgit.porcelain.trials.measuring import Judge, judge_of
 from modelgit.porcelain.trials.searching import search_coefficients, space_of
@@ -95,5 +95,5 @@ def budget(prepared: Prepared, trial: Trial) -> tuple[str, ...]:
         space_of(prepared, trial)
         told.append(f"the search of {trial.search} would take up to {trial.evaluations} evaluations")
     if trial.barrier_max is not None:
-        told.append(f"paths would take up to {count * (trial.points - 1) + 1} evaluations")
+        told.append(f"paths would take up to {most_evaluations(count, trial.points)} evaluations")
     return tuple(told)

@@ -346,9 +346,19 @@ MISUSE: Mapping[str, tuple[tuple[str, ...], int, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def untouched(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy on `newer` for all that is refused."""
+    place = shutil.copytree(template, tmp_path_factory.mktemp("untouched") / "models")
+    subprocess.run(["git", "switch", "-q", "newer"], cwd=place, check=True)
+    return place
+
+
 @pytest.mark.parametrize("name", MISUSE)
-def test_misuse_changes_nothing(models: Repository, tell: Tell, name: str) -> None:
+def test_misuse_changes_nothing(untouched: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell, name: str) -> None:
     words, code, message = MISUSE[name]
+    monkeypatch.chdir(untouched)
+    models = Repository.open(untouched)
     before = picture(models)
     error = tell(*words, code=code)
     assert message in f"{error['message']} {error['hint']}"
@@ -422,7 +432,11 @@ def test_values_that_are_not_finite_are_refused(models: Repository, tell: Tell) 
     tell("commit", "-m", "broken")
     tell("switch", "newer")
     before = picture(models)
-    [conflict] = tell("cherry-pick", "skill", "--scale", "0.5", code=1)["conflicts"]
+    error = tell("cherry-pick", "skill", "--scale", "0.5", code=1)
+    [conflict] = error["conflicts"]
+    assert error["message"].startswith(
+        f"cannot cherry-pick {models.resolve('skill')[:10]} (broken): a: expected finite"
+    )
     assert (conflict["kind"], conflict["where"]) == ("non-finite", "a")
     assert picture(models) == before
 

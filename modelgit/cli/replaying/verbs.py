@@ -16,7 +16,7 @@ POLICY = "Where a change does not fit"
 
 Revs = Annotated[list[str], typer.Argument(metavar="REV", help="Commits, or a range A..B: what B has and A has not.")]
 Scale = Annotated[
-    float | None, typer.Option("--scale", metavar="S", help="Times this [default: 1, and what is there is left].")
+    float | None, typer.Option("--scale", metavar="S", help="Factor on the change [default: 1, applied as git does].")
 ]
 Mainline = Annotated[
     int | None, typer.Option("--mainline", metavar="N", help="For a merge: the parent to count the change from.")

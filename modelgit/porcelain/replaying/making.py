@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from modelgit.errors import MergeConflict
 from modelgit.events import Listener
 from modelgit.formats.manifest import Manifest
 from modelgit.merge.engine.execution import MergeResult, execute
@@ -138,8 +139,13 @@ def commit_change(
     Raises:
         MergeConflict, MissingObject, CorruptObject, StorageFull.
     """
-    manifests, results = carry_out(repo, planned, listener)
     change = planned.change
+    try:
+        manifests, results = carry_out(repo, planned, listener)
+    except MergeConflict as error:
+        why = error.message.removeprefix("models cannot be merged: ")
+        what = f"cannot {change.verb} {change.source[:10]} ({repo.version(change.source).entry.subject})"
+        raise MergeConflict(f"{what}: {why}", error.conflicts, hint=error.hint) from error
     files = {path: written(repo, planned, path) for path in planned.files}
     more = record_of(planned)
     author, authored = (None, None) if change.verb == "revert" else authorship(repo, change.source)

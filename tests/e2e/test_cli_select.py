@@ -256,6 +256,18 @@ def test_one_setting_is_searched(repo: modelgit.Repository, pictures: Path, tell
     assert tell("verify", "--rerun")["tensors"] == 6
 
 
+def test_one_head_is_weighed_by_layer_where_its_weight_means_something(
+    repo: modelgit.Repository, pictures: Path, tell: Tell
+) -> None:
+    words = ("merge", "bad", "--search", "layers", "--layers", "1", "--evaluations", "4", "--on", str(pictures))
+    assert "one model takes part (bad)" in tell(*words, "--method", "wise_ft", code=2)["message"]
+    merged = tell(*words, "--method", "task_arithmetic")
+    assert [row["values"] for row in merged["findings"]["search"]["attempts"]] == [
+        {"head bad": value} for value in (1.0, 1.5, 0.5, 1.25)
+    ]
+    assert tell("verify", "--rerun")["tensors"] == 6
+
+
 def test_a_barrier_is_a_conflict_and_a_shorter_way_is_not(
     repo: modelgit.Repository, pictures: Path, tell: Tell
 ) -> None:

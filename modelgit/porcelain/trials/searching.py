@@ -5,19 +5,21 @@ coordinate ascent; all with a budget that is told first, and the same for the sa
 memory by the engine itself; heads stay there too, as far as there is room.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelgit.errors import MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Noted, Started, ignore
-from modelgit.merge.methods import make, setting_types
+from modelgit.merge.engine.plan import Plan
+from modelgit.merge.methods import Linear, Method, make, setting_types
 from modelgit.merge.methods.registry import METHODS
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.porcelain.trials.contenders import held, merged, replanned, require_whole
 from modelgit.porcelain.trials.measuring import Judge
 from modelgit.porcelain.trials.values import Attempt, Search, Trial
 from modelgit.repo.repository import Repository
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 if TYPE_CHECKING:
     from modelgit.merge.selection.search import Log, Point
@@ -121,6 +123,14 @@ def require_weights(prepared: Prepared, what: str, fewest: int) -> None:
         raise UsageError(f"--search {what}: one model takes part ({only}), there is nothing to weigh")
 
 
+def scales_alone(method: Method) -> bool:
+    """Return whether the weight of a single head means anything: not where weights are divided by their sum."""
+    if not isinstance(method, Linear):
+        return False
+    once, twice = (method.linear_terms((weight,)) for weight in (1.0, 2.0))
+    return once.heads[0] / once.divisor != twice.heads[0] / twice.divisor
+
+
 def weights_space(prepared: Prepared, trial: Trial) -> Space:
     """Return the search of a weight for each head."""
     from modelgit.merge.selection.search import simplex
@@ -138,7 +148,7 @@ def layers_space(prepared: Prepared, trial: Trial) -> Space:
     """Return the search of a weight for each head in each layer."""
     from modelgit.merge.selection.search import ascent
 
-    require_weights(prepared, "layers", 1 if prepared.method.needs_base else 2)
+    require_weights(prepared, "layers", 1 if scales_alone(prepared.method) else 2)
     heads = [member.name for member in prepared.heads]
     layers = layers_of(prepared, trial.depth)
     names = tuple(f"{layer} {head}" for layer in layers for head in heads)
@@ -165,8 +175,17 @@ def layers_of(prepared: Prepared, depth: int) -> list[str]:
     """Return the layers that are merged: tensors whose names begin with the same `depth` parts."""
     if depth < 1:
         raise UsageError(f"--layers {depth}: expected 1 or more parts of a name")
-    steps = [step for plan in prepared.plans.values() for step in plan.steps if not step.copied]
-    return sorted({layer_of(step.name, depth) for step in steps})
+    return sorted({layer_of(name, depth) for plan in prepared.plans.values() for name in differing(plan)})
+
+
+def differing(plan: Plan) -> Iterator[str]:
+    """Yield the names of the tensors that are not the same everywhere; weights may reach them."""
+    sources = [head.source for head in plan.heads] + ([plan.base] if plan.base is not None else [])
+    named = [set(source.names()) for source in sources]
+    for step in plan.steps:
+        here = [source for source, names in zip(sources, named, strict=True) if step.name in names]
+        if len({source.entry(step.name).oid for source in here}) > 1 and step.dtype in ARITHMETIC_WIDTHS:
+            yield step.name
 
 
 def layer_of(name: str, depth: int) -> str:

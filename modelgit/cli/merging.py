@@ -1,5 +1,6 @@
 """Commands that make versions of versions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -7,9 +8,10 @@ import typer
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
 from modelgit.cli.words import Lower, Message, Metric, Revs, choice, numbers, pairs
+from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.porcelain.merging.values import Choices, Merged
+    from modelgit.porcelain.merging.values import Align, Choices, Merged
     from modelgit.porcelain.trials.values import Trial
 
 MERGING = "Merging"
@@ -49,7 +51,7 @@ Search = Annotated[
     typer.Option(metavar="weights|layers|KEY[=LOW:HIGH]", help="Find coefficients.", rich_help_panel=TRIALS),
 ]
 Evaluations = Annotated[int, typer.Option(metavar="N", help="At most so many for --search.", rich_help_panel=TRIALS)]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of --search weights.", rich_help_panel=TRIALS)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of --search weights and --align.", rich_help_panel=TRIALS)]
 Depth = Annotated[
     int, typer.Option("--layers", metavar="N", help="Parts of a name that make a layer.", rich_help_panel=TRIALS)
 ]
@@ -62,6 +64,16 @@ Holdout = Annotated[
     str | None,
     typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS),
 ]
+
+ALIGNING = "Models that were trained apart"
+AlignBy = Annotated[
+    str | None,
+    typer.Option("--align", metavar="weights|activations", help="Line units up first.", rich_help_panel=ALIGNING),
+]
+AlignSpec = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Which units may change places.", rich_help_panel=ALIGNING)
+]
+Repair = Annotated[bool, typer.Option("--repair", help="Set activations right on DATA.", rich_help_panel=ALIGNING)]
 
 
 def register(app: typer.Typer) -> None:
@@ -95,6 +107,9 @@ def register(app: typer.Typer) -> None:
         barrier_max: BarrierMax = None,
         barrier_points: BarrierPoints = 11,
         holdout: Holdout = None,
+        align: AlignBy = None,
+        align_spec: AlignSpec = None,
+        repair: Repair = False,
     ) -> "Merged":
         """Average versions into the branch you are on.
 
@@ -115,12 +130,40 @@ def register(app: typer.Typer) -> None:
             head_names=tuple(head_names or ()),
             integers=choice(integers, ("ours", "error"), "--integers"),
             files=choice(files, ("error", "ours"), "--files"),
+            align=aligning(align, seed, align_spec, data),
+            repair=repairing(repair, data),
         )
         named = {"select": select, "search": search, "metric": metric, "holdout": holdout, "barrier_max": barrier_max}
         counts = {"evaluations": evaluations, "seed": seed, "depth": layers, "points": barrier_points}
         trial = merge_trial(**named, **counts, lower_is_better=lower_is_better)
         request = Request(tuple(revs), choices, message, not no_ff, dry_run, tuple(gates or ()), data, trial)
         return merge_versions(session.repo(), request, session.listener)
+
+
+def repairing(wanted: bool, data: str | None) -> str:
+    """Returns the data to set activations right on, if that was asked for."""
+    if wanted and not data:
+        raise UsageError("--repair needs data to look at activations on", hint="--on DATA: a folder or a .zip")
+    return (data or "") if wanted else ""
+
+
+def aligning(by: str | None, seed: int, spec: Path | None, data: str | None) -> "Align | None":
+    """Returns how to line units up, None if that was not asked for."""
+    from modelgit.porcelain.merging.values import Align
+
+    if not by:
+        if spec is not None:
+            raise UsageError("--align-spec is for --align", hint="--align weights")
+        return None
+    word = choice(by, ("weights", "activations"), "--align")
+    if word == "activations" and not data:
+        raise UsageError("--align activations needs data to compare them on", hint="--on DATA: a folder or a .zip")
+    table = None
+    if spec is not None:
+        from modelgit.merge.align.spec import load_table
+
+        table = load_table(spec)
+    return Align(cast("Any", word), seed, data=(data or "") if word == "activations" else "", table=table)
 
 
 def merge_choices(**choices: object) -> "Choices":

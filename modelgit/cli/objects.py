@@ -126,7 +126,7 @@ def register_checks(app: typer.Typer) -> None:
         rev: Rev = "HEAD",
         rerun: Annotated[bool, typer.Option("--rerun", help="Make it again and compare every tensor.")] = False,
         data: Annotated[
-            str | None, typer.Option("--on", metavar="DATA", help="Where the data of a fine-tuning lies.")
+            str | None, typer.Option("--on", metavar="DATA", help="Where the data lies that it was made with.")
         ] = None,
     ) -> "Verified | Retrained":
         """Check that a merge or a fine-tuning is what it says.
@@ -141,8 +141,9 @@ def register_checks(app: typer.Typer) -> None:
             hint = f"recompute a merge: modelgit verify --rerun {rev}"
             raise UsageError("verify needs to be told what to verify", hint=hint)
         record = read_record(session.repo(), rev)
-        if data is not None or (record is not None and record.kind in ("train", "probe")):
+        merged = record is not None and record.kind == "merge"
+        if (data is not None and not merged) or (record is not None and record.kind in ("train", "probe")):
             from modelgit.pipeline.rerun import rerun as train_again  # brings PyTorch
 
             return train_again(session.repo(), rev, data, listener=session.listener)
-        return checking.verify(session.repo(), rev, session.listener)
+        return checking.verify(session.repo(), rev, session.listener, data)

@@ -2,21 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from modelgit.errors import DifferencesFound, FormatError, UsageError
+from modelgit.errors import DataError, DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging.making import carry_out
 from modelgit.porcelain.merging.preparing import prepare
-from modelgit.porcelain.merging.values import Choices
+from modelgit.porcelain.merging.values import Align, Choices
+from modelgit.porcelain.records import read_record
 from modelgit.porcelain.replaying.verifying import is_replay, recompute
 from modelgit.porcelain.versions import contents_id
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
 
 MAX_NAMED = 5
+ALIGNMENT = ("Merge-Align", "Merge-Repair")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,10 @@ class Verified:
     taken: tuple[str, ...] = ()
 
 
-def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> Verified:
+def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore, data: str | None = None) -> Verified:
     """Recomputes the merge that `rev` names from what its commit says, and compares every id. Stores nothing.
+
+    `data` is where the data lies on which units were lined up or activations set right.
 
     Raises:
         UsageError: no merge commit, or one made by git alone. DifferencesFound: naming what differs.
@@ -55,10 +59,10 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore) -> 
         refuse_differences(version, again)
         inputs = (change.base, change.theirs, *version.entry.parents)
         return Verified(version.commit, change.verb, inputs, len(again), sum(len(m.tensors) for m in again.values()))
-    recorded = read_trailers(version)
+    recorded = with_data(repo, version, read_trailers(version), data)
     check_inputs(repo, version, recorded)
     names = {commit[:10]: commit for commit, _ in recorded.inputs}
-    prepared = prepare(repo, names, recorded.choices, recorded.base)
+    prepared = prepare(repo, names, recorded.choices, recorded.base, listener)
     again = carry_out(repo, prepared, listener, keep=False).manifests()
     refuse_differences(version, again)
     tensors = sum(len(manifest.tensors) for manifest in again.values())
@@ -100,16 +104,58 @@ def read_trailers(version: Version) -> Recorded:
         policy["head_names"] = tuple(str(name) for name in policy["head_names"])
         layers = json.loads(trailers.get("Merge-Layer-Weights", ["{}"])[0])
         rows = {str(layer): tuple(float(weight) for weight in row) for layer, row in layers.items()}
-        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy, layers=rows)
+        align = align_of(json.loads(trailers["Merge-Align"][0])) if "Merge-Align" in trailers else None
+        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy, layers=rows, align=align)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
     return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
 
 
+def align_of(table: Mapping[str, Any]) -> Align:
+    """Returns how units were lined up. Raises KeyError, TypeError, ValueError for a malformed table."""
+    if table["by"] not in ("weights", "activations"):
+        raise ValueError(f"units lined up by {table['by']!r}")
+    return Align(table["by"], int(table["seed"]), str(table["to"]))
+
+
+def with_data(repo: Repository, version: Version, recorded: Recorded, data: str | None) -> Recorded:
+    """Returns what is recorded with the data that the user named, and the spec that the record holds.
+
+    Raises:
+        UsageError: the merge looked at data and none is named. DataError: it is other data.
+    """
+    choices, align, spec = recorded.choices, recorded.choices.align, None
+    wanted = {told["data"]: told["data_digest"] for told in merge_tables(version) if told.get("data_digest")}
+    for name, digest in wanted.items():
+        if data is None:
+            raise UsageError(f"{version.commit[:10]} was made with data '{name}': say where it is", hint="--on DATA")
+        from modelgit.porcelain.merging.running import digest_of  # brings PyTorch
+
+        if digest_of(data) != digest:
+            raise DataError(f"{data}: other data than '{name}', which {version.commit[:10]} was made with")
+    if align is not None and (record := read_record(repo, version.commit)) is not None:
+        spec = record.details.get("alignment", {}).get("spec")
+    aligned = None if align is None else replace(align, data=data or "", table=spec)
+    repair = (data or "") if "Merge-Repair" in version.entry.trailers else ""
+    return replace(recorded, choices=replace(choices, align=aligned, repair=repair))
+
+
+def merge_tables(version: Version) -> list[dict[str, str]]:
+    """Returns what a commit says of lining up and of repairing. Raises FormatError."""
+    try:
+        rows = [version.entry.trailers[key][0] for key in ALIGNMENT if key in version.entry.trailers]
+        return [dict(json.loads(row)) for row in rows]
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        raise FormatError(f"commit {version.commit[:10]}: malformed merge trailers: {error}") from error
+
+
 def check_inputs(repo: Repository, version: Version, recorded: Recorded) -> None:
     """Refuses a record whose inputs are not the commit's ancestors, or not the models they were."""
-    strangers = [commit[:10] for commit, _ in recorded.inputs if not repo.is_ancestor(commit, version.commit)]
+    named = [commit for commit, _ in recorded.inputs]
+    if recorded.choices.align is not None:
+        named.append(recorded.choices.align.to)
+    strangers = [commit[:10] for commit in named if not repo.is_ancestor(commit, version.commit)]
     if strangers:
         raise DifferencesFound(f"{version.commit[:10]}: inputs it does not descend from: {', '.join(strangers)}")
     changed = [commit[:10] for commit, contents in recorded.inputs if contents_id(repo.version(commit)) != contents]

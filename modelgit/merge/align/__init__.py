@@ -1,1 +1,1 @@
-"""Permutations of a network's units that leave its function as it is: which there are, which one lines up two models."""
+"""Permutations of units that leave a network's function as it is: which there are, which lines up two models."""

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
-from modelgit.merge.align.graph import Network, State, Tracer, spec_from, trace
+from modelgit.merge.align.graph import Network, State, Tracer, cast, cast_tensor, spec_from, trace
 from modelgit.merge.align.matching import Array, Family, Scores, assignment, empty_scores, families
 from modelgit.merge.align.spec import Group, Indices, Spec, identity
 
@@ -57,8 +58,9 @@ def match_activations(
     moments: dict[int, Moments] = {}
     listener(Started(TASK, None, "steps"))
     first: Tracer | None = None
+    single = tuple(cast(state, torch.float32) for state in models)
     for batch in batches:
-        ours, theirs = (trace(network, state, batch) for state in models)
+        ours, theirs = (trace(network, state, cast_tensor(batch, torch.float32)) for state in single)
         first = first or ours
         for place, (a, b) in enumerate(zip(ours.met, theirs.met, strict=True)):
             moments.setdefault(place, Moments()).add(flat(a[0]), flat(b[0]))
@@ -66,7 +68,7 @@ def match_activations(
     listener(Finished(TASK))
     found = identity(spec)
     if first is not None:
-        names = spec_from(first, models[0])[1]
+        names = spec_from(first, single[0])[1]
         axes = [[(names.get(leaf), leaf) for leaf in first.atoms.leaves(axis)] for _, axis in first.met]
         for family in families(spec):
             total = empty_scores(family)

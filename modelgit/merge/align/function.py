@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from modelgit.errors import FormatError
-from modelgit.merge.align.graph import WAY_ON, Network, State, plain_operations
+from modelgit.merge.align.graph import WAY_ON, Network, State, cast, cast_tensor, plain_operations
 from modelgit.merge.align.spec import Permutations, Spec, identity, source_index
 
 TOLERANCE = 1e-6  # of the largest output
@@ -29,16 +29,10 @@ def permuted_state(spec: Spec, state: State, found: Permutations) -> dict[str, T
     return result
 
 
-def double(state: State) -> dict[str, Tensor]:
-    """Return a model in float64."""
-    return {name: t.double() if t.is_floating_point() else t for name, t in state.items()}
-
-
 def outputs(network: Network, state: State, inputs: Tensor) -> list[Tensor]:
     """Return what a network computes, in float64."""
-    x = inputs.double() if inputs.is_floating_point() else inputs
     with plain_operations():
-        made = network(double(state), x)
+        made = network(cast(state, torch.float64), cast_tensor(inputs, torch.float64))
     return [t.double() for t in tree_leaves(made) if isinstance(t, Tensor)]
 
 

@@ -27,11 +27,11 @@ class Unfollowed(FormatError):
     """A network whose units cannot be followed through an operation."""
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Labels every tensor that a network makes; remembers where activations meet weights."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.atoms = Atoms()
         self.labels: dict[int, Label] = {}
         self.live: set[int] = set()  # what depends on the inputs
@@ -65,8 +65,7 @@ class Tracer(TorchDispatchMode):
         results = [r for r in tree_leaves(made) if isinstance(r, Tensor)]
         if not results:
             return made
-        with untraced():
-            labels = self._followed(func, args, made, given)
+        labels = self._followed(func, args, made, given)
         for tensor, label in zip(results, labels, strict=False):
             self.enter(tensor, label)
             if any(id(a) in self.live for a in given):
@@ -80,16 +79,11 @@ class Tracer(TorchDispatchMode):
             return [elementwise(self, given, made)]
         if known is None:
             shapes = ", ".join(str(list(t.shape)) for t in given)
-            raise Unfollowed(f"operation '{name}' on tensors {shapes}: units cannot be followed through it", hint=WAY_ON)
+            raise Unfollowed(
+                f"operation '{name}' on tensors {shapes}: units cannot be followed through it", hint=WAY_ON
+            )
         found = known(self, args, made)
         return found if isinstance(found, list) else [found]
-
-
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Keeps what rules do out of the trace."""
-    with torch.utils._python_dispatch._disable_current_modes():
-        yield
 
 
 @contextmanager
@@ -102,6 +96,16 @@ def plain_operations() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def cast(state: State, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a model in another precision."""
+    return {name: cast_tensor(tensor, dtype) for name, tensor in state.items()}
+
+
+def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another precision; integers as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def trace(network: Network, state: State, inputs: Tensor) -> Tracer:
@@ -126,7 +130,8 @@ def derive(network: Network, state: State, inputs: Tensor) -> Spec:
     Raises:
         Unfollowed: an operation without a rule, or nothing that may be permuted.
     """
-    return spec_from(trace(network, state, inputs), state)[0]
+    state = cast(state, torch.float64)
+    return spec_from(trace(network, state, cast_tensor(inputs, torch.float64)), state)[0]
 
 
 def spec_from(tracer: Tracer, state: State) -> tuple[Spec, dict[int, str]]:

@@ -90,9 +90,7 @@ def told(tensor: str) -> bool:
     return not tensor.endswith(STATISTICS)
 
 
-def permuted(
-    values: npt.NDArray[np.generic], axes: Mapping[int, Sequence[tuple[Group, int]]], found: Permutations
-) -> npt.NDArray[np.generic]:
+def permuted(values: Array, axes: Mapping[int, Sequence[tuple[Group, int]]], found: Permutations) -> Array:
     """Return a tensor with its units in their new order."""
     for axis, groups in axes.items():
         values = values.take(source_index(values.shape[axis], groups, found), axis)

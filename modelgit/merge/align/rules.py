@@ -78,6 +78,9 @@ def elementwise(book: Ledger, args: Args, out: Tensor) -> Label:
     return tuple(axes)
 
 
+RULES.update(dict.fromkeys(("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"), elementwise))  # not tagged so
+
+
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "squeeze_")
 def view(book: Ledger, args: Args, out: Tensor) -> Label:
     """Axes fall apart, or become one."""
@@ -141,7 +144,7 @@ def cut(book: Ledger, args: Args, out: Tensor) -> Label:
     return tuple(axes)
 
 
-@rule("split", "split_with_sizes", "chunk")
+@rule("split", "unsafe_split", "split_with_sizes", "chunk")
 def split(book: Ledger, args: Args, out: Sequence[Tensor]) -> list[Label]:
     """Equal parts are an axis over the rest."""
     label, dim = book.label(args[0]), args[2] if len(args) > 2 else 0
@@ -258,7 +261,8 @@ def product(book: Ledger, args: Args, out: Tensor) -> Label:
 @rule("addmm", "baddbmm")
 def affine(book: Ledger, args: Args, out: Tensor) -> Label:
     """A product and a shift."""
-    found, shift = product(book, args[1:], out), book.label(args[0])
+    shift = book.label(args[0])
+    found: Label = product(book, args[1:], out)
     for one, other, size in zip(found[::-1], shift[::-1], args[0].shape[::-1], strict=False):
         if size > 1:
             book.atoms.join(one, other)

@@ -14,8 +14,6 @@ from modelgit.store.identity import frame_count, frame_size, leaf, root
 class PermutedTensors:
     """The tensors of a source, permuted when they are read; one at a time is in memory, and none is stored."""
 
-    temporary = True  # a merge is stored without reference to it
-
     def __init__(self, source: TensorSource, spec: Spec, found: Permutations) -> None:
         self._source, self._found, self._axes = source, found, spec.tensors()
         self._entries: dict[str, TensorEntry] = {}
@@ -34,6 +32,10 @@ class PermutedTensors:
                 entry = TensorEntry(name, entry.dtype, entry.shape, oid)
             self._entries[name] = entry
         return self._entries[name]
+
+    def fleeting(self, name: str) -> bool:
+        """Return whether a tensor is made here: a merge is stored without reference to it."""
+        return name in self._axes
 
     def frames(self, name: str) -> Iterator[memoryview]:
         """Yield a tensor's bytes in frames. Raises as the source does."""

@@ -145,16 +145,15 @@ def digest(found: Permutations) -> str:
 # --------------------------------------------------------------------------------------------------- as a file
 
 
-def read_spec(path: Path, shapes: Shapes) -> Spec:
-    """Return the spec in a JSON or TOML file, checked against the tensors. Raises FormatError."""
+def load_table(path: Path) -> Any:
+    """Return what a JSON or TOML file holds, for `parse_spec`. Raises FormatError."""
     try:
         data = path.read_bytes()
         if len(data) > SPEC_LIMIT_BYTES:
             raise FormatError(f"{path}: {len(data)} bytes, expected at most {SPEC_LIMIT_BYTES}")
-        table = tomllib.loads(data.decode()) if path.suffix == ".toml" else json.loads(data)
+        return tomllib.loads(data.decode()) if path.suffix == ".toml" else json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not a permutation spec: {error}", hint="see docs/howto/align.md") from error
-    return parse_spec(table, shapes, str(path))
 
 
 def parse_spec(table: Any, shapes: Shapes, where: str) -> Spec:

@@ -251,8 +251,16 @@ def _sum(work: Work, step: Step, form: LinearForm, stream: Stream) -> tuple[Done
     fill, size = stream.summed(used, factors, form.divisor), size_bytes(step.dtype, step.shape)
     if size <= RECIPE_BYTES + TERM_BYTES * len(used):
         return _at_hand(work, step, fill(0, np.empty(size, np.uint8))), "computed"
+    if any(_fleeting(inputs[i]) for i in used):
+        return work.sink.values(step, lambda number, into: stream.finite(fill(number, into))), "computed"
     total = Sum([inputs[i].place for i in used], factors, form.divisor, fill, stream.held)
     return work.sink.sum(step, total, stream.finite), "recipe"
+
+
+def _fleeting(given: Input) -> bool:
+    """Return whether a tensor is made for this merge only, as a permuted one: no recipe may refer to it."""
+    asked = getattr(given.source, "fleeting", None)
+    return callable(asked) and bool(asked(given.entry.name))
 
 
 def _at_hand(work: Work, step: Step, raw: bytearray | Bytes) -> Done:

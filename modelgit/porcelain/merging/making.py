@@ -30,9 +30,14 @@ def carry_out(repo: Repository, prepared: Prepared, listener: Listener = ignore,
     """
     with repo.store.begin() as pack:
         results = {path: one_file(repo, prepared, path, (pack, listener)) for path in prepared.plans}
+        repaired = None
+        if prepared.choices.repair:
+            from modelgit.porcelain.merging.repairing import repair  # brings PyTorch
+
+            results, repaired = repair(repo, prepared, results, (pack, listener))
         if keep:
             pack.commit()
-    return Made(results)
+    return Made(results, repaired)
 
 
 def one_file(repo: Repository, prepared: Prepared, path: str, to: tuple[PackWriter, Listener]) -> MergeResult:
@@ -50,10 +55,10 @@ def draft_of(
     text = message or f"Merge {', '.join(names)} ({prepared.method.name})"
     record = write_record(merge_record(prepared, made))
     files: Files = {**made.manifests(), **prepared.files, RECORD_PATH: record}
-    return CommitDraft(parents, files, text, merge_trailers(prepared))
+    return CommitDraft(parents, files, text, merge_trailers(prepared, made))
 
 
-def merge_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+def merge_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str], ...]:
     """Returns what a merge commit says of itself; `read_trailers` of `checking` is its inverse."""
     inputs = [("Merge-Input", f"{v.commit} {contents_id(v)}") for v in prepared.versions]
     base = [("Merge-Base", prepared.base.commit)] if prepared.base is not None else []
@@ -62,6 +67,7 @@ def merge_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
         ("Merge-Settings", compact(settings_of(prepared.method))),
         ("Merge-Weights", compact([member.weight for member in prepared.heads])),
         *found_trailers(prepared),
+        *alignment_trailers(prepared, made),
         ("Merge-Policy", compact(prepared.choices.policy())),
         *base,
         *inputs,
@@ -81,11 +87,30 @@ def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
+def alignment_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str], ...]:
+    """Returns how units were lined up and what was done to activations, all but a spec of the user's own."""
+    rows = []
+    if (lined := prepared.aligned) is not None:
+        told = {key: value for key, value in asdict(lined).items() if key not in ("heads", "difference", "units")}
+        rows.append(("Merge-Align", compact(told)))
+    if made.repaired is not None:
+        rows.append(("Merge-Repair", compact(asdict(made.repaired))))
+    return tuple(rows)
+
+
 def found_before(prepared: Prepared) -> dict[str, Any]:
     """Returns what was found out before the merge, for the record: every evaluation."""
     parts = finite(asdict(prepared.findings))
     found = {name: part for name, part in parts.items() if part and name != "notes"}
     return {"findings": found} if found else {}
+
+
+def lined_up(prepared: Prepared) -> dict[str, Any]:
+    """Returns how units were lined up, for the record, with the spec if it is the user's own."""
+    if prepared.aligned is None or prepared.choices.align is None:
+        return {}
+    table = prepared.choices.align.table
+    return {"alignment": {**finite(asdict(prepared.aligned)), **({"spec": table} if table is not None else {})}}
 
 
 def finite(value: Any) -> Any:
@@ -122,5 +147,6 @@ def merge_record(prepared: Prepared, made: Made) -> Record:
         "inputs": [{"name": m.name, "commit": m.commit, "weight": m.weight} for m in prepared.heads],
         "dropped": sorted({name for result in made.results.values() for name in result.dropped}),
         **found_before(prepared),
+        **lined_up(prepared),
     }
     return Record("merge", architectures.pop() if len(architectures) == 1 else None, classes, head, details)

@@ -11,7 +11,7 @@ from modelgit.events import Listener, ignore
 from modelgit.merge.methods import make, settings_of
 from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.preparing import common_base, named_heads, prepare
-from modelgit.porcelain.merging.values import Made, Merged, Prepared, Request
+from modelgit.porcelain.merging.values import Choices, Made, Merged, Prepared, Request
 from modelgit.porcelain.trials.trying import budget, check_trial, try_out
 from modelgit.porcelain.work import land, require_clean
 from modelgit.repo.repository import Repository
@@ -29,7 +29,7 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     bars = [parse_bar(text) for text in request.gates]
     make(request.choices.method, request.choices.settings)
     check_trial(request.trial, request.data)
-    if bool(bars or request.trial.wanted) != bool(request.data):
+    if bool(bars or request.trial.wanted or needs_data(request.choices)) != bool(request.data):
         raise UsageError("--gate and --on belong together", hint="--on DATA --gate 'accuracy>=0.75'")
     if not request.dry_run:
         require_clean(repo)
@@ -46,7 +46,7 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
         scores = gate(repo, taking_part[0], request, listener)
         return Merged("fast-forward", taking_part[0], land(repo, taking_part[0], listener), scores=scores)
     base = request.choices.base or common_base(repo, list(named), request.choices)
-    prepared = prepare(repo, {named[commit]: commit for commit in taking_part}, request.choices, base)
+    prepared = prepare(repo, {named[commit]: commit for commit in taking_part}, request.choices, base, listener)
     if request.dry_run:
         return rehearsed(repo, prepared, request)
     if request.trial.wanted:
@@ -60,6 +60,11 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     commit = repo.commit(draft_of(repo, prepared, made, parents, request.message))
     scores = gate(repo, commit, request, listener)
     return report(prepared, made, commit, land(repo, commit, listener), scores)
+
+
+def needs_data(choices: Choices) -> bool:
+    """Returns whether data is looked at to line units up, or to set the result right."""
+    return bool(choices.repair) or (choices.align is not None and choices.align.by == "activations")
 
 
 def needs_head(repo: Repository, head: str, taking_part: Sequence[str], request: Request) -> bool:
@@ -84,6 +89,8 @@ def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scor
         notes=tuple(note for result in made.results.values() for note in result.notes),
         scores=scores,
         findings=prepared.findings,
+        aligned=prepared.aligned,
+        repaired=made.repaired,
     )
 
 
@@ -102,6 +109,7 @@ def rehearsed(repo: Repository, prepared: Prepared, request: Request) -> Merged:
         computed=sum(not step.copied for step in steps),
         dropped=tuple(name for one in prepared.plans.values() for name in one.dropped),
         notes=(*(note for one in prepared.plans.values() for note in one.notes), *budget(prepared, request.trial)),
+        aligned=prepared.aligned,
     )
 
 

@@ -1,9 +1,12 @@
 """A merge decided but not begun: everything that could speak against it is found here, before anything is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from modelgit.errors import Conflict, MergeConflict, UsageError
+from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
+from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import Weights, layered
 from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
@@ -40,7 +43,9 @@ def common_base(repo: Repository, commits: Sequence[str], choices: Choices) -> s
     return min(bases, default=None)
 
 
-def prepare(repo: Repository, heads: Mapping[str, str], choices: Choices, base: str | None) -> Prepared:
+def prepare(
+    repo: Repository, heads: Mapping[str, str], choices: Choices, base: str | None, listener: Listener = ignore
+) -> Prepared:
     """Returns the merge of versions, commits by their names, decided but not begun; the first one is "ours".
 
     Raises:
@@ -56,11 +61,18 @@ def prepare(repo: Repository, heads: Mapping[str, str], choices: Choices, base: 
     records = tuple(read_record(repo, member.commit) for member in members)
     ancestor = repo.version(base) if base else None
     policy = policy_of(choices, records)
-    plans, conflicts = weight_plans(repo, members, versions, (ancestor, records, method, policy, choices.layers))
+    aligned, views = None, dict[str, View]()
+    if choices.align is not None:
+        from modelgit.porcelain.merging.aligning import line_up  # brings PyTorch
+
+        choices = replace(choices, align=replace(choices.align, to=choices.align.to or members[0].commit))
+        aligned, views = line_up(repo, members, choices, listener)
+    setting = ancestor, records, method, policy, choices.layers, views
+    plans, conflicts = weight_plans(repo, members, versions, setting)
     files, more = ordinary_files(members, versions, ancestor, choices)
     if conflicts or more:
         raise conflicts_error([*conflicts, *more])
-    return Prepared(members, versions, ancestor, method, choices, plans, files, records)
+    return Prepared(members, versions, ancestor, method, choices, plans, files, records, aligned=aligned)
 
 
 def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
@@ -77,14 +89,15 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
     return Policy(choices.on_missing, choices.heads, names, choices.integers)
 
 
-Setting = tuple[Version | None, Sequence[Record | None], Method, Policy, Weights]
+View = Callable[[TensorSource], TensorSource]  # a model's tensors, its units in another order
+Setting = tuple[Version | None, Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
 
 
 def weight_plans(
     repo: Repository, members: Sequence[MergedHead], versions: Sequence[Version], setting: Setting
 ) -> tuple[dict[str, Plan], list[Conflict]]:
     """Returns a plan for each weight file, and the conflicts of all of them."""
-    base, records, method, policy, layers = setting
+    base, records, method, policy, layers, views = setting
     plans: dict[str, Plan] = {}
     conflicts: list[Conflict] = []
     for path in sorted({path for version in versions for path in version.manifests}):
@@ -94,7 +107,7 @@ def weight_plans(
             if policy.on_missing == "error":
                 conflicts.append(Conflict("missing", path, "in every version", f"absent from {absent}"))
             continue
-        heads = [member_head(repo, members[i], versions[i].manifests[path], records[i]) for i in have]
+        heads = [member_head(repo, members[i], versions[i].manifests[path], records[i], views) for i in have]
         origin = None if base is None else StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
         try:
             rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
@@ -106,10 +119,15 @@ def weight_plans(
     return plans, list(dict.fromkeys(conflicts))
 
 
-def member_head(repo: Repository, member: MergedHead, manifest: Manifest, record: Record | None) -> Head:
+def member_head(
+    repo: Repository, member: MergedHead, manifest: Manifest, record: Record | None, views: Mapping[str, View]
+) -> Head:
     """Returns one model as the merge sees it."""
     classes = record.classes if record is not None and record.classes else None
-    return Head(member.name, StoredTensors(repo.store, manifest), member.weight, classes)
+    source: TensorSource = StoredTensors(repo.store, manifest)
+    if member.commit in views:
+        source = views[member.commit](source)
+    return Head(member.name, source, member.weight, classes)
 
 
 def ordinary_files(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from modelgit.formats.manifest import Manifest
 from modelgit.merge.engine.execution import MergeResult
@@ -17,11 +17,63 @@ Kind = Literal["merge", "fast-forward", "up-to-date", "dry-run"]
 
 
 @dataclass(frozen=True, slots=True)
+class Align:
+    """How the units of models are lined up before they are merged: all with those of the commit `to` ("ours").
+
+    `data` is where activations are compared. `table` is a permutation spec of the user's own, as its file holds it.
+    """
+
+    by: Literal["weights", "activations"] = "weights"
+    seed: int = 0
+    to: str = ""
+    data: str = ""
+    table: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedHead:
+    """One of the models lined up: how many of its units moved, its distance to "ours" before and after, relative."""
+
+    name: str
+    moved: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """What lining up did. `source` is where the spec came from; `difference` what permuting did to outputs, if run."""
+
+    by: str
+    seed: int
+    to: str
+    source: str
+    units: int
+    digest: str
+    difference: float | None
+    heads: tuple[AlignedHead, ...]
+    data: str = ""
+    data_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What was done to the result's activations, on how many images of which data; `tensors` changed."""
+
+    what: str
+    images: int
+    data: str
+    data_digest: str
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """How to merge. `weights` is empty (all alike) or one number a head; `base` None means the graph's.
 
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
     ordinary files on which the versions disagree. `layers` are weights of the heads for tensors whose names begin so.
+    `repair` is data on which the result's activations are set right.
     """
 
     method: str = "linear"
@@ -34,11 +86,13 @@ class Choices:
     integers: Literal["error", "ours"] = "ours"
     files: Literal["error", "ours"] = "error"
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    align: Align | None = None
+    repair: str = ""
 
     @property
     def plain(self) -> bool:
         """Whether one model merged this way is the model itself: then a branch can simply move forward."""
-        return self.method == "linear" and not (self.settings or self.weights or self.layers)
+        return self.method == "linear" and not (self.settings or self.weights or self.layers or self.repair)
 
     def policy(self) -> dict[str, object]:
         """Returns how to go on where models do not match, as the commit records it."""
@@ -95,6 +149,8 @@ class Merged:
     notes: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
+    aligned: Aligned | None = None
+    repaired: Repaired | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +166,7 @@ class Prepared:
     files: Mapping[str, Blob]
     records: tuple[Record | None, ...]
     findings: Findings = field(default_factory=Findings)
+    aligned: Aligned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +174,7 @@ class Made:
     """The weight files of a merge, their objects in the store."""
 
     results: Mapping[str, MergeResult]
+    repaired: Repaired | None = None
 
     def manifests(self) -> dict[str, Manifest]:
         """Returns the merged weight files."""

@@ -8,7 +8,7 @@
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 4; }
+int modelgit_kernel_version(void) { return 5; }
 
 /* The inner product of a and b: products, then halves folded onto each other. */
 WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
@@ -21,31 +21,67 @@ WIDE static double dot(const double *restrict a, const double *restrict b, size_
   }
   return n ? sum[0] : 0.0;
 }
-/* Eighths at once where the size allows: the same sums, with fewer of them passing through memory. */
-WIDE static double dot8(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
-  size_t m = n / 8;
-  for (size_t i = 0; i < m; i++) {
+/* The first three folds of FOLD products at once, for `n` of the places that are left. */
+#define EIGHTH (FOLD / 8)
+#define STRETCH 64 /* places worked on at once: eight stretches of a few vectors stay in the first-level cache */
+#define PAIRS 36   /* inner products worked on at once */
+#define FEW 8      /* vectors whose stretches fit into the first-level cache */
+/* `step` is how far apart the eighths of a and b lie. */
+WIDE static void eighths(const double *restrict a, const double *restrict b, size_t step, double *restrict sum) {
+  for (size_t i = 0; i < STRETCH; i++) {
     const double *x = a + i, *y = b + i;
-    double low = (x[0] * y[0] + x[4 * m] * y[4 * m]) + (x[2 * m] * y[2 * m] + x[6 * m] * y[6 * m]);
-    double high = (x[m] * y[m] + x[5 * m] * y[5 * m]) + (x[3 * m] * y[3 * m] + x[7 * m] * y[7 * m]);
-    sum[i] = low + high;
+    double p0 = x[0] * y[0] + x[4 * step] * y[4 * step];
+    double p1 = x[step] * y[step] + x[5 * step] * y[5 * step];
+    double p2 = x[2 * step] * y[2 * step] + x[6 * step] * y[6 * step];
+    double p3 = x[3 * step] * y[3 * step] + x[7 * step] * y[7 * step];
+    sum[i] = (p0 + p2) + (p1 + p3);
   }
-  for (size_t size = m, half; size > 1; size = half) {
+}
+WIDE static double fold(double *restrict sum, size_t size) {
+  for (size_t half; size > 1; size = half) {
     half = (size + 1) / 2;
     for (size_t i = 0; i < size - half; i++) sum[i] += sum[half + i];
   }
-  return m ? sum[0] : 0.0;
+  return sum[0];
+}
+/* Three folds of each inner product x[left[k]], x[right[k]] of a whole block. The stretches of a few vectors are first
+ * brought together: where they lie they would all fall into one place of the cache. */
+static void some_pairs(const double *const *x, size_t vectors, size_t at, const u32 *left, const u32 *right,
+                       size_t count, double *sums) {
+  double near[FEW][8 * STRETCH];
+  for (size_t s = 0; s < EIGHTH; s += STRETCH) {
+    for (size_t v = 0; v < vectors && vectors <= FEW; v++)
+      for (size_t k = 0; k < 8; k++)
+        memcpy(near[v] + k * STRETCH, x[v] + at + s + k * EIGHTH, STRETCH * sizeof(double));
+    for (size_t k = 0; k < count; k++) {
+      double *sum = sums + k * EIGHTH + s;
+      if (vectors <= FEW) eighths(near[right[k]], near[left[k]], STRETCH, sum);
+      else eighths(x[right[k]] + at + s, x[left[k]] + at + s, EIGHTH, sum);
+    }
+  }
 }
 
 /* Inner products of `count` vectors, the upper triangle of (count, count), for each FOLD elements of n in turn. */
 void modelgit_gram(size_t count, const double *const *x, size_t n, double *products) {
-  double scratch[FOLD / 2];
+  double *sums = malloc(PAIRS * EIGHTH * sizeof *sums + FOLD / 2 * sizeof *sums), *scratch = sums + PAIRS * EIGHTH;
+  u32 left[PAIRS], right[PAIRS];
+  if (!sums) return;
   for (size_t at = 0; at < n; at += FOLD, products += count * count) {
-    size_t m = n - at < FOLD ? n - at : FOLD;
+    size_t m = n - at < FOLD ? n - at : FOLD, filled = 0;
     for (size_t i = 0; i < count; i++)
-      for (size_t j = i; j < count; j++)
-        products[i * count + j] = (m % 8 ? dot : dot8)(x[j] + at, x[i] + at, m, scratch);
+      for (size_t j = i; j < count; j++) {
+        if (m < FOLD) {
+          products[i * count + j] = dot(x[j] + at, x[i] + at, m, scratch);
+          continue;
+        }
+        left[filled] = (u32)i, right[filled++] = (u32)j;
+        if (filled < PAIRS && (i + 1 < count || j + 1 < count)) continue;
+        some_pairs(x, count, at, left, right, filled, sums);
+        for (size_t k = 0; k < filled; k++) products[left[k] * count + right[k]] = fold(sums + k * EIGHTH, EIGHTH);
+        filled = 0;
+      }
   }
+  free(sums);
 }
 
 static inline double size_of(double x) { return __builtin_fabs(x); }

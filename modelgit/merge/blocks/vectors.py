@@ -15,7 +15,7 @@ import numpy.typing as npt
 from modelgit.merge.blocks.sums import BLOCK, Array, folded
 from modelgit.store.codec.compiled import load_library
 
-KERNEL_VERSION = 4
+KERNEL_VERSION = 5
 ITEM_BYTES, SPREAD = 16, 1  # of a row's element while it is ranked; buckets for each
 Draws = npt.NDArray[np.uint32]
 

@@ -30,6 +30,7 @@ def both(work: Callable[[Vectors], Array]) -> None:
 def test_sums_over_vectors_are_the_same_in_the_kernel(size: int) -> None:
     some, weights = rows(size), (0.5, -0.3, 0.4)
     both(lambda tools: tools.gram(some))
+    both(lambda tools: tools.gram(rows(size, 9)))  # more pairs than are worked on at once
     both(lambda tools: tools.mix(some, weights))
     for normalize in (True, False):
         for even in (1.0, -1.0):

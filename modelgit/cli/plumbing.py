@@ -104,8 +104,9 @@ def clean(words: Sequence[str]) -> int:
 
 def textconv(words: Sequence[str]) -> int:
     """Prints a weight file as text, a line a tensor."""
-    from modelgit.porcelain.plumbing.showing import text_of
+    from modelgit.porcelain.plumbing.showing import TEXT_MARK, text_of
 
+    print(TEXT_MARK.decode())
     try:
         sys.stdout.writelines(safe(row) + "\n" for row in text_of(Path(words[0])))
     except ModelgitError as error:

@@ -253,3 +253,34 @@ def test_a_clone_by_plain_git_keeps_weights_out_of_git(repo: Repository, top: Pa
     write_model(clone / MODEL, 3.0)
     git(clone, "commit", "--quiet", "--all", "--message", "By plain git")
     assert git(clone, "show", f"HEAD:{MODEL}").startswith("modelgit manifest")
+
+
+# ------------------------------------------------------------------------------------ what git does with ours
+
+
+def test_git_blames_the_work_tree(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, 1.0)
+    second = work.commit(repo, "Second").commit
+    rows = git(top, "blame", "-l", "-s", MODEL).splitlines()
+    assert rows == git(top, "blame", "-l", "-s", "HEAD", "--", MODEL).splitlines()
+    assert [row.split()[0] == second for row in rows] == [False, True, False]  # what the lines are, body, head
+    write_model(top / MODEL, 2.0)
+    rows = git(top, "blame", "-l", "-s", MODEL).splitlines()
+    assert [set(row.split()[0]) == {"0"} for row in rows] == [False, True, False]  # not committed yet
+    (top / MODEL).write_text("broken, and long enough")
+    assert "cannot be read" in git(top, "blame", "-s", MODEL)
+
+
+def test_the_text_of_weights_is_never_taken_for_weights(repo: Repository, top: Path) -> None:
+    text = git(top, "log", "-p", "-1", "--format=", "--", MODEL)
+    rows = [row[1:] for row in text.splitlines() if row.startswith("+") and not row.startswith("+++")]
+    assert rows[0].startswith("modelgit text") and rows[1].startswith("body F32 [3,4] ")
+    before = git(top, "rev-parse", f":{MODEL}")
+    (top / MODEL).write_text("\n".join(rows) + "\n")
+    for words in (("add", MODEL), ("commit", "-am", "Never"), ("stash",)):
+        done = subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "the text of a weight file, not the file itself" in done.stderr
+    assert git(top, "rev-parse", f":{MODEL}") == before
+    with pytest.raises(FormatError):
+        work.commit(repo, "Never")

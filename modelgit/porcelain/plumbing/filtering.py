@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BufferedIOBase
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, is_manifest, parse, relatives, write
 from modelgit.porcelain.plumbing.packets import LARGEST, Content, PacketReader, write_content, write_lines
 from modelgit.porcelain.plumbing.seeking import seek
+from modelgit.porcelain.plumbing.showing import TEXT_MARK
+from modelgit.repo.files import stat_of
 from modelgit.repo.filling import PREFIX_BYTES, fill, manifest_text
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 
@@ -98,12 +101,17 @@ class Filter:
     def clean(self, path: str, content: Source) -> Iterator[bytes]:
         """Yields the manifest of a weight file, its objects stored; manifests and other files as they are.
 
+        So too the text that `git diff` shows of weights: `git blame` of the work tree hands it on to us, not the file.
+
         Raises:
-            FormatError: a weight file is malformed. StorageFull.
+            FormatError: a weight file is malformed, or holds such a text itself. StorageFull.
         """
         prefix = beginning(content)
         stream = Lookahead(prefix, content)
         if not prefix or is_manifest(prefix) or (path and not path.endswith(WEIGHTS_SUFFIX)):
+            yield from pieces(stream)
+        elif is_text(prefix):
+            refuse_text_at(self.repo.worktree, path)
             yield from pieces(stream)
         else:
             yield write(take_in(self.repo, path, stream, self.listener)).encode()
@@ -147,6 +155,26 @@ def greet(packets: PacketReader, target: BufferedIOBase) -> None:
     write_lines(target, "git-filter-server", "version=2")
     packets.lines()
     write_lines(target, *(f"capability={word}" for word in CAPABILITIES))
+
+
+def is_text(prefix: bytes) -> bool:
+    """Tells whether a file begins as the text of weights does; no safetensors file can, its header would be endless."""
+    return prefix.startswith(TEXT_MARK)
+
+
+def refuse_text_at(root: Path | None, path: str) -> None:
+    """Refuses the text of weights where it may be about to be committed: it lies in their place, or nowhere.
+
+    Raises:
+        FormatError: saying so.
+    """
+    found = stat_of(root, path) if root is not None and path else None
+    if root is not None and found is not None:
+        with (root / path).open("rb") as file:
+            if not is_text(file.read(PREFIX_BYTES)):
+                return
+    hint = "bring the file back: modelgit restore FILE"
+    raise FormatError(f"{path or 'stdin'}: the text of a weight file, not the file itself", hint=hint)
 
 
 def take_in(repo: Repository, path: str, stream: Source, listener: Listener = ignore) -> Manifest:

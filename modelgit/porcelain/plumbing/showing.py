@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from modelgit.porcelain.comparing import TensorChange
 
 NO_TENSORS = Manifest("", 0, 0, ())
+# The first line of the text: `git blame` hands it to the clean filter, which takes it by this for what it is.
+TEXT_MARK = b"modelgit text of weights, a line a tensor: name type shape id"
 SHORT = 12  # hexadecimal digits of a tensor's id
 READ_BYTES = 256 * 1024**2  # what is read of tensors that differ, a few seconds' work; the rest are named only
 

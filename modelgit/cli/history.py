@@ -125,7 +125,7 @@ def register_moves(app: typer.Typer) -> None:
     @command(app, "switch", panel=EVERY_DAY)
     def switch(
         session: Session,
-        branch: Annotated[str, typer.Argument(metavar="BRANCH", help="The branch to go to.")],
+        branch: Annotated[str, typer.Argument(metavar="BRANCH", help="The branch to go to; - is the one before.")],
         start: Annotated[str | None, typer.Argument(metavar="START", help="Where a new branch begins.")] = None,
         create: Annotated[bool, typer.Option("-c", "--create", help="Make the branch first.")] = False,
         force: Force = False,

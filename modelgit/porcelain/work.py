@@ -198,10 +198,26 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
     Raises:
         DirtyWorktree: local changes lie in the way. RevisionError, MissingObject. Nothing has changed then.
     """
+    rev = named_before(repo, rev)
     created = follow_remote_branch(repo, rev)
     if rev == "HEAD":
         fill_in(repo, listener)
     return arrive(repo, rev, created=created, force=force, listener=listener)
+
+
+def named_before(repo: Repository, rev: str) -> str:
+    """Returns the branch, or the commit, that `-` and `@{-2}` stand for: what was checked out before.
+
+    Raises:
+        RevisionError: nothing was.
+    """
+    rev = "@{-1}" if rev == "-" else rev
+    if not rev.startswith("@{-"):
+        return rev
+    code, output, _ = repo.git.attempt("check-ref-format", "--branch", rev)
+    if code:
+        raise RevisionError(f"'{rev}': nothing was checked out before", hint="git reflog lists where HEAD has been")
+    return output.decode("utf-8", "surrogateescape").strip()
 
 
 def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: Listener) -> CheckedOut:
@@ -281,6 +297,7 @@ def follow_remote_branch(repo: Repository, rev: str) -> bool:
 
 def switch(repo: Repository, branch: str, *, force: bool = False, listener: Listener = ignore) -> CheckedOut:
     """Goes to a branch, as git's switch does: a commit that is no branch's is refused."""
+    branch = named_before(repo, branch)
     created = follow_remote_branch(repo, branch)
     if branch not in repo.branches():
         raise RevisionError(f"'{branch}' is no branch", hint=f"go to the commit itself: modelgit checkout {branch}")

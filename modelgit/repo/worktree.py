@@ -289,15 +289,18 @@ def root_of(repo: Repository) -> Path:
 
 
 def point_head(repo: Repository, rev: str, commit: str) -> None:
-    """Makes HEAD the branch `rev`, or the commit itself if it is no branch."""
-    if repo.branch() == rev:
+    """Makes HEAD the branch `rev`, or the commit itself if it is no branch.
+
+    The reflog says so in git's words: `git switch -` finds its way back by them.
+    """
+    branch = repo.branch()
+    if branch == rev:
         return
+    reason = f"checkout: moving from {branch or repo.head()} to {rev if rev in repo.branches() else commit}"
     if rev in repo.branches():
-        repo.git.run("symbolic-ref", "-m", f"checkout: moving to {rev}", "HEAD", f"refs/heads/{rev}")
+        repo.git.run(*repo.git.identity(), "symbolic-ref", "-m", reason, "HEAD", f"refs/heads/{rev}")
     elif rev != "HEAD":
-        repo.git.run(
-            *repo.git.identity(), "update-ref", "--no-deref", "-m", f"checkout: moving to {commit}", "HEAD", commit
-        )
+        repo.git.run(*repo.git.identity(), "update-ref", "--no-deref", "-m", reason, "HEAD", commit)
 
 
 # ---------------------------------------------------------------------- taking in

@@ -255,6 +255,37 @@ def test_a_clone_by_plain_git_keeps_weights_out_of_git(repo: Repository, top: Pa
     assert git(clone, "show", f"HEAD:{MODEL}").startswith("modelgit manifest")
 
 
+@pytest.mark.parametrize("ours", ["switch", "checkout"])
+def test_the_way_back_is_known_to_git_and_to_us(
+    repo: Repository, top: Path, ours: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work.create_branch(repo, "other", None)
+    first = git(top, "log", "-g", "-1", "--format=%gs", "HEAD").strip()
+    assert first == "checkout: moving from main to other"
+    git(top, "switch", "--quiet", "-")
+    assert repo.branch() == "main"
+    monkeypatch.chdir(top)
+    assert main([ours, "-"]) == main([ours, "-"]) == main([ours, "@{-1}"]) == 0
+    assert repo.branch() == "other"
+    head = repo.resolve("HEAD")
+    git(top, "commit", "--quiet", "--allow-empty", "-m", "Second")
+    assert main(["checkout", head]) == main(["switch", "main"]) == 0
+    assert git(top, "log", "-g", "-1", "--format=%gs", "HEAD").strip() == f"checkout: moving from {head} to main"
+    capfd.readouterr()
+    if ours == "checkout":
+        assert main([ours, "-"]) == 0
+        assert (repo.branch(), repo.head()) == (None, head)
+    else:
+        assert main([ours, "-"]) == 11
+        assert f"modelgit checkout {head}" in capfd.readouterr().err
+
+
+def test_there_is_no_way_back_before_the_first_step(repo: Repository) -> None:
+    for go in (work.switch, work.checkout):
+        with pytest.raises(RevisionError, match="nothing was checked out before"):
+            go(repo, "-")
+
+
 # ------------------------------------------------------------------------------------ what git does with ours
 
 

@@ -245,7 +245,8 @@ def _sum(work: Work, step: Step, form: LinearForm, stream: Stream) -> tuple[Done
     used = [i for i, c in enumerate(coefficients) if c != 0] or [0]
     factors = [coefficients[i] for i in used]
     copied = len(used) == 1 and factors[0] == form.divisor
-    _refuse_non_finite(step, [given for i, given in enumerate(inputs) if copied or i not in used])
+    if not stream.checked:
+        _refuse_non_finite(step, [given for i, given in enumerate(inputs) if copied or i not in used])
     if copied:
         return work.sink.copy(step, inputs[used[0]].place), "copied"
     fill, size = stream.summed(used, factors, form.divisor), size_bytes(step.dtype, step.shape)

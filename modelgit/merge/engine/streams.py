@@ -66,7 +66,7 @@ class Stream:
         self.subject, self.model = subject, model
         whole_rows, task_vectors = (getattr(method, name, False) for name in ("whole_rows", "task_vectors"))
         self._deltas = task_vectors and subject.has_base
-        self._shop, self._checked = shop, False
+        self._shop, self.checked = shop, False
         self._step, self._row = grid(subject.shape, whole_rows=whole_rows)
         self._width, self._count = ARITHMETIC_WIDTHS[subject.dtype], math.prod(subject.shape)
         self._reading: Reading | None = None
@@ -112,7 +112,7 @@ class Stream:
 
         frames = range(frame_count(size_bytes(self.subject.dtype, self.shape)))
         found = [result for results in self._shop.each(frame, frames) for result in results]
-        self._checked = self._checked or every == 1
+        self.checked = self.checked or every == 1
         return found
 
     def merged(self, merge: Callable[[Inputs], Array]) -> Fill:
@@ -174,7 +174,7 @@ class Stream:
 
     def _chunk(self, window: Window, start: int, stop: int) -> Iterator[Inputs]:
         raw = self._opened().read(window, start * self._width, stop * self._width)
-        if not self._checked and any(frame_peak(data.data, self.subject.dtype) == math.inf for data in raw):
+        if not self.checked and any(frame_peak(data.data, self.subject.dtype) == math.inf for data in raw):
             raise NotFinite(self.name)
         for begin in range(start, stop, self._step):
             end = min(begin + self._step, stop)

@@ -168,11 +168,19 @@ void modelgit_combine(int type, size_t count, const u8 *const *x, const double *
 }
 
 /* The largest magnitude's bit pattern: infinity's and above it those of what is no number are the largest. */
+#define LANES 64
 #define PEAK(NAME, T, MASK)                                                                                          \
   WIDE static u64 peak_##NAME(const T *restrict x, size_t n) {                                                       \
-    T top = 0;                                                                                                       \
-    for (size_t i = 0; i < n; i++) top = (T)(x[i] & MASK) > top ? (T)(x[i] & MASK) : top;                            \
-    return top;                                                                                                      \
+    T top[LANES] = {0}, all = 0;                                                                                     \
+    size_t i = 0;                                                                                                    \
+    for (; i + LANES <= n; i += LANES)                                                                               \
+      for (int k = 0; k < LANES; k++) {                                                                              \
+        T size = x[i + k] & MASK;                                                                                    \
+        top[k] = size > top[k] ? size : top[k];                                                                      \
+      }                                                                                                              \
+    for (; i < n; i++) all = (T)(x[i] & MASK) > all ? (T)(x[i] & MASK) : all;                                        \
+    for (int k = 0; k < LANES; k++) all = top[k] > all ? top[k] : all;                                               \
+    return all;                                                                                                      \
   }
 PEAK(16, u16, 0x7FFF)
 PEAK(32, u32, 0x7FFFFFFF)

@@ -6,6 +6,7 @@ in where an index is written.
 
 import os
 import re
+import shlex
 import subprocess
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,8 +141,8 @@ def last_line(complaint: str) -> str:
     return (telling or rows)[0 if telling else -1]
 
 
-def check_path(path: str, where: str) -> str:
-    """Returns `path` if it may be the path of a file in a version.
+def check_path(path: str, where: str, hint: str | None = None) -> str:
+    """Returns `path` if it may be the path of a file in a version; `hint` says what to do where git has it already.
 
     Raises:
         FormatError: it is absolute, leaves its folder, reaches into a git directory, or hides characters.
@@ -149,10 +150,30 @@ def check_path(path: str, where: str) -> str:
     parts = path.split("/")
     reserved = [p for p in parts if re.fullmatch(r"(\.git( *|\.*|~.*)|git~[0-9]+)(:.*)?", plain(p), re.IGNORECASE)]
     if reserved or any(p in ("", ".", "..") for p in parts) or "\\" in path or len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise FormatError(f"{where}: path {path[:200]!r} may not be in a version", hint=PATH_HINT)
+        raise FormatError(f"{where}: path {path[:200]!r} may not be in a version", hint=hint or PATH_HINT)
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in path):
-        raise FormatError(f"{where}: path {path[:200]!r} holds control characters", hint=PATH_HINT)
+        raise FormatError(f"{where}: path {path[:200]!r} holds control characters", hint=hint or PATH_HINT)
     return path
+
+
+def check_tracked(path: str, where: str) -> str:
+    """Returns a path that plain git tracks if it may be in a version. Raises FormatError, with the way to be rid of it."""
+    takes_out = f"take it out of git's hands: git rm --cached -- {quoted(path)}; if a commit has it, git commit then"
+    return check_path(path, where, takes_out)
+
+
+def quoted(path: str) -> str:
+    """Returns a path as one word for bash, in which every character shows."""
+    if all(c.isprintable() for c in path):
+        return shlex.quote(path)
+    return "$'" + "".join(shown(c) for c in path) + "'"
+
+
+def shown(character: str) -> str:
+    """Returns a character as it stands between $' and '."""
+    if character.isprintable() and character not in "\\'":
+        return character
+    return f"\\{character}" if character in "\\'" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def plain(part: str) -> str:

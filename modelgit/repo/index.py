@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
-from modelgit.repo.gitdir import GitDirectory, check_path
+from modelgit.repo.gitdir import GitDirectory, check_tracked
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob
 
@@ -96,7 +96,7 @@ def read_index(repo: Repository) -> Index:
     blobs: dict[str, Blob] = {}
     stamps: dict[str, Stamp] = {}
     for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
-        path = check_path(row[4].decode("utf-8", "surrogateescape"), "index")
+        path = check_tracked(row[4].decode("utf-8", "surrogateescape"), "index")
         if row[3] != b"0":
             raise RepositoryError("a git merge is under way here", hint="git status says how to go on")
         if int(row[14], 16) & SKIP_WORKTREE:

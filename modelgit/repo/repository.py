@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
-from modelgit.repo.gitdir import Environment, GitDirectory, check_path, last_line, sync_folder
+from modelgit.repo.gitdir import Environment, GitDirectory, check_path, check_tracked, last_line, sync_folder
 from modelgit.repo.upkeep.locks import Alive
 from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
 
@@ -225,7 +225,7 @@ class Repository:
                 continue
             facts, _, name = row.partition(b"\t")
             mode, _, sha, size = facts.decode().split()
-            path = check_path(name.decode("utf-8", "surrogateescape"), commit[:12])
+            path = check_tracked(name.decode("utf-8", "surrogateescape"), commit[:12])
             if mode not in FILE_MODES:
                 got = f"got mode {mode}, a link or a nested repository"
                 hint = "whoever made the version must commit the file itself in its place"

@@ -165,6 +165,24 @@ def test_a_name_that_may_not_be_stops_nothing_but_its_commit(repo: Repository, t
     assert work.commit(repo, "Renamed").files == ("lines.safetensors",)
 
 
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("name", ["two\nit's lines.safetensors", "zero\u200bwidth.txt", "back\\slash.txt"])
+def test_a_name_that_git_has_already_can_be_got_rid_of(repo: Repository, top: Path, name: str, committed: bool) -> None:
+    (top / name).write_bytes(b"")
+    git(top, "add", "--", name)
+    if committed:
+        git(top, "commit", "--quiet", "-m", "By plain git")
+    with pytest.raises(FormatError) as caught:
+        work.status(repo)
+    command = str(caught.value.hint).partition(": ")[2].partition(";")[0]
+    assert command.startswith("git rm --cached -- ") and command.isprintable()
+    subprocess.run(["bash", "-c", command], cwd=top, check=True, capture_output=True)
+    if committed:
+        git(top, "commit", "--quiet", "-m", "Taken out")
+    (top / name).unlink()
+    assert work.status(repo).changes == ()
+
+
 def test_a_checkpoint_that_is_added_whole_is_remarked_upon(repo: Repository, top: Path) -> None:
     heard: list[Event] = []
     (top / "model.pt").write_bytes(b"x")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import modelgit
@@ -91,7 +91,13 @@ def test_a_permuted_copy_is_merged_as_if_it_were_the_same(repo: modelgit.Reposit
     assert sorted((repo.path / ".git/modelgit").rglob("*.pack")) == packs
     merged = tell("merge", "copy", "--align", "weights", "--seed", "3")
     found = merged["aligned"]
-    assert (found["by"], found["seed"], found["to"], found["source"], found["units"]) == ("weights", 3, head, "graph", 96)
+    assert (found["by"], found["seed"], found["to"], found["source"], found["units"]) == (
+        "weights",
+        3,
+        head,
+        "graph",
+        96,
+    )
     assert found["difference"] < 1e-12
     assert (found["heads"][0]["name"], found["heads"][0]["after"]) == ("copy", 0)
     assert found["heads"][0]["moved"] > 50 and found["heads"][0]["before"] > 0.5
@@ -114,7 +120,7 @@ def test_networks_trained_apart_are_averaged_and_recomputed(
     versions(repo, "mlp", states)
     tell("switch", "main")
     merged = tell("merge", "two", "one", "--align", "activations", "--on", str(pictures))
-    assert (merged["recipes"], [h["name"] for h in merged["aligned"]["heads"]]) == (1, ["one", "two"])  # the head's
+    assert (merged["recipes"], [h["name"] for h in merged["aligned"]["heads"]]) == (0, ["one", "two"])
     assert all(head["after"] < head["before"] for head in merged["aligned"]["heads"])
     assert merged["aligned"]["data"] == "pictures"
     plain = sum(state["first.weight"] for state in states.values()) / 3
@@ -163,17 +169,16 @@ def test_a_spec_of_ones_own_and_one_that_is_wrong(repo: modelgit.Repository, tmp
 
 
 def test_models_that_cannot_be_run_are_lined_up_by_their_names(
-    repo: modelgit.Repository, tmp_path: Path, tell: Tell, capfd: pytest.CaptureFixture[str]
+    repo: modelgit.Repository, tmp_path: Path, tell: Tell
 ) -> None:
     fixtures = Path(__file__).parents[1] / "data" / "rebasin"
-    names = {"a": "main", "b": "theirs"}
-    for side, branch in names.items():
-        folder = tmp_path / side
-        folder.mkdir()
-        (folder / "config.json").write_text('{"num_attention_heads": 2}')
-        (folder / "model.safetensors").write_bytes((fixtures / f"llama_block.{side}.safetensors").read_bytes())
-        tell("import", str(folder))
-        tell("branch", branch)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"num_attention_heads": 2}')
+    (tmp_path / "model" / "model.safetensors").write_bytes((fixtures / "llama_block.a.safetensors").read_bytes())
+    tell("import", str(tmp_path / "model"))
+    for branch, side in (("theirs", "b"), ("main", "a")):
+        state = {name: t * 1.001 for name, t in load_file(fixtures / f"llama_block.{side}.safetensors").items()}
+        repo.commit(state, message=side, branch=branch, parents=["main"])
     tell("switch", "main")
     merged = tell("merge", "theirs", "--align", "weights")
     found = merged["aligned"]

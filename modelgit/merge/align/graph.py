@@ -23,10 +23,6 @@ Network = Callable[[State, Tensor], object]  # (state, inputs) -> outputs
 WAY_ON = "describe its permutations in a file: --align-spec FILE (docs/howto/align.md)"
 
 
-class Unfollowed(FormatError):
-    """A network whose units cannot be followed through an operation."""
-
-
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Labels every tensor that a network makes; remembers where activations meet weights."""
 
@@ -79,7 +75,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return [elementwise(self, given, made)]
         if known is None:
             shapes = ", ".join(str(list(t.shape)) for t in given)
-            raise Unfollowed(
+            raise FormatError(
                 f"operation '{name}' on tensors {shapes}: units cannot be followed through it", hint=WAY_ON
             )
         found = known(self, args, made)
@@ -109,7 +105,7 @@ def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def trace(network: Network, state: State, inputs: Tensor) -> Tracer:
-    """Return the tracer after one run. Raises Unfollowed naming the operation that has no rule."""
+    """Return the tracer after one run. Raises FormatError naming the operation that has no rule."""
     tracer = Tracer()
     for tensor in {id(t): t for t in state.values()}.values():
         tracer.enter(tensor, tuple(tracer.atoms.new(size) for size in tensor.shape))
@@ -128,7 +124,7 @@ def derive(network: Network, state: State, inputs: Tensor) -> Spec:
     """Return the spec of a network, from one run of it on a few inputs (pinned, so any will do).
 
     Raises:
-        Unfollowed: an operation without a rule, or nothing that may be permuted.
+        FormatError: an operation without a rule, or nothing that may be permuted.
     """
     state = cast(state, torch.float64)
     return spec_from(trace(network, state, cast_tensor(inputs, torch.float64)), state)[0]
@@ -147,7 +143,7 @@ def spec_from(tracer: Tracer, state: State) -> tuple[Spec, dict[int, str]]:
     twice = {leaf for leaves in axes.values() for leaf in leaves if leaves.count(leaf) > 1}
     free = [leaf for leaf in places if leaf not in twice]
     if not free:
-        raise Unfollowed("the network has no units that could change places", hint=WAY_ON)
+        raise FormatError("the network has no units that could change places", hint=WAY_ON)
     names = named({leaf: places[leaf] for leaf in free})
     inside = nesting(tracer, free, list(axes.values()))
     groups = tuple(

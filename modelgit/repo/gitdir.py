@@ -157,7 +157,7 @@ def check_path(path: str, where: str, hint: str | None = None) -> str:
 
 
 def check_tracked(path: str, where: str) -> str:
-    """Returns a path that plain git tracks if it may be in a version. Raises FormatError, with the way to be rid of it."""
+    """Returns a path that plain git tracks if it may be in a version. Raises FormatError, with the way out of it."""
     takes_out = f"take it out of git's hands: git rm --cached -- {quoted(path)}; if a commit has it, git commit then"
     return check_path(path, where, takes_out)
 

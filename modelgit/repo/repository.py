@@ -120,7 +120,10 @@ class Repository:
         if code == 0:
             return output.decode().strip()
         if rev == "HEAD":
-            raise RevisionError("there are no commits yet", hint="make one: modelgit import FILE, or modelgit commit")
+            there = self.remote_branches()
+            begin = f"go to a branch: modelgit switch {there[0]}" if there else None
+            hint = begin or "make one: modelgit import FILE, or modelgit commit"
+            raise RevisionError("there are no commits yet", hint=hint)
         names = [name.split("/", 2)[2] for name in self.refs("refs/heads/", "refs/tags/", "refs/remotes/")]
         near = difflib.get_close_matches(rev, names, n=3, cutoff=0.5)
         known = ", ".join(sorted(self.branches()))
@@ -141,6 +144,11 @@ class Repository:
     def branches(self) -> dict[str, str]:
         """Returns the commit of each local branch by its name."""
         return {name.removeprefix("refs/heads/"): commit for name, commit in self.refs("refs/heads/").items()}
+
+    def remote_branches(self) -> tuple[str, ...]:
+        """Returns the names of the branches that remotes have, each once; `main` first."""
+        names = {ref.split("/", 3)[3] for ref in self.refs("refs/remotes/") if not ref.endswith("/HEAD")}
+        return tuple(sorted(names, key=lambda name: (name != "main", name)))
 
     def refs(self, *prefixes: str) -> dict[str, str]:
         """Returns the commit of each ref below the prefixes, by its full name, sorted."""

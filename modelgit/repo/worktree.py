@@ -53,7 +53,8 @@ class Change:
 class Status:
     """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
 
-    `manifests` are weight files in whose place manifests lie, written by git without our filter.
+    `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
+    branches that remotes have, where there is no commit here yet.
     """
 
     branch: str | None
@@ -61,6 +62,7 @@ class Status:
     changes: tuple[Change, ...]
     untracked: tuple[str, ...]
     manifests: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------- status
@@ -81,7 +83,8 @@ def status(repo: Repository) -> Status:
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), commit)) is not None]
     remember(look)
     untracked = tuple(path for path in fresh if path not in weights)
-    return Status(repo.branch(), commit, tuple(changes), untracked, tuple(left_over(repo, look.tracked)))
+    elsewhere = () if commit else repo.remote_branches()
+    return Status(repo.branch(), commit, tuple(changes), untracked, tuple(left_over(repo, look.tracked)), elsewhere)
 
 
 def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:

@@ -110,6 +110,7 @@ RESULTS: dict[str, object] = {
     "checkout-detached": CheckedOut(A, None),
     "status-empty": Status("main", None, (), ()),
     "status-detached": Status(None, A, (), ()),
+    "status-elsewhere": Status("master", None, (), (), elsewhere=("main", "other")),
     "status-clean": Status("main", A, (), ()),
     "status": Status(
         "main",

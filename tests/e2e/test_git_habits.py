@@ -304,6 +304,23 @@ def test_there_is_no_way_back_before_the_first_step(repo: Repository) -> None:
             go(repo, "-")
 
 
+def test_a_clone_on_a_branch_that_is_not_there_names_one_that_is(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True, branch="master")
+    git(top, "remote", "add", "origin", "../shared.git")
+    work.create_branch(repo, "another", None)
+    sharing.push(repo, "origin", ["main", "another"])
+    git(tmp_path, "clone", "--quiet", "shared.git", "clone")
+    copy = Repository.open(tmp_path / "clone")
+    found = work.status(copy)
+    assert (found.branch, found.head, found.elsewhere) == ("master", None, ("main", "another"))
+    with pytest.raises(RevisionError) as caught:
+        copy.resolve("HEAD")
+    assert caught.value.hint == "go to a branch: modelgit switch main"
+    work.switch(copy, "main")
+    assert (tmp_path / "clone" / MODEL).read_bytes() == (top / MODEL).read_bytes()
+    assert work.status(copy).elsewhere == ()
+
+
 # ------------------------------------------------------------------------------------ what git does with ours
 
 

@@ -122,7 +122,9 @@ def status(result: "Status") -> Iterator[Block]:
         yield line("On ", strong(result.branch), " at ", identity(result.head))
     if not result.changes and not result.untracked:
         yield line("Nothing has changed" if result.head else "No files yet")
-    if not result.changes and not result.head:
+    if result.elsewhere:
+        yield line("  the remote has branches: ", strong(f"modelgit switch {result.elsewhere[0]}"))
+    elif not result.changes and not result.head:
         yield line(
             "  begin: ", strong("modelgit import FILE"), ", or put a .safetensors file here and ", commit_words()
         )

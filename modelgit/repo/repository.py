@@ -69,9 +69,12 @@ class Repository:
     def init(cls, path: Path, *, bare: bool = False, branch: str = "main") -> "Repository":
         """Returns the repository in `path`, made if it is not there yet; an existing one is set up for weights.
 
+        In the folder of a bare repository that is the one meant, and stays bare.
+
         Raises:
-            RepositoryError: git cannot make one there.
+            RepositoryError: git cannot make one there, or `path` lies inside of what git keeps for itself.
         """
+        bare = bare or is_bare(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -349,6 +352,26 @@ class Repository:
             fcntl.flock(lock, fcntl.LOCK_EX)
             command = [*self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit]
             self.git.run(*command, stdin=text.encode())
+
+
+def is_bare(path: Path) -> bool:
+    """Tells whether `path` is the folder of a bare repository: git itself would make another one inside of it.
+
+    Raises:
+        RepositoryError: `path` lies deeper inside of a git directory.
+    """
+    if not path.is_dir():
+        return False
+    wanted = ("--is-inside-git-dir", "--is-bare-repository", "--git-dir")
+    code, output, _ = GitDirectory(path).attempt("rev-parse", "--path-format=absolute", *wanted)
+    rows = output.decode("utf-8", "surrogateescape").splitlines()
+    if code or rows[:1] != ["true"]:
+        return False
+    git_dir = Path(rows[2])
+    if rows[1] == "true" and git_dir.resolve() == path.resolve():
+        return True
+    place = git_dir if rows[1] == "true" else git_dir.parent
+    raise RepositoryError(f"{path} lies inside of a git directory, {git_dir}", hint=f"modelgit init {place}")
 
 
 def named_again(start: Path, given: Environment, places: tuple[Path, Path | None, Path]) -> Environment:

@@ -321,6 +321,21 @@ def test_a_clone_on_a_branch_that_is_not_there_names_one_that_is(repo: Repositor
     assert work.status(copy).elsewhere == ()
 
 
+def test_init_in_a_bare_repository_sets_up_that_one(repo: Repository, top: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "shared.git"
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=trunk", "shared.git")
+    for again in (False, True):
+        made = sharing.init(bare, bare=again)
+        assert (made.bare, made.branch, made.git_dir) == (True, "trunk", str(bare))
+    assert not (bare / ".git").exists()
+    assert git(bare, "config", "modelgit.version") == "1\n"
+    for inside, place in ((bare / "refs", bare), (top / ".git", top), (top / ".git" / "objects", top)):
+        with pytest.raises(RepositoryError, match="lies inside of a git directory") as caught:
+            sharing.init(inside)
+        assert caught.value.hint == f"modelgit init {place}"
+        assert not (inside / ".git").exists()
+
+
 # ------------------------------------------------------------------------------------ what git does with ours
 
 

@@ -42,6 +42,7 @@ HINTS: Mapping[type[ModelgitError], str] = {
     StorageFull: "free some space, or check the permissions, and run the command again",
     UsageError: "modelgit --help lists the commands, modelgit COMMAND --help their options",
 }
+UNKNOWN = ("No such option", "Got unexpected extra argument")  # the parser's words
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return carry_out(words, session)
     except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code
-        return explain(error, session.out, debug="--debug" in words)
+        return explain(named_for_git(error, words), session.out, debug="--debug" in words)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
@@ -150,6 +151,8 @@ def carry_out(words: list[str], session: Session) -> int:
     app = new_app()
     if verb is not None and words[verb] not in every_name(app):
         handed_on.refuse_verb(words[verb], command_names(app))
+    if verb is not None:
+        words = [*words[:verb], *handed_on.spelled_out(words[verb:])]
     if verb is not None:  # preparing the others takes as long as many a command
         app.registered_commands = [info for info in app.registered_commands if info.name == words[verb]]
     code = app(args=words, obj=session, prog_name="modelgit", standalone_mode=False)
@@ -191,6 +194,19 @@ def explain(error: Exception, out: Output, *, debug: bool) -> int:
     with suppress(OSError):  # the message cannot be written either; the exit code still tells
         out.error(known)
     return known.exit_code
+
+
+def named_for_git(error: Exception, words: Sequence[str]) -> Exception:
+    """Returns the error; for words that our parser does not know, one that says which command of git's takes them."""
+    verb = handed_on.verb_at(words)
+    unknown = isinstance(error, ParserError) and error.format_message().startswith(UNKNOWN)
+    way = handed_on.gits_way(words[verb:]) if unknown and verb is not None else None
+    if way is None or verb is None:
+        return error
+    hint = f"see modelgit {words[verb]} --help; git takes more: {way}"
+    named = UsageError(translated(error).message, hint=hint)
+    named.__cause__ = error
+    return named
 
 
 def translated(error: Exception) -> ModelgitError:

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+import shlex
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
@@ -56,6 +58,11 @@ GITS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 WITH_VALUE = ("-C",)
+# Verbs that both have and that mean the same: what ours does not take, git's may.
+BOTH = frozenset(
+    "add blame checkout cherry-pick commit diff fetch log merge pull push rebase revert show status switch".split()  # noqa: SIM905
+)
+COUNT = re.compile(r"-[1-9][0-9]*")
 
 
 def verb_at(words: Sequence[str]) -> int | None:
@@ -77,6 +84,26 @@ def is_gits(words: Sequence[str]) -> bool:
     if verb in VERBS | REWRITING:
         return True
     return any(word.partition("=")[0] in GITS.get(verb, ()) for word in rest)
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """Returns a verb and its words, `log -5` as `log -n 5`."""
+    verb, *rest = words
+    if verb != "log":
+        return [verb, *rest]
+    return [verb, *(part for word in rest for part in (("-n", word[1:]) if COUNT.fullmatch(word) else (word,)))]
+
+
+def gits_way(words: Sequence[str]) -> str | None:
+    """Returns what plain git is told to get what ours does not know, None for a verb that git lacks, or does otherwise.
+
+    In a repository with weights that is sound: filters, drivers and hook are set up.
+    """
+    if not words or words[0] not in BOTH:
+        return None
+    if words[0] == "commit" and "--amend" in words:
+        words = ["commit", "--all", *words[1:]]  # ours takes changed files without being told
+    return shlex.join(["git", *words])
 
 
 def directory_of(words: Sequence[str]) -> str:

@@ -84,6 +84,9 @@ def register_transfers(app: typer.Typer) -> None:
         branches: Annotated[
             list[str] | None, typer.Argument(metavar="BRANCH", help="What to send [default: the branch you are on].")
         ] = None,
+        upstream: Annotated[
+            bool, typer.Option("--set-upstream", "-u", help="The branch follows the remote's from now on.")
+        ] = False,
     ) -> "Transferred":
         """Send branches to a remote.
 
@@ -91,14 +94,23 @@ def register_transfers(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import sharing
 
-        return sharing.push(session.repo(), remote, branches or [], session.listener)
+        return sharing.push(session.repo(), remote, branches or [], session.listener, set_upstream=upstream)
 
     @command(app, "pull", panel=SHARING)
-    def pull(session: Session, remote: Remote = None) -> "Transferred":
-        """Fetch, and move your branch forward."""
+    def pull(
+        session: Session,
+        remote: Remote = None,
+        branch: Annotated[
+            str | None, typer.Argument(metavar="BRANCH", help="The remote's [default: the one that yours follows].")
+        ] = None,
+    ) -> "Transferred":
+        """Fetch, and move your branch forward.
+
+        Forward only: branches that have diverged are merged by modelgit merge REMOTE/BRANCH.
+        """
         from modelgit.porcelain import sharing
 
-        return sharing.pull(session.repo(), remote, session.listener)
+        return sharing.pull(session.repo(), remote, branch, session.listener)
 
     @command(app, "fetch", panel=SHARING)
     def fetch(

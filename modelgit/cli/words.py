@@ -1,11 +1,15 @@
 """Arguments and options that several commands share, and how their text becomes values."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from modelgit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.merging.values import Align
 
 Rev = Annotated[str, typer.Argument(metavar="REV", help="A commit: branch, tag, id, HEAD~1 …")]
 Revs = Annotated[list[str], typer.Argument(metavar="REV", help="Commits: branches, tags, ids …")]
@@ -15,7 +19,15 @@ Metric = Annotated[
     str | None, typer.Option("--metric", metavar="NAME", help="Of those that evaluate reports, or FILE.py:FUNCTION.")
 ]
 Lower = Annotated[bool, typer.Option("--lower-is-better", help="The metric is a loss.")]
-Remote = Annotated[str | None, typer.Argument(metavar="REMOTE", help="A remote's name [default: origin].")]
+Remote = Annotated[
+    str | None,
+    typer.Argument(metavar="REMOTE", help="A remote's name [default: the one your branch follows, or origin]."),
+]
+ALIGNING = "Models that were trained apart"
+AlignBy = Annotated[
+    str | None,
+    typer.Option("--align", metavar="weights|activations", help="Line units up first.", rich_help_panel=ALIGNING),
+]
 
 
 def pairs(words: Iterable[str], option: str) -> dict[str, str]:
@@ -42,3 +54,22 @@ def choice(word: str, allowed: tuple[str, ...], option: str) -> str:
     if word not in allowed:
         raise UsageError(f"{option} {word}: expected one of {', '.join(allowed)}")
     return word
+
+
+def aligning(by: str | None, seed: int, spec: Path | None, data: str | None) -> "Align | None":
+    """Returns how to line units up, None if that was not asked for."""
+    from modelgit.porcelain.merging.values import Align
+
+    if not by:
+        if spec is not None:
+            raise UsageError("--align-spec is for --align", hint="--align weights")
+        return None
+    word = choice(by, ("weights", "activations"), "--align")
+    if word == "activations" and not data:
+        raise UsageError("--align activations needs data to compare them on", hint="--on DATA: a folder or a .zip")
+    table = None
+    if spec is not None:
+        from modelgit.merge.align.spec import load_table
+
+        table = load_table(spec)
+    return Align(cast("Any", word), seed, data=(data or "") if word == "activations" else "", table=table)

@@ -110,25 +110,52 @@ def fetch(repo: Repository, remote: str | None = None, listener: Listener = igno
     return transferred("fetch", name, transport.fetch(repo, name, listener=listener))
 
 
-def pull(repo: Repository, remote: str | None = None, listener: Listener = ignore) -> Transferred:
+def pull(
+    repo: Repository, remote: str | None = None, branch: str | None = None, listener: Listener = ignore
+) -> Transferred:
     """Fetches, then moves the branch checked out forward. Raises RemoteError, RepositoryError if they diverged."""
     name = remote or default_remote(repo)
-    return transferred("pull", name, transport.pull(repo, name, listener=listener))
+    return transferred("pull", name, transport.pull(repo, name, branch, listener=listener))
 
 
-def push(repo: Repository, remote: str | None, branches: Sequence[str], listener: Listener = ignore) -> Transferred:
-    """Sends branches (the one checked out unless named) with the objects they need. Raises RemoteError."""
+def push(
+    repo: Repository,
+    remote: str | None,
+    branches: Sequence[str],
+    listener: Listener = ignore,
+    *,
+    set_upstream: bool = False,
+) -> Transferred:
+    """Sends branches (the one checked out unless named) with the objects they need. Raises RemoteError.
+
+    With `set_upstream` they follow those of the remote from then on; so does one that follows none yet, if git's
+    setting push.autoSetupRemote asks for it.
+    """
     name = remote or default_remote(repo)
     current = repo.branch()
     chosen = list(branches) or ([current] if current else [])
     if not chosen:
         raise UsageError("HEAD is on no branch", hint="name what to send: modelgit push REMOTE BRANCH")
-    return transferred("push", name, transport.push(repo, name, chosen, listener=listener))
+    done = transferred("push", name, transport.push(repo, name, chosen, listener=listener))
+    for branch in chosen if set_upstream else [] if branches else to_set_up(repo, chosen):
+        transport.follow(repo, branch, name)
+    return done
+
+
+def to_set_up(repo: Repository, branches: Sequence[str]) -> list[str]:
+    """Returns the branches that are to follow where they were pushed to, by git's own setting."""
+    code, output, _ = repo.git.attempt("config", "--type=bool", "--get", "push.autoSetupRemote")
+    wanted = code == 0 and output.strip() == b"true"
+    return [branch for branch in branches if wanted and transport.upstream_of(repo, branch) is None]
 
 
 def default_remote(repo: Repository) -> str:
-    """Returns the only remote, or origin among several."""
+    """Returns the remote that the branch checked out follows, else the only one, or origin among several."""
     known = repo.git.run("remote").split()
+    current = repo.branch()
+    followed = transport.upstream_of(repo, current) if current else None
+    if followed is not None and followed[0] in known:
+        return followed[0]
     if "origin" in known or len(known) == 1:
         return "origin" if "origin" in known else known[0]
     hint = "modelgit remote add origin PATH" if not known else f"name one of {', '.join(known)}"

@@ -153,8 +153,20 @@ def fill_clone(source: Path, directory: Path, branch: str | None, listener: List
 def start_branch(repo: Repository, name: str, commit: str) -> None:
     """Makes a local branch that follows the branch of that name at origin."""
     repo.set_ref(f"{HEADS}{name}", commit, expected=None, reason="clone")
-    repo.git.run("config", f"branch.{name}.remote", "origin")
+    follow(repo, name, "origin")
+
+
+def follow(repo: Repository, name: str, remote: str) -> None:
+    """Makes a local branch follow the branch of that name at a remote."""
+    repo.git.run("config", f"branch.{name}.remote", remote)
     repo.git.run("config", f"branch.{name}.merge", f"{HEADS}{name}")
+
+
+def upstream_of(repo: Repository, branch: str) -> tuple[str, str] | None:
+    """Returns the remote that a branch follows, and the branch's name there; None if it follows none."""
+    looks = "--format=%(upstream:remotename)%00%(upstream:remoteref)"
+    remote, _, ref = repo.git.run("for-each-ref", looks, f"{HEADS}{branch}").partition("\0")
+    return (remote, ref.removeprefix(HEADS)) if remote and ref.startswith(HEADS) else None
 
 
 # ---------------------------------------------------------------------- fetch
@@ -393,8 +405,10 @@ def refuse_checked_out(there: Remote, tips: dict[str, str]) -> None:
 # ---------------------------------------------------------------------- pull
 
 
-def pull(repo: Repository, remote: str, *, listener: Listener = ignore) -> Moved:
-    """Fetches, then moves the branch checked out forward to the remote's; local changes elsewhere stay.
+def pull(repo: Repository, remote: str, source: str | None = None, *, listener: Listener = ignore) -> Moved:
+    """Fetches, then moves the branch checked out forward to the remote's `source`; local changes elsewhere stay.
+
+    Without `source` to the branch that it follows, or the one of the same name.
 
     Raises:
         DirtyWorktree: local changes lie in the way. RepositoryError: the branches have diverged, or HEAD is on none.
@@ -402,16 +416,19 @@ def pull(repo: Repository, remote: str, *, listener: Listener = ignore) -> Moved
     branch = repo.branch()
     if branch is None:
         raise RepositoryError("HEAD is on no branch", hint="go to one: modelgit switch BRANCH")
+    followed = upstream_of(repo, branch)
+    chosen = source or (followed[1] if followed and followed[0] == remote else branch)
     moved = fetch(repo, remote, listener=listener)
-    theirs = repo.refs(f"refs/remotes/{remote}/{branch}").get(f"refs/remotes/{remote}/{branch}")
+    theirs = repo.refs(f"refs/remotes/{remote}/{chosen}").get(f"refs/remotes/{remote}/{chosen}")
     if theirs is None:
-        raise RemoteError(f"{remote} has no branch '{branch}'", hint=f"share it: modelgit push {remote} {branch}")
+        hint = f"share it: modelgit push {remote} {chosen}" if chosen == branch else None
+        raise RemoteError(f"{remote} has no branch '{chosen}'", hint=hint)
     head = repo.head()
     if head is not None and repo.is_ancestor(theirs, head):
         return moved
     if head is not None and not repo.is_ancestor(head, theirs):
         raise RepositoryError(
-            f"{branch} and {remote}/{branch} have diverged", hint=f"average them: modelgit merge {remote}/{branch}"
+            f"{branch} and {remote}/{chosen} have diverged", hint=f"average them: modelgit merge {remote}/{chosen}"
         )
     advance(repo, theirs, listener=listener)
     return moved

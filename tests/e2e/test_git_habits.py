@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from modelgit.cli.app import main
-from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
+from modelgit.errors import FormatError, RemoteError, RepositoryError, RevisionError, UsageError
 from modelgit.events import Event, Noted
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.importing import import_model
 from modelgit.repo.repository import Repository
+from modelgit.repo.transport import upstream_of
 
 MODEL = "model.safetensors"
 
@@ -334,6 +335,88 @@ def test_init_in_a_bare_repository_sets_up_that_one(repo: Repository, top: Path,
             sharing.init(inside)
         assert caught.value.hint == f"modelgit init {place}"
         assert not (inside / ".git").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("commit", "--amend", "-m", "it is"), "git commit --all --amend -m 'it is'"),
+        (("push", "--tags", "origin"), "git push --tags origin"),
+        (("log", "--oneline"), "git log --oneline"),
+        (("pull", "origin", "main", "other"), "git pull origin main other"),
+        (("export", "--zip"), None),
+    ],
+)
+def test_what_our_parser_does_not_know_git_may(
+    top: Path,
+    words: tuple[str, ...],
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(top)
+    assert main([*words]) == 2
+    said = capfd.readouterr().err
+    assert f"see modelgit {words[0]} --help" in said
+    assert (f"; git takes more: {told}\n" in said) if told else ("git takes more" not in said)
+
+
+def test_an_amended_commit_holds_the_changed_weights(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, 1.0)
+    git(top, "commit", "--all", "--amend", "--quiet", "-m", "Better")
+    assert [entry.subject for entry in repo.log()] == ["Better"]
+    assert repo.store.missing(repo.version("HEAD").manifests[MODEL].oids()) == set()
+    assert work.status(repo).changes == ()
+
+
+def test_a_log_is_cut_by_a_number(
+    repo: Repository, top: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_model(top / MODEL, 1.0)
+    work.commit(repo, "Second")
+    monkeypatch.chdir(top)
+    assert main(["log", "-1", "--quiet"]) == 0
+    assert capfd.readouterr().out.split() == [repo.head()]
+
+
+def test_a_branch_follows_where_it_is_pushed_to_when_asked(repo: Repository, top: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        sharing.init(tmp_path / f"{name}.git", bare=True)
+        git(top, "remote", "add", name, f"../{name}.git")
+    with pytest.raises(UsageError, match="none is called origin"):
+        sharing.push(repo, None, [])
+    sharing.push(repo, "two", [])
+    assert upstream_of(repo, "main") is None
+    sharing.push(repo, "two", [], set_upstream=True)
+    assert git(top, "rev-parse", "--abbrev-ref", "@{upstream}") == "two/main\n"
+    assert sharing.fetch(repo).remote == sharing.pull(repo).remote == sharing.push(repo, None, []).remote == "two"
+    git(top, "config", "push.autoSetupRemote", "true")
+    sharing.push(repo, "one", [])
+    assert upstream_of(repo, "main") == ("two", "main")  # that stays
+    work.create_branch(repo, "other", None)
+    sharing.push(repo, "one", [])
+    assert upstream_of(repo, "other") == ("one", "other")
+
+
+def test_another_branch_can_be_pulled(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    sharing.push(repo, None, [])
+    work.create_branch(repo, "other", None)
+    write_model(top / MODEL, 1.0)
+    made = work.commit(repo, "Other").commit
+    sharing.push(repo, None, [])
+    work.switch(repo, "main")
+    sharing.pull(repo)
+    assert repo.head() != made
+    sharing.pull(repo, "origin", "other")
+    assert (repo.branch(), repo.head()) == ("main", made)
+    work.create_branch(repo, "mine", "HEAD~1")
+    git(top, "branch", "--quiet", "--set-upstream-to=origin/other")
+    sharing.pull(repo)
+    assert repo.head() == made
+    with pytest.raises(RemoteError, match="origin has no branch 'nothing'"):
+        sharing.pull(repo, "origin", "nothing")
 
 
 # ------------------------------------------------------------------------------------ what git does with ours

@@ -4,14 +4,17 @@ Real data: scikit-learn's handwritten digits (1,797 pictures of 8 x 8, 500 of th
 seeds two networks are trained apart; on the straight path between them (11 points) the barrier is the most that test
 accuracy falls, or test loss rises, against what the ends promise. Needs scikit-learn (`pip install scikit-learn`).
 
-    python benchmarks/align_barrier.py [--pairs 5] [--epochs 20]
+    python benchmarks/align_barrier.py [--pairs 5] [--epochs 20] [--only NETWORK] [--out FILE.json]
 """
 
 import argparse
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,27 +144,48 @@ def values(state: State, name: str) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    """Train, line up, print a table row by row."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--only", choices=NETWORKS)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = digits()
+    data, rows = digits(), list[dict[str, Any]]()
     print(
         "| network | each alone, % | lined up by | repaired | half-way, % | fall of accuracy, points | rise of loss |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name, build in NETWORKS.items():
+    for name in [options.only] if options.only else NETWORKS:
+        build = NETWORKS[name]
         bench = Bench(build, data)
         pairs = [[trained(build, 2 * i + j, data[:2], options.epochs) for j in (0, 1)] for i in range(options.pairs)]
-        alone = told([bench.score(state)[0] for pair in pairs for state in pair])
+        alone = [bench.score(state)[0] for pair in pairs for state in pair]
         for by, repair in itertools.product(("-", "weights", "activations"), (False, True)):
-            rows = []
-            for one, other in pairs:
-                end = other if by == "-" else bench.aligned(one, other, by)
-                rows.append(bench.barrier((one, end), repair))
-            fall, rise, middle = (told([row[i] for row in rows], digits=(1, 2, 1)[i]) for i in range(3))
-            print(f"| {name} | {alone} | {by} | {'yes' if repair else 'no'} | {middle} | {fall} | {rise} |", flush=True)
+            row = {"network": name, "alone": alone, "by": by, "repaired": repair}
+            rows.append(row | measured(bench, pairs, by, repair=repair))
+            print(printed(rows[-1]), flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps({"pairs": options.pairs, "epochs": options.epochs, "rows": rows}, indent=1))
+
+
+def measured(bench: Bench, pairs: Sequence[Sequence[State]], by: str, *, repair: bool) -> dict[str, list[float]]:
+    """Returns fall, rise and the accuracy half-way for each pair."""
+    found = []
+    for one, other in pairs:
+        end = other if by == "-" else bench.aligned(one, other, by)
+        found.append(bench.barrier((one, end), repair))
+    return {key: [row[i] for row in found] for i, key in enumerate(("fall", "rise", "middle"))}
+
+
+def printed(row: Mapping[str, Any]) -> str:
+    """Returns a row of the table."""
+    alone, fall, rise, middle = (
+        told(row[key], 2 if key == "rise" else 1) for key in ("alone", "fall", "rise", "middle")
+    )
+    repaired = "yes" if row["repaired"] else "no"
+    return f"| {row['network']} | {alone} | {row['by']} | {repaired} | {middle} | {fall} | {rise} |"
 
 
 def told(numbers: Sequence[float], digits: int = 1) -> str:

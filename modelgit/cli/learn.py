@@ -8,7 +8,7 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Lower, Message, Metric
+from modelgit.cli.words import AlignBy, Lower, Message, Metric, aligning
 
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
@@ -110,6 +110,7 @@ def register_barrier(app: typer.Typer) -> None:
         lower_is_better: Lower = False,
         points: Annotated[int, typer.Option("--points", metavar="N", help="On each path, its ends included.")] = 11,
         plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the paths.")] = None,
+        align: AlignBy = None,
     ) -> "Barriers":
         """Score the straight paths between versions.
 
@@ -127,7 +128,8 @@ def register_barrier(app: typer.Typer) -> None:
         if plot is not None and not plot.parent.is_dir():
             raise UsageError(f"--plot {plot}: no folder {plot.parent}")
         aim = Aim(on, metric or "", lower_is_better)
-        found = find_barrier(session.repo(), revs, aim, points=points, listener=session.listener)
+        lined = aligning(align, 0, None, on)
+        found = find_barrier(session.repo(), revs, aim, points=points, align=lined, listener=session.listener)
         if plot is None:
             return found
         draw(found, plot)

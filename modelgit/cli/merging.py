@@ -7,11 +7,11 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Lower, Message, Metric, Revs, choice, numbers, pairs
+from modelgit.cli.words import ALIGNING, AlignBy, Lower, Message, Metric, Revs, aligning, choice, numbers, pairs
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.porcelain.merging.values import Align, Choices, Merged
+    from modelgit.porcelain.merging.values import Choices, Merged
     from modelgit.porcelain.trials.values import Trial
 
 MERGING = "Merging"
@@ -65,11 +65,6 @@ Holdout = Annotated[
     typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS),
 ]
 
-ALIGNING = "Models that were trained apart"
-AlignBy = Annotated[
-    str | None,
-    typer.Option("--align", metavar="weights|activations", help="Line units up first.", rich_help_panel=ALIGNING),
-]
 AlignSpec = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Which units may change places.", rich_help_panel=ALIGNING)
 ]
@@ -145,25 +140,6 @@ def repairing(wanted: bool, data: str | None) -> str:
     if wanted and not data:
         raise UsageError("--repair needs data to look at activations on", hint="--on DATA: a folder or a .zip")
     return (data or "") if wanted else ""
-
-
-def aligning(by: str | None, seed: int, spec: Path | None, data: str | None) -> "Align | None":
-    """Returns how to line units up, None if that was not asked for."""
-    from modelgit.porcelain.merging.values import Align
-
-    if not by:
-        if spec is not None:
-            raise UsageError("--align-spec is for --align", hint="--align weights")
-        return None
-    word = choice(by, ("weights", "activations"), "--align")
-    if word == "activations" and not data:
-        raise UsageError("--align activations needs data to compare them on", hint="--on DATA: a folder or a .zip")
-    table = None
-    if spec is not None:
-        from modelgit.merge.align.spec import load_table
-
-        table = load_table(spec)
-    return Align(cast("Any", word), seed, data=(data or "") if word == "activations" else "", table=table)
 
 
 def merge_choices(**choices: object) -> "Choices":

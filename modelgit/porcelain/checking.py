@@ -1,6 +1,7 @@
 """Checking: can a merge be recomputed."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
 
 MAX_NAMED = 5
+HEX = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 ALIGNMENT = ("Merge-Align", "Merge-Repair")
 
 
@@ -116,7 +118,9 @@ def align_of(table: Mapping[str, Any]) -> Align:
     """Returns how units were lined up. Raises KeyError, TypeError, ValueError for a malformed table."""
     if table["by"] not in ("weights", "activations"):
         raise ValueError(f"units lined up by {table['by']!r}")
-    return Align(table["by"], int(table["seed"]), str(table["to"]))
+    if not HEX.fullmatch(table["to"]):
+        raise ValueError(f"units lined up with {table['to']!r}, which is no commit")
+    return Align(table["by"], int(table["seed"]), table["to"])
 
 
 def with_data(repo: Repository, version: Version, recorded: Recorded, data: str | None) -> Recorded:
@@ -126,7 +130,7 @@ def with_data(repo: Repository, version: Version, recorded: Recorded, data: str 
         UsageError: the merge looked at data and none is named. DataError: it is other data.
     """
     choices, align, spec = recorded.choices, recorded.choices.align, None
-    wanted = {told["data"]: told["data_digest"] for told in merge_tables(version) if told.get("data_digest")}
+    wanted = {str(t.get("data")): t["data_digest"] for t in merge_tables(version) if t.get("data_digest")}
     for name, digest in wanted.items():
         if data is None:
             raise UsageError(f"{version.commit[:10]} was made with data '{name}': say where it is", hint="--on DATA")
@@ -135,7 +139,8 @@ def with_data(repo: Repository, version: Version, recorded: Recorded, data: str 
         if digest_of(data) != digest:
             raise DataError(f"{data}: other data than '{name}', which {version.commit[:10]} was made with")
     if align is not None and (record := read_record(repo, version.commit)) is not None:
-        spec = record.details.get("alignment", {}).get("spec")
+        lined = record.details.get("alignment")
+        spec = lined.get("spec") if isinstance(lined, dict) else None
     aligned = None if align is None else replace(align, data=data or "", table=spec)
     repair = (data or "") if "Merge-Repair" in version.entry.trailers else ""
     return replace(recorded, choices=replace(choices, align=aligned, repair=repair))

@@ -113,6 +113,28 @@ def test_a_permuted_copy_is_merged_as_if_it_were_the_same(repo: modelgit.Reposit
     assert tell("verify", "--rerun")["tensors"] == 6
 
 
+def test_what_is_said(repo: modelgit.Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    ours = drawn("mlp", 0)
+    versions(repo, "mlp", {"main": ours, "copy": shuffled(ours, 1)})
+    assert main(["switch", "main"]) == 0
+    capfd.readouterr()
+    assert main(["merge", "copy", "--align", "weights"]) == 0
+    out = capfd.readouterr().out
+    assert "  aligned by weights, spec from graph, 96 units\n    copy: " in out
+    assert "to 0.000\n    function unchanged (outputs differ by" in out
+
+
+def test_the_barrier_goes_once_units_are_lined_up(repo: modelgit.Repository, pictures: Path, tell: Tell) -> None:
+    ours = drawn("mlp", 0)
+    versions(repo, "mlp", {"main": ours, "copy": shuffled(ours, 1)})
+    on = ("--metric", "accuracy", "--on", str(pictures))
+    apart, lined = (tell("barrier", "main", "copy", *on, *more)["paths"][0] for more in ((), ("--align", "weights")))
+    scores = [[point["score"] for point in path["points"]] for path in (apart, lined)]
+    assert len(set(scores[1])) == 1 and scores[0][0] == scores[1][0]
+    tell("switch", "main")
+    assert tell("merge", "copy", "--align", "weights", "--barrier-max", "0", "--on", str(pictures))["kind"] == "merge"
+
+
 def test_networks_trained_apart_are_averaged_and_recomputed(
     repo: modelgit.Repository, pictures: Path, tell: Tell
 ) -> None:

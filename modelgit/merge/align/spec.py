@@ -96,7 +96,7 @@ def check_axis(tensor: str, axis: int, found: Sequence[tuple[Group, int]], shape
         raise FormatError(f"{where}: the model has no such tensor or axis")
     here, length, below = {group.name for group, _ in found}, shapes[tensor][axis], 1
     for group, block in sorted(found, key=lambda pair: pair[1]):
-        if block < below or block % below or length % (block * group.size):
+        if block < below or block % below or length % (block * group.size) or not length:
             raise FormatError(f"{where}: {group.size} units of {block} of group '{group.name}' do not fit {length}")
         if group.inside is not None and group.inside not in here:
             raise FormatError(f"{where}: group '{group.name}' without '{group.inside}', which it is inside of")

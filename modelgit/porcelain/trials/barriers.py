@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.porcelain.merging.preparing import common_base, prepare
-from modelgit.porcelain.merging.values import Choices, Prepared
+from modelgit.porcelain.merging.values import Align, Choices, Prepared
 from modelgit.porcelain.trials.contenders import Contender, among, commits_of, contenders, merged, require_whole
 from modelgit.porcelain.trials.measuring import Judge, judge_of, require_score
 from modelgit.porcelain.trials.values import POINTS, Aim, Barriers, Path, PathPoint
@@ -30,9 +30,17 @@ HINT = (
 
 
 def barrier(
-    repo: Repository, revs: Sequence[str], aim: Aim, *, points: int = POINTS, listener: Listener = ignore
+    repo: Repository,
+    revs: Sequence[str],
+    aim: Aim,
+    *,
+    points: int = POINTS,
+    align: Align | None = None,
+    listener: Listener = ignore,
 ) -> Barriers:
     """Returns the scores on the straight path between two versions, or more. Reads only.
+
+    With `align` the units of all others are put into the order of the first one's.
 
     Raises:
         UsageError: fewer than two versions, too few points, a metric that is not measured.
@@ -41,8 +49,8 @@ def barrier(
     named = {rev: repo.resolve(rev) for rev in revs}
     if len(set(named.values())) < 2:
         raise UsageError("a path has two ends: name two versions", hint="modelgit barrier A B --on DATA")
-    choices = Choices(files="ours")
-    prepared = prepare(repo, named, choices, common_base(repo, list(named.values()), choices))
+    choices = Choices(files="ours", align=align)
+    prepared = prepare(repo, named, choices, common_base(repo, list(named.values()), choices), listener)
     judge = judge_of(repo, aim, named, listener)
     return paths(repo, prepared, judge, points, listener)
 

@@ -199,9 +199,16 @@ class CompiledVectors:
 def mirrored(products: Array) -> Array:
     """Return matrices (n, M, M) with the upper triangle repeated below."""
     if products.shape[1] > 1:
-        lower = np.tril_indices(products.shape[1], -1)
-        products[:, lower[0], lower[1]] = products[:, lower[1], lower[0]]
+        rows, columns = below(products.shape[1])
+        products[:, rows, columns] = products[:, columns, rows]
     return products
+
+
+@cache
+def below(count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the places below the diagonal of a matrix."""
+    rows, columns = np.tril_indices(count, -1)
+    return rows, columns
 
 
 def square_sum(values: Array) -> float:

@@ -5,7 +5,7 @@ Both go frame by frame in several threads. The first look at the inputs also fin
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from modelgit.merge.blocks.tensors import Inputs, grid
 from modelgit.merge.blocks.vectors import vectors
 from modelgit.merge.engine.reading import frame_peak, whole
 from modelgit.merge.engine.windows import Reading, Window, Workshop
-from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, subtract, sums, widen
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, spread, sums
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import FRAME_BYTES, frame_count
 from modelgit.store.writing import Fill
@@ -70,6 +70,7 @@ class Stream:
         self._step, self._row = grid(subject.shape, whole_rows=whole_rows)
         self._width, self._count = ARITHMETIC_WIDTHS[subject.dtype], math.prod(subject.shape)
         self._reading: Reading | None = None
+        self._keys = subject.keys
 
     @property
     def name(self) -> str:
@@ -179,16 +180,12 @@ class Stream:
         for begin in range(start, stop, self._step):
             end = min(begin + self._step, stop)
             values = window.values(len(raw), end - begin)
-            for data, into in zip(reversed(raw), values[::-1], strict=True):  # the base first
-                part = data[(begin - start) * self._width : (end - start) * self._width]
-                if self._deltas and data is not raw[-1]:
-                    subtract(part, self.subject.dtype, values[-1], into)
-                else:
-                    widen(part, self.subject.dtype, into)
+            parts = [data[(begin - start) * self._width : (end - start) * self._width] for data in raw]
+            spread(parts, self.subject.dtype, values, minus=self._deltas)
             rows = [row.reshape(-1, self._row) if self._row else row for row in values]
             base = rows.pop() if self.subject.has_base else None
-            known = Inputs([], self.weights, base, self.name, self.keys, begin)
-            yield replace(known, differences=rows) if self._deltas else replace(known, heads=rows)
+            heads, differences = ([], rows) if self._deltas else (rows, None)
+            yield Inputs(heads, self.weights, base, self.name, self._keys, begin, differences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,11 @@ class Sums(Protocol):
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
 
-    def subtract(self, data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
-        """As `widen`, and subtract `origin` (n,)."""
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+        """Write the values of each input to a row of `into` (inputs, n); with `minus`, less those of the last.
+
+        The last row itself are then the last input's values, as they are.
+        """
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
@@ -128,10 +131,12 @@ class NumpySums:
             else:
                 into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
 
-    def subtract(self, data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
-        self.widen(data, dtype, into)
-        with np.errstate(invalid="ignore"):
-            np.subtract(into, origin, out=into)
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+        for data, row in zip(inputs, into, strict=True):
+            self.widen(data, dtype, row)
+        if minus:
+            with np.errstate(invalid="ignore"):
+                into[:-1] -= into[-1]
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
@@ -185,9 +190,9 @@ def widen(data: Bytes, dtype: str, into: Floats) -> None:
     sums().widen(ready(data, dtype), dtype, into)
 
 
-def subtract(data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
-    """Write the values of the raw `data`, less those of `origin` (n,), into `into` (n,)."""
-    sums().subtract(ready(data, dtype), dtype, origin, into)
+def spread(inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+    """Write the values of each raw input to a row of `into` (inputs, n); with `minus`, less those of the last."""
+    sums().spread([ready(data, dtype) for data in inputs], dtype, into, minus=minus)
 
 
 def finish(total: Floats, divisor: float, dtype: str, into: Bytes) -> None:

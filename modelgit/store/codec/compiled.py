@@ -11,7 +11,7 @@ from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
 
-KERNEL_VERSION = 6  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 7  # of the functions in the kernel; another build is not used
 TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 VECTOR = 8  # words that may be written beyond the last
@@ -118,8 +118,9 @@ class CompiledSums:
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         self._library.modelgit_widen(TYPES[dtype], pointer(data), size(len(into)), pointer(into))
 
-    def subtract(self, data: Bytes, dtype: str, origin: Floats, into: Floats) -> None:
-        self._library.modelgit_subtract(TYPES[dtype], pointer(data), pointer(origin), size(len(into)), pointer(into))
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+        places = size(len(inputs)), pointers(inputs), size(into.shape[1]), int(minus), pointer(into)
+        self._library.modelgit_spread(TYPES[dtype], *places)
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool

@@ -132,11 +132,16 @@ void modelgit_widen(int type, const void *x, size_t n, double *to) {
 #undef CALL
 }
 
-/* The values less those of `from`. */
-void modelgit_subtract(int type, const void *x, const double *from, size_t n, double *to) {
-#define CALL(NAME, T) minus_##NAME((const T *)x, from, n, to)
-  FOR_TYPE(CALL)
+/* The values of `count` inputs, row by row; with `minus`, all rows but the last less the last. */
+void modelgit_spread(int type, size_t count, const u8 *const *x, size_t n, int minus, double *to) {
+  const double *from = to + (count - 1) * n;
+  for (size_t j = count; j-- > 0;) {
+    double *row = to + j * n;
+#define CALL(NAME, T)                                                                                                \
+  minus && j + 1 < count ? minus_##NAME((const T *)x[j], from, n, row) : widen_##NAME((const T *)x[j], n, row)
+    FOR_TYPE(CALL)
 #undef CALL
+  }
 }
 
 /* Adds c[i] * x[i] for each of `count` inputs to `total`; with `first` it is overwritten by the first. */

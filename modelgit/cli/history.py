@@ -164,7 +164,7 @@ def register_looks(app: typer.Typer) -> None:
     def log(
         session: Session,
         revs: Annotated[list[str] | None, typer.Argument(metavar="REV", help="Where to begin [default: HEAD].")] = None,
-        limit: Annotated[int | None, typer.Option("-n", "--max-count", min=1, help="Show at most so many; -5 is short for -n 5.")] = None,
+        limit: Annotated[int | None, typer.Option("-n", "--max-count", min=1, help="At most so many; also -5.")] = None,
         everything: Annotated[bool, typer.Option("--all", help="Begin at every branch and tag.")] = False,
         graph: Annotated[bool, typer.Option("--graph", help="Draw lines from versions to their parents.")] = False,
     ) -> "History":

@@ -112,7 +112,7 @@ class GitDirectory:
     @cached_property
     def settings(self) -> Mapping[str, str]:
         """The settings of git that matter to us, read once."""
-        pattern = r"^(user\.(name|email)|modelgit\..*)$"
+        pattern = r"^(user\.(name|email)|core\.filemode|modelgit\..*)$"
         code, output, _ = self.attempt("config", "-z", "--get-regexp", pattern)
         rows = output.decode("utf-8", "replace").split("\0") if code == 0 else []
         return {key: value for key, _, value in (row.partition("\n") for row in rows if row)}

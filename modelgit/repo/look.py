@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -56,14 +57,23 @@ class Look:
         self.stats[path] = found
         if self.index.unchanged(path, found):
             return self.tracked[path]
-        blob = self.tracked[path] if self._looks_the_same(path, found) else self._hash(path, found)
+        same = self._looks_the_same(path, found)
+        blob = replace(self.tracked[path], mode=self.mode(path, found)) if same else self._hash(path, found)
         if blob == self.tracked.get(path) and self.left_alone(path, found):
             self.proven[path] = found
         return blob
 
+    def mode(self, path: str, found: os.stat_result) -> str:
+        """Returns git's mode of a file; the one that the index has, on file systems that know of no executable ones."""
+        if self.repo.git.settings.get("core.filemode", "true") not in ("false", "no", "off", "0"):
+            return mode_of(found)
+        return self.tracked[path].mode if path in self.tracked else Blob("").mode
+
     def manifest(self, path: str, blob: Blob) -> Manifest | None:
         """Returns the manifest of a file that would be `blob`, from git if it is staged; None for others."""
-        if path not in self.manifests and path.endswith(WEIGHTS_SUFFIX) and self.tracked.get(path) == blob:
+        staged = self.tracked.get(path)
+        same = staged is not None and staged.sha == blob.sha
+        if path not in self.manifests and path.endswith(WEIGHTS_SUFFIX) and same:
             data = self.repo.read_blob(blob)
             return parse(data.decode("utf-8", "replace"), path) if is_manifest(data) else None
         return self.manifests.get(path)
@@ -79,7 +89,10 @@ class Look:
         return Prints(self.repo.private_dir / PRINTS_PATH)
 
     def same_as_index(self, path: str, found: os.stat_result) -> bool:
-        """Tells whether a file has the print of what the index has in its place, and was left alone meanwhile."""
+        """Tells whether a file has mode and print of what the index has in its place, and was left alone meanwhile."""
+        tracked = self.tracked.get(path)
+        if tracked is None or tracked.mode != self.mode(path, found):
+            return False
         return self._looks_the_same(path, found) and self.left_alone(path, found)
 
     def _looks_the_same(self, path: str, found: os.stat_result) -> bool:
@@ -95,8 +108,9 @@ class Look:
         if is_weights(path, found):
             manifest = self.cache.get(path, found) or self._read(path, found)
             self.manifests[path] = manifest
-            return Blob(blob_id(write(manifest).encode()))
-        return Blob(self.repo.git.run("hash-object", *filters(path), "--end-of-options", path), mode_of(found))
+            return Blob(blob_id(write(manifest).encode()), self.mode(path, found))
+        sha = self.repo.git.run("hash-object", *filters(path), "--end-of-options", path)
+        return Blob(sha, self.mode(path, found))
 
     def _read(self, path: str, found: os.stat_result) -> Manifest:
         manifest = manifest_at(self.root / path)

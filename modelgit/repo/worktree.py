@@ -19,7 +19,6 @@ from modelgit.repo.files import (
     backdate,
     delete_path,
     make_parents,
-    mode_of,
     recent,
     refuse_obstacles,
     stat_of,
@@ -36,17 +35,19 @@ if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
 
 EMPTY: Mapping[str, Blob] = {}
+EXECUTABLE = "100755"
 UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A path that differs from HEAD; `problem` says why a weight file cannot be read."""
+    """A path that differs from HEAD; `problem` says why a weight file cannot be read, `mode` is there if it changed."""
 
     path: str
     kind: Literal["new", "modified", "deleted"]
     tensors: ManifestDiff | None = None
     problem: str | None = None
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> C
         return Change(path, "new")
     new = look.manifest(path, now)
     old = look.repo.version(head).manifests.get(path) if new else None
-    return Change(path, "modified", compare(old, new) if old and new else None)
+    mode = now.mode if now.mode != before.mode else None
+    return Change(path, "modified", compare(old, new) if old and new else None, mode=mode)
 
 
 def remember(look: Look) -> None:
@@ -279,6 +281,8 @@ def write_path(
     make_parents(root, path)
     if path in target.manifests:
         materialise(repo.store, target.manifests[path], root / path, listener, previous)
+        if target.manifest_blobs[path].mode == EXECUTABLE:
+            (root / path).chmod((root / path).stat().st_mode | 0o111)
     else:
         write_ordinary(root / path, repo.read_blob(target.files[path]), target.files[path].mode)
     return backdate(root / path)
@@ -388,17 +392,17 @@ def take_in(
 ) -> Blob:
     """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
     pack, parent = target
-    place = look.root / path
+    place, mode = look.root / path, look.mode(path, found)
     if pack is None or not is_weights(path, found):
-        return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode_of(found))
+        return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode)
     if is_manifest(prefix_of(place)):
-        return look.repo.write_blob(manifest_at(place))
+        return replace(look.repo.write_blob(manifest_at(place)), mode=mode)
     from modelgit.store.files.intake import store_and_print
 
     manifest, print_ = store_and_print(pack, place, parent, listener)
     blob = look.repo.write_blob(manifest)
     look.prints.put(blob.sha, print_)
-    return blob
+    return replace(blob, mode=mode)
 
 
 def proven_stamp(look: Look, path: str, found: os.stat_result) -> dict[str, Stamp]:

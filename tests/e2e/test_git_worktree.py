@@ -440,7 +440,7 @@ def test_head_moves_as_gits_does(tmp_path: Path) -> None:
     assert (repo.branch(), repo.branches()["main"]) == ("main", second)
     assert load_file(tmp_path / MODEL)["a"][0] == 2
     assert kinds(repo) == {}
-    assert "moving to side" in git(tmp_path, "reflog")
+    assert "moving from main to side" in git(tmp_path, "reflog")
 
 
 def test_a_merge_of_plain_gits_is_not_lost(tmp_path: Path) -> None:

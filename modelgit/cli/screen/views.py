@@ -149,8 +149,9 @@ def tensor_summary(change: "Change") -> str:
     """Returns how many tensors of a weight file changed."""
     if change.problem:
         return f"  cannot be read: {change.problem.rpartition(f'{change.path}: ')[2]}"
+    mode = f"  mode {change.mode}" if change.mode else ""
     if change.tensors is None:
-        return ""
+        return mode
     diff = change.tensors
     counts = (
         (len(diff.changed), "changed"),
@@ -158,7 +159,7 @@ def tensor_summary(change: "Change") -> str:
         (len(diff.removed), "removed"),
         (diff.same, "same"),
     )
-    return f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count) or 'none'}"
+    return f"{mode}  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count) or 'none'}"
 
 
 def tensor_lines(change: "Change") -> Iterator[Line]:

@@ -1,0 +1,74 @@
+"""What git tells without being asked, and modelgit has to tell as well."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from modelgit.porcelain import comparing, work
+from modelgit.repo.repository import Repository
+from tests.e2e.plain_git import MODEL, git, moved, save, tensors
+
+BASE = tensors()
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    made = Repository.init(tmp_path / "models")
+    save(tmp_path / "models", BASE)
+    work.commit(made, "First")
+    return made
+
+
+@pytest.fixture
+def top(repo: Repository) -> Path:
+    assert repo.worktree is not None
+    return repo.worktree
+
+
+def mode(top: Path, rev: str = "HEAD") -> str:
+    """Returns the mode of the model in a version."""
+    return git(top, "ls-tree", rev, MODEL).split()[0]
+
+
+def told(repo: Repository) -> Mapping[str, str | None]:
+    """Returns the paths that status tells of, and their new modes."""
+    return {change.path: change.mode for change in work.status(repo).changes}
+
+
+def test_an_executable_bit_is_a_change(repo: Repository, top: Path) -> None:
+    (top / "run.sh").write_text("1")
+    work.add(repo, ["run.sh"], top)
+    work.commit(repo, "Script")
+    for path in (MODEL, "run.sh"):
+        (top / path).chmod(0o755)
+    assert told(repo) == told(repo) == {MODEL: "100755", "run.sh": "100755"}
+    assert comparing.diff_worktree(repo).tensors == ()
+    assert git(top, "status", "--porcelain").split() == ["M", MODEL, "M", "run.sh"]
+    work.commit(repo, "Executable")
+    assert mode(top) == "100755"
+    assert git(top, "status", "--porcelain") == "" and told(repo) == {}
+    (top / MODEL).chmod(0o644)
+    assert told(repo) == {MODEL: "100644"}
+    git(top, "checkout", "--quiet", MODEL)
+    work.checkout(repo, "HEAD~1")
+    assert (top / MODEL).stat().st_mode & 0o111 == 0
+    work.switch(repo, "main")
+    assert (top / MODEL).stat().st_mode & 0o100 == 0o100
+    assert git(top, "status", "--porcelain") == "" and told(repo) == {}
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    (top / MODEL).chmod(0o755)
+    work.commit(repo, "Moved")
+    assert mode(top) == "100755"
+
+
+def test_a_file_system_without_executable_bits_changes_none(repo: Repository, top: Path) -> None:
+    git(top, "config", "core.fileMode", "false")
+    (top / MODEL).chmod(0o755)
+    repo = Repository.open(top)
+    assert told(repo) == {}
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    (top / MODEL).chmod(0o755)
+    assert told(repo) == {MODEL: None}
+    work.commit(repo, "Moved")
+    assert mode(top) == "100644"

@@ -18,7 +18,7 @@ from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest,
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
 from modelgit.repo.gitdir import Environment, GitDirectory, check_path, check_tracked, last_line, sync_folder
 from modelgit.repo.upkeep.locks import Alive
-from modelgit.repo.values import Blob, CommitDraft, LogEntry, Version, with_trailers
+from modelgit.repo.values import Blob, CommitDraft, LogEntry, Upstream, Version, with_trailers
 
 if TYPE_CHECKING:
     from modelgit.store.objects import ObjectStore
@@ -152,6 +152,17 @@ class Repository:
         """Returns the names of the branches that remotes have, each once; `main` first."""
         names = {ref.split("/", 3)[3] for ref in self.refs("refs/remotes/") if not ref.endswith("/HEAD")}
         return tuple(sorted(names, key=lambda name: (name != "main", name)))
+
+    def upstream(self, branch: str | None) -> Upstream | None:
+        """Returns what a branch follows, as of the last fetch; None if it follows nothing that is here."""
+        if branch is None:
+            return None
+        looks = "--format=%(upstream:short)%00%(upstream:track,nobracket)"
+        name, _, track = self.git.run("for-each-ref", looks, f"refs/heads/{branch}").partition("\0")
+        if not name or track == "gone":
+            return None
+        counts = {word: int(count) for word, _, count in (part.partition(" ") for part in track.split(", ") if part)}
+        return Upstream(name, counts.get("ahead", 0), counts.get("behind", 0))
 
     def refs(self, *prefixes: str) -> dict[str, str]:
         """Returns the commit of each ref below the prefixes, by its full name, sorted."""

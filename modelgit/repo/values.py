@@ -15,6 +15,15 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """The branch of a remote that a branch follows, and how many commits either has that the other lacks."""
+
+    name: str
+    ahead: int
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogEntry:
     """A commit without its files; `date` in seconds since 1970, `refs` the branches and tags that point to it."""
 

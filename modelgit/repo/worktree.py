@@ -29,7 +29,7 @@ from modelgit.repo.gitdir import check_path
 from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
 from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at, prefix_of
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.values import Blob, CommitDraft, Version
+from modelgit.repo.values import Blob, CommitDraft, Upstream, Version
 
 if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
@@ -55,7 +55,7 @@ class Status:
     """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
 
     `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
-    branches that remotes have, where there is no commit here yet.
+    branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows.
     """
 
     branch: str | None
@@ -64,6 +64,7 @@ class Status:
     untracked: tuple[str, ...]
     manifests: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    upstream: Upstream | None = None
 
 
 # ---------------------------------------------------------------------- status
@@ -84,8 +85,9 @@ def status(repo: Repository) -> Status:
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), commit)) is not None]
     remember(look)
     untracked = tuple(path for path in fresh if path not in weights)
-    elsewhere = () if commit else repo.remote_branches()
-    return Status(repo.branch(), commit, tuple(changes), untracked, tuple(left_over(repo, look.tracked)), elsewhere)
+    branch, elsewhere = repo.branch(), () if commit else repo.remote_branches()
+    left = tuple(left_over(repo, look.tracked))
+    return Status(branch, commit, tuple(changes), untracked, left, elsewhere, repo.upstream(branch))
 
 
 def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:

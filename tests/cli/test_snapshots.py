@@ -39,6 +39,7 @@ from modelgit.porcelain.upkeep.damage import Checked
 from modelgit.porcelain.upkeep.usage import BranchUse, Saved, TensorUse, Usage, VersionUse
 from modelgit.porcelain.versions import FileReport, History, HistoryEntry, VersionReport
 from modelgit.porcelain.work import Added, CheckedOut, Committed
+from modelgit.repo.values import Upstream
 from modelgit.repo.worktree import Change, Status
 
 A, B, C, D = (letter * 40 for letter in "abcd")
@@ -111,6 +112,11 @@ RESULTS: dict[str, object] = {
     "status-empty": Status("main", None, (), ()),
     "status-detached": Status(None, A, (), ()),
     "status-elsewhere": Status("master", None, (), (), elsewhere=("main", "other")),
+    "status-follows": Status("main", A, (), (), upstream=Upstream("origin/main", 0, 0)),
+    "status-ahead": Status("main", A, (), (), upstream=Upstream("origin/main", 1, 0)),
+    "status-diverged": Status(
+        "main", A, (Change("run.sh", "modified", mode="100755"),), (), upstream=Upstream("origin/main", 2, 1)
+    ),
     "status-clean": Status("main", A, (), ()),
     "status": Status(
         "main",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from modelgit.porcelain import comparing, work
+from modelgit.porcelain import comparing, sharing, work
 from modelgit.repo.repository import Repository
+from modelgit.repo.values import Upstream
 from tests.e2e.plain_git import MODEL, git, moved, save, tensors
 
 BASE = tensors()
@@ -72,3 +73,29 @@ def test_a_file_system_without_executable_bits_changes_none(repo: Repository, to
     assert told(repo) == {MODEL: None}
     work.commit(repo, "Moved")
     assert mode(top) == "100644"
+
+
+def test_status_tells_how_far_the_upstream_is(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    sharing.push(repo, None, [])
+    assert work.status(repo).upstream is None  # as in git: a push makes none unless told to
+    sharing.push(repo, None, [], set_upstream=True)
+    assert work.status(repo).upstream == Upstream("origin/main", 0, 0)
+    work.create_branch(repo, "beside", None)
+    assert work.status(repo).upstream is None
+    for shift in (1.0, 2.0):
+        save(top, moved(BASE, {"a.weight": shift}))
+        work.commit(repo, "Beside")
+    sharing.push(repo, "origin", ["beside"])
+    git(top, "push", "--quiet", "origin", "beside:main")
+    work.switch(repo, "main")
+    assert work.status(repo).upstream == Upstream("origin/main", 0, 2)
+    save(top, moved(BASE, {"b.weight": 1.0}))
+    work.commit(repo, "Ours")
+    assert work.status(repo).upstream == Upstream("origin/main", 1, 2)
+    git(top, "checkout", "--quiet", "--detach")
+    assert work.status(repo).upstream is None
+    git(top, "switch", "--quiet", "main")
+    git(top, "update-ref", "-d", "refs/remotes/origin/main")
+    assert work.status(repo).upstream is None

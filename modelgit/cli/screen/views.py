@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
     from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
+    from modelgit.repo.values import Upstream
     from modelgit.repo.worktree import Change, Status
 
 SHOWN = 12
@@ -120,6 +121,8 @@ def status(result: "Status") -> Iterator[Block]:
         yield line("At ", identity(result.head), ", which is no branch's")
     else:
         yield line("On ", strong(result.branch), " at ", identity(result.head))
+    if result.upstream is not None:
+        yield upstream_line(result.upstream)
     if not result.changes and not result.untracked:
         yield line("Nothing has changed" if result.head else "No files yet")
     if result.elsewhere:
@@ -138,6 +141,17 @@ def status(result: "Status") -> Iterator[Block]:
         yield line("  ", faint("untracked"), " ", path)
     if len(result.untracked) > SHOWN:
         yield line("  ", faint(f"and {len(result.untracked) - SHOWN} more untracked files"))
+
+
+def upstream_line(upstream: "Upstream") -> Line:
+    """Returns how far a branch and what it follows are apart, and how they come together."""
+    counts = ((upstream.ahead, "ahead of"), (upstream.behind, "behind"))
+    told = " and ".join(f"{count_text(count, 'commit')} {word}" for count, word in counts if count)
+    both = upstream.ahead and upstream.behind
+    step = f"modelgit merge {upstream.name}" if both else f"modelgit {'push' if upstream.ahead else 'pull'}"
+    if not told:
+        return line("  as ", strong(upstream.name), " was at the last fetch")
+    return line(f"  {told} ", strong(upstream.name), ": ", strong(step))
 
 
 def commit_words() -> Span:

@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from modelgit.errors import FormatError, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry, write
-from modelgit.porcelain.records import Record, read_record
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.porcelain.scorebook import Score, all_scores, known_scores
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import LogEntry, Version
@@ -33,7 +33,10 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class VersionReport:
-    """What a version holds and where it comes from; `date` in seconds since 1970, `contents` identifies the weights."""
+    """What a version holds and where it comes from; `date` in seconds since 1970, `contents` identifies the weights.
+
+    `inherited` tells that the record is a parent's, byte for byte: plain git carries it along as it does any file.
+    """
 
     commit: str
     parents: tuple[str, ...]
@@ -49,6 +52,7 @@ class VersionReport:
     size_bytes: int
     record: Record | None
     scores: tuple[Score, ...]
+    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,16 @@ def show(repo: Repository, rev: str = "HEAD") -> VersionReport:
         size_bytes=sum(file.size_bytes or 0 for file in files),
         record=read_record(repo, version.commit),
         scores=known_scores(repo, version.commit),
+        inherited=is_inherited(repo, version),
     )
+
+
+def is_inherited(repo: Repository, version: Version) -> bool:
+    """Tells whether a version has its record from a parent."""
+    record = version.files.get(RECORD_PATH)
+    places = (f"{parent}:{RECORD_PATH}" for parent in version.entry.parents if record is not None)
+    theirs = (repo.git.attempt("rev-parse", "--verify", "--quiet", place)[1].decode().strip() for place in places)
+    return record is not None and record.sha in theirs
 
 
 def file_report(version: Version, path: str) -> FileReport:

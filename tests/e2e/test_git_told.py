@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from modelgit.porcelain import comparing, sharing, work
+from modelgit.porcelain.merging.merge import merge
+from modelgit.porcelain.merging.values import Choices, Request
+from modelgit.porcelain.versions import show
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Upstream
-from tests.e2e.plain_git import MODEL, git, moved, save, tensors
+from tests.e2e.plain_git import MODEL, git, modelgit, moved, save, tensors
 
 BASE = tensors()
 
@@ -99,3 +102,21 @@ def test_status_tells_how_far_the_upstream_is(repo: Repository, top: Path, tmp_p
     git(top, "switch", "--quiet", "main")
     git(top, "update-ref", "-d", "refs/remotes/origin/main")
     assert work.status(repo).upstream is None
+
+
+def test_a_record_that_was_carried_along_is_not_this_versions(repo: Repository, top: Path) -> None:
+    work.create_branch(repo, "other", None)
+    for branch, name in (("other", "a.weight"), ("main", "b.weight")):
+        work.switch(repo, branch)
+        save(top, moved(BASE, {name: 1.0}))
+        work.commit(repo, branch)
+    merge(repo, Request(("other",), Choices(), "Merged"))
+    assert "record  merge" in modelgit(top, "show").splitlines()
+    save(top, moved(BASE, {"c.weight": 1.0}))
+    git(top, "commit", "--quiet", "--all", "-m", "By plain git")
+    found = show(repo)
+    assert found.record is not None and (found.record.kind, found.inherited) == ("merge", True)
+    assert "record  merge (its parent has the same)" in modelgit(top, "show").splitlines()
+    save(top, moved(BASE, {"a.weight": 2.0}))
+    work.commit(repo, "By modelgit")
+    assert show(repo).inherited is False

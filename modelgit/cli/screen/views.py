@@ -269,7 +269,8 @@ def record_lines(result: "VersionReport") -> Iterator[Line]:
     record = result.record
     if record is None:
         return
-    yield line(f"record  {record.kind}{f', {record.architecture}' if record.architecture else ''}")
+    same = " (its parent has the same)" if result.inherited and record.kind != "commit" else ""
+    yield line(f"record  {record.kind}{f', {record.architecture}' if record.architecture else ''}{same}")
     if record.classes:
         more = ", …" if len(record.classes) > SHOWN else ""
         yield line(f"classes {len(record.classes)}: {', '.join(record.classes[:SHOWN])}{more}")

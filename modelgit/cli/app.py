@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code
         return explain(named_for_git(error, words), session.out, debug="--debug" in words)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write(f"{session.interrupted()}\n")
         return INTERRUPTED
 
 
@@ -157,7 +157,7 @@ def carry_out(words: list[str], session: Session) -> int:
         app.registered_commands = [info for info in app.registered_commands if info.name == words[verb]]
     code = app(args=words, obj=session, prog_name="modelgit", standalone_mode=False)
     if code == INTERRUPTED:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write(f"{session.interrupted()}\n")
     return code if isinstance(code, int) else 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.cli.screen.output import Output
+from modelgit.errors import ModelgitError
 from modelgit.events import Listener, ignore
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Session:
 
     out: Output
     listener: Listener = field(default=ignore)
+    opened: "Repository | None" = None
 
     def speak(self, *, as_json: bool, quiet: bool) -> None:
         """Takes the manner in which the command is to speak."""
@@ -29,4 +31,15 @@ class Session:
         """Returns the repository around the working directory. Raises RepositoryError."""
         from modelgit.porcelain.sharing import open_repository
 
-        return open_repository(Path.cwd())
+        self.opened = open_repository(Path.cwd())
+        return self.opened
+
+    def interrupted(self) -> str:
+        """Returns what to say of an interruption: that nothing came of it, or what was done by then."""
+        try:
+            moved = self.opened.moved() if self.opened is not None else None
+        except (ModelgitError, KeyboardInterrupt):
+            moved = None
+        if moved is None:
+            return "interrupted"
+        return f"interrupted, but {moved[0]} is at {moved[1][:10]} now: modelgit status tells what is left"

@@ -48,6 +48,7 @@ class Repository:
         self.git.alive = Alive(git_dir)
         self.index_file = Path(self.git.environment.get("GIT_INDEX_FILE", self.private_dir / "index"))
         self.hooked = True  # False where `init` found another pre-push hook than ours
+        self.moving: tuple[str, str] | None = None  # the branch, or HEAD, that was moved last, and where to
         self._versions: dict[str, Version] = {}
         self._names = itertools.count()
 
@@ -175,6 +176,8 @@ class Repository:
         Raises:
             RepositoryError: it is elsewhere: somebody moved it in the meantime.
         """
+        if ref == "HEAD" or ref.startswith("refs/heads/"):
+            self.moving = ref, commit
         command = [*self.git.identity(), "update-ref", "--create-reflog", "-m", reason, "--end-of-options"]
         code, _, complaint = self.git.attempt(*command, ref, commit, expected or ZERO)
         if code:
@@ -182,6 +185,16 @@ class Repository:
         folder = (self.git_dir / ref).parent
         if folder.is_dir():
             sync_folder(folder)
+
+    def moved(self) -> tuple[str, str] | None:
+        """Returns the branch, or HEAD, that was moved last, and where it is; None if none was, or it is elsewhere.
+
+        Asked after an interruption, which may have come before or after git was done.
+        """
+        if self.moving is None or self.git.attempt("rev-parse", "--verify", "--quiet", self.moving[0])[0]:
+            return None
+        ref, commit = self.moving
+        return (ref.removeprefix("refs/heads/"), commit) if self.git.run("rev-parse", ref) == commit else None
 
     def delete_ref(self, ref: str, *, expected: str) -> None:
         """Removes `ref`, if it still is at `expected`.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modelgit.cli.app import main
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.merging.merge import merge
 from modelgit.porcelain.merging.values import Choices, Request
@@ -120,3 +121,24 @@ def test_a_record_that_was_carried_along_is_not_this_versions(repo: Repository, 
     save(top, moved(BASE, {"a.weight": 2.0}))
     work.commit(repo, "By modelgit")
     assert show(repo).inherited is False
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interruption_says_what_was_done_by_then(
+    repo: Repository, top: Path, done: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    before, move = repo.head(), Repository.set_ref
+
+    def interrupted(self: Repository, ref: str, commit: str, *, expected: str | None, reason: str = "") -> None:
+        if done:
+            move(self, ref, commit, expected=expected, reason=reason)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Repository, "set_ref", interrupted)
+    monkeypatch.chdir(top)
+    assert main(["commit", "-m", "Second"]) == 130
+    said = capfd.readouterr().err
+    assert (repo.head() != before) is done
+    new = f", but main is at {str(repo.head())[:10]} now: modelgit status tells what is left"
+    assert said.endswith(f"interrupted{new if done else ''}\n")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelgit.merge.blocks.sums import Array
-from modelgit.merge.blocks.tensors import Inputs, Tensor
+from modelgit.merge.blocks.tensors import BLOCK_ELEMENTS, Inputs, Tensor
 from modelgit.merge.blocks.vectors import vectors
 
 Values = Callable[[Inputs], Sequence[Array]]  # what is ranked in a block: contiguous arrays, always as many
@@ -149,7 +149,7 @@ def sample(tensors: Sequence[Tensor], values: Values, size: int) -> list[Array]:
     parts = list[list[Array]]()
     for tensor in tensors:
         elements = math.prod(tensor.shape)
-        blocks = max(1, elements // 32768)
+        blocks = max(1, elements // BLOCK_ELEMENTS)
         looked = -(-blocks // SAMPLE_BLOCKS)
         every = max(1, size // SAMPLE // looked)
         parts += tensor.each(lambda block, every=every: look(block, every), looked)  # type: ignore[misc]

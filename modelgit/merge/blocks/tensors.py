@@ -9,7 +9,7 @@ from modelgit.errors import UsageError
 from modelgit.merge.blocks.sums import Array
 
 T = TypeVar("T")
-BLOCK_ELEMENTS = 1 << 15  # of each input: a frame holds whole blocks, and a few of them stay in the cache
+BLOCK_ELEMENTS = 1 << 16  # of each input: a frame holds whole blocks, and a few of them stay in the cache
 
 
 def grid(shape: Sequence[int], *, whole_rows: bool) -> tuple[int, int]:

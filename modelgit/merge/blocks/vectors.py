@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelgit.merge.blocks.sums import BLOCK, Array, folded
+from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.compiled import load_library
 
 KERNEL_VERSION = 5
@@ -149,7 +150,7 @@ class CompiledVectors:
         return mirrored(result)
 
     def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
-        found, above = np.empty(values.size + 1), ctypes.c_size_t()
+        found, above = TOOLS.buffer("band", 8 * (values.size + 1)).view(np.float64), ctypes.c_size_t()
         places = found.ctypes.data, ctypes.addressof(above)
         count = self._library.modelgit_band(values.ctypes.data, values.size, low, high, *places)
         return above.value, found[:count].copy()

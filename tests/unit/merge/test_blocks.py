@@ -10,7 +10,7 @@ from modelgit.merge.blocks import ranking
 from modelgit.merge.blocks.masks import draws
 from modelgit.merge.blocks.ranking import Cut, keep, largest, largest_of_all
 from modelgit.merge.blocks.sums import Array, folded, tree_sum
-from modelgit.merge.blocks.tensors import ArrayTensor, Inputs
+from modelgit.merge.blocks.tensors import BLOCK_ELEMENTS, ArrayTensor, Inputs
 from modelgit.merge.blocks.vectors import NumpyVectors, Vectors, limit_of, square_sum, vectors
 
 SIZES = pytest.mark.parametrize("size", [0, 1, 7, 1001, 8008, 16384, 40_000])
@@ -101,9 +101,9 @@ def tensor(*heads: Array) -> ArrayTensor:
 
 def kept(values: Array, cut: Cut, dropped: Cut = ranking.NOTHING) -> npt.NDArray[np.bool_]:
     """Return what is left of the values, block by block; none of them is zero."""
-    parts = [values[start : start + 32768].copy() for start in range(0, values.size, 32768)]
+    parts = [values[start : start + BLOCK_ELEMENTS].copy() for start in range(0, values.size, BLOCK_ELEMENTS)]
     for number, part in enumerate(parts):
-        keep(part, number * 32768, cut, dropped)
+        keep(part, number * BLOCK_ELEMENTS, cut, dropped)
     return np.asarray(np.concatenate(parts) != 0)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Framework = Literal["torch", "numpy"]
 FRAMEWORKS = ("torch", "numpy")
+SHOWN = 3  # tensors that the repr of weights lists
 
 
 class Weights(Mapping[str, Any]):
@@ -57,7 +59,8 @@ class Weights(Mapping[str, Any]):
     def rows(self, name: str, start: int, stop: int) -> Any:
         """Returns rows `start` to `stop` of a tensor, counted and cut as in a slice of its first dimension.
 
-        Only the pieces of 4 MiB that they lie in are read.
+        So -1 is the last row, and rows beyond the ends are left out silently, as numpy does. Only the pieces of 4 MiB
+        that they lie in are read.
 
         Raises:
             FormatError: no such tensor; a scalar; rows that fill no whole bytes.
@@ -86,6 +89,12 @@ class Weights(Mapping[str, Any]):
         tensor = tensor_of(self.entry(name), shape, data)
         return tensor if self._device is None else tensor.to(self._device)
 
+    def __repr__(self) -> str:
+        entries = [self.entry(name) for name in islice(self, SHOWN)]
+        rows = [f"{entry.name}: {entry.dtype} {list(entry.shape)}" for entry in entries]
+        more = [f"{len(self) - len(rows):,} more"] if len(self) > len(rows) else []
+        return f"<Weights for {self._framework}: {'; '.join([*rows, *more]) or 'no tensors'}>"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.names())
 
@@ -109,6 +118,9 @@ class Repository:
     def __init__(self, path: str | PathLike[str] = ".", *, listener: Listener = ignore) -> None:
         self._repo = repository.Repository.open(Path(path))
         self._listener = listener
+
+    def __repr__(self) -> str:
+        return f"Repository({str(self.path)!r})"
 
     @classmethod
     def init(cls, path: str | PathLike[str], *, bare: bool = False, branch: str = "main") -> "Repository":

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 EMPTY: Mapping[str, Blob] = {}
 EXECUTABLE = "100755"
+THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
+SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
 UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
 
 
@@ -145,7 +147,7 @@ def checkout(repo: Repository, rev: str, *, force: bool = False, listener: Liste
         DirtyWorktree: local changes lie in the way. MissingObject: objects are not here yet. Nothing has changed then.
     """
     target = repo.version(repo.branches().get(rev, rev))  # a tag of the same name does not stand in the way
-    put(repo, target, force=force, listener=listener)
+    put(repo, target, force=force, listener=listener, way_out=THROW_AWAY)
     point_head(repo, rev, target.commit)
     return target.commit
 
@@ -175,15 +177,22 @@ def advance(
     repo.set_ref(ref, commit, expected=head, reason=reason)
 
 
-def put(repo: Repository, target: Version, *, force: bool = False, listener: Listener = ignore) -> None:
-    """Makes files and index those of a version; HEAD stays."""
+def put(
+    repo: Repository,
+    target: Version,
+    *,
+    force: bool = False,
+    listener: Listener = ignore,
+    way_out: str = SET_ASIDE,
+) -> None:
+    """Makes files and index those of a version; HEAD stays. `way_out` is what to do about changes in the way."""
     refuse_merge(repo)
     keep_current(repo.git, repo.git_dir)
     look = Look(repo)
     refuse_lock(look.index)
     head = repo.head()
     old = repo.version(head) if head else None
-    move = plan(look, old.tree() if old else EMPTY, target.tree(), force=force)
+    move = plan(look, old.tree() if old else EMPTY, target.tree(), force=force, way_out=way_out)
     move = replace(move, write=tuple(sorted({*move.write, *manifests_left(look, target, move)})))
     refuse_obstacles(look.root, move.write, move.delete)
     refuse_missing(repo, [target.manifests[path] for path in move.write if path in target.manifests])
@@ -223,7 +232,7 @@ def refuse_merge(repo: Repository) -> None:
             )
 
 
-def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool) -> Move:
+def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool, way_out: str) -> Move:
     """Returns what to write and delete, refusing to overwrite changes.
 
     Raises:
@@ -244,10 +253,7 @@ def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, f
         else:
             blocked.append(path)
     if blocked:
-        raise DirtyWorktree(
-            f"local changes would be overwritten: {', '.join(blocked)}",
-            hint="commit them (modelgit commit), or throw them away: --force",
-        )
+        raise DirtyWorktree(f"local changes would be overwritten: {', '.join(blocked)}", hint=way_out)
     return Move(tuple(write), tuple(delete), tuple(keep))
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from modelgit.cli.app import main
+from modelgit.errors import DamageFound, DirtyWorktree
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.merging.merge import merge
 from modelgit.porcelain.merging.values import Choices, Request
+from modelgit.porcelain.upkeep.damage import fsck
 from modelgit.porcelain.versions import show
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Upstream
@@ -142,3 +144,34 @@ def test_an_interruption_says_what_was_done_by_then(
     assert (repo.head() != before) is done
     new = f", but main is at {str(repo.head())[:10]} now: modelgit status tells what is left"
     assert said.endswith(f"interrupted{new if done else ''}\n")
+
+
+def test_fsck_names_a_pack_once_and_the_version_that_suffers(repo: Repository, top: Path) -> None:
+    head = str(repo.head())
+    for place, told in ((60, f"needed by {MODEL} of version {head[:10]}"), (-6, "not a pack of this version")):
+        pack = next((top / ".git" / "modelgit" / "packs").iterdir())
+        data = bytearray(pack.read_bytes())
+        data[place : place + 4 if place > 0 else None] = b"XXXX" if place > 0 else b"XXXXXX"
+        pack.chmod(0o644)
+        pack.write_bytes(data)
+        with pytest.raises(DamageFound) as caught:
+            fsck(Repository.open(top))
+        first = caught.value.message.split("; ")[0]
+        assert told in first and first.count(pack.name) == 1
+
+
+def test_a_pull_into_local_changes_names_a_way_that_pull_knows(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    first = repo.resolve("HEAD")
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    work.commit(repo, "Second")
+    sharing.push(repo, None, [])
+    git(top, "reset", "--quiet", "--hard", first)
+    save(top, moved(BASE, {"a.weight": 2.0}))
+    with pytest.raises(DirtyWorktree, match="local changes would be overwritten") as pulled:
+        sharing.pull(repo)
+    assert "modelgit stash" in str(pulled.value.hint) and "--force" not in str(pulled.value.hint)
+    with pytest.raises(DirtyWorktree) as switched:
+        work.checkout(repo, "origin/main")
+    assert "--force" in str(switched.value.hint)

@@ -54,6 +54,17 @@ def test_every_type_comes_back(repo: modelgit.Repository) -> None:
     assert weights["float32"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_what_a_prompt_shows_says_what_it_is(repo: modelgit.Repository, tmp_path: Path) -> None:
+    assert repr(repo) == f"Repository('{tmp_path / 'models'}')"
+    repo.commit({name: torch.zeros(2, 3) for name in "edcba"}, message="five")
+    shown = "a: F32 [2, 3]; b: F32 [2, 3]; c: F32 [2, 3]; 2 more"
+    assert repr(repo.load()) == f"<Weights for torch: {shown}>"
+    repo.commit({"one": torch.tensor(1, dtype=torch.int8)}, message="one")
+    assert repr(repo.load(framework="numpy")) == "<Weights for numpy: one: I8 []>"
+    rows = modelgit.Repository(repo.path).load("HEAD~1").rows("a", -1, 99)
+    assert rows.shape == (1, 3)  # cut as a slice is
+
+
 def test_rows_are_those_of_a_slice(repo: modelgit.Repository) -> None:
     state = {"long": torch.randn(700, 2048), "short": torch.arange(12, dtype=torch.bfloat16).reshape(4, 3)}
     repo.commit({**state, "scalar": torch.tensor(1.0)}, message="long")

@@ -16,6 +16,7 @@ from modelgit.repo.upkeep.database import ObjectReader, Trees, every_commit, man
 
 if TYPE_CHECKING:
     from modelgit.store.objects import ObjectStore
+    from modelgit.store.upkeep.fsck import Fault
 
 MAX_NAMED = 5
 REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
@@ -67,12 +68,14 @@ def fsck(
     if not repair:
         report = repo.store.fsck(full=full, listener=listener)
         missing = sorted(repo.store.missing(needs.objects))
-        refuse(needs, list(report.problems), missing, REPAIR)
+        refuse(needs, told(needs, report.faults), missing, REPAIR)
         return Checked(needs.versions, report.objects, full)
     ids = [bytes.fromhex(oid) for oid in needs.objects]
     done = mend(repo.store, sources(repo, remotes, listener), ids, full=full, listener=listener)
     missing = sorted(oid.hex() for oid in done.lost)
-    refuse(needs, list(done.report.problems), missing, "name a repository that has them: modelgit fsck --repair PATH")
+    refuse(
+        needs, told(needs, done.report.faults), missing, "name a repository that has them: modelgit fsck --repair PATH"
+    )
     return Checked(needs.versions, done.report.objects, full, done.salvaged, done.brought, done.put_aside)
 
 
@@ -81,6 +84,12 @@ def fetch(repo: Repository, remote: str | None = None, listener: Listener = igno
     done = sharing.fetch(repo, remote, listener)
     mended = fsck(repo, repair=True, remotes=[done.remote], listener=listener)
     return replace(done, objects=done.objects + mended.brought)
+
+
+def told(needs: Needs, faults: Sequence["Fault"]) -> list[str]:
+    """Returns what is wrong in packs, a sentence each, with a version that suffers from it."""
+    sufferers = [needs.objects.get(fault.oid.hex()) for fault in faults]
+    return [f"{fault}, needed by {who}" if who else str(fault) for fault, who in zip(faults, sufferers, strict=True)]
 
 
 def refuse(needs: Needs, problems: list[str], missing: Sequence[str], hint: str) -> None:

@@ -23,8 +23,9 @@ class Fault:
     reason: str
 
     def __str__(self) -> str:
-        """The fault in a sentence."""
-        return f"{self.pack}: object {self.oid.hex()}: {self.reason}" if self.oid else f"{self.pack}: {self.reason}"
+        """The fault in a sentence, which names the pack once."""
+        reason = self.reason.removeprefix(f"{self.pack}: ").replace(f" of {self.pack}:", ":")
+        return f"{self.pack}: object {self.oid.hex()}: {reason}" if self.oid else f"{self.pack}: {reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from plain_git import MODEL, git, modelgit, moved, save, tensors
 
 from modelgit.cli.app import main
 from modelgit.errors import DamageFound, DirtyWorktree
@@ -14,7 +15,6 @@ from modelgit.porcelain.upkeep.damage import fsck
 from modelgit.porcelain.versions import show
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Upstream
-from tests.e2e.plain_git import MODEL, git, modelgit, moved, save, tensors
 
 BASE = tensors()
 

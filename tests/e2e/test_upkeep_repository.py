@@ -51,12 +51,12 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import commit_worktree
 from modelgit.store.files import intake
 repo = Repository.open(Path(sys.argv[1]))
-original = intake.store_file
+original = intake.store_and_print
 def stopped(*arguments):
-    manifest = original(*arguments)
+    made = original(*arguments)
     os.kill(os.getpid(), signal.SIGSTOP)  # all objects are known to be stored, no manifest is written yet
-    return manifest
-intake.store_file = stopped
+    return made
+intake.store_and_print = stopped
 commit_worktree(repo, "again")
 """
 CALLS = "rename,renameat,renameat2,unlink,unlinkat,mkdir,fsync,utimensat,writev,flock"

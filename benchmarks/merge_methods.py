@@ -40,7 +40,7 @@ class Case:
 CASES = [
     Case("linear", "linear", {}),
     Case("slerp", "slerp", {}, 2),
-    Case("nuslerp", "slerp", {}, 2),
+    Case("nuslerp", "nuslerp", {}, 2),
     Case("task_arithmetic", "task_arithmetic", {}),
     Case("model_stock", "model_stock", {}),
     Case("sce", "sce", {}),

@@ -24,7 +24,11 @@ VARIANTS: list[tuple[str, dict[str, Value]]] = [
     *((name, {}) for name in sorted(METHODS)),
     ("breadcrumbs", {"signs": True, "gamma": 0.1}),
     ("linear", {"normalize": False}),
+    ("lines", {"shallow": 0.2, "deep": 0.9}),
     ("multislerp", {"deltas": True}),
+    ("nuslerp", {"deltas": True}),
+    ("nuslerp_vectors", {"along": "first"}),
+    ("trimmed_mean", {"trim": 0.4}),
     ("slerp", {"deltas": True}),
     ("sce", {"top": 0.5}),
     ("task_arithmetic", {"scale": 0.4, "normalize": True}),
@@ -32,6 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Value]]] = [
 ]
 EVERY = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=[f"{n}-{s}" if s else n for n, s in VARIANTS])
 DTYPES = pytest.mark.parametrize("dtype", sorted(ARITHMETIC_WIDTHS))
+MOVED = {"coordinate_median", "geometric_median", "trimmed_mean"}  # without a base, and the same about any
 SHAPES = {"matrix": (24, 20), "vector": (33,), "scalar": (), "empty": (0, 3)}
 Model = dict[str, Array]
 
@@ -175,7 +180,7 @@ def test_moving_everything_moves_the_result(name: str, settings: dict[str, Value
     moved = [{**model, "matrix": model["matrix"] + shift} for model in models]
     found = method(inputs(moved, weights, {**base, "matrix": base["matrix"] + shift}))
     still = method(inputs(models, weights, base))
-    about_the_base = method.needs_base or (name == "linear" and settings.get("normalize", True))
+    about_the_base = method.needs_base or name in MOVED or (name == "linear" and settings.get("normalize", True))
     assert np.allclose(found, still + shift, rtol=0, atol=1e-12) == bool(about_the_base)
 
 

@@ -237,7 +237,7 @@ def _unchanged(row: Row, method: Method) -> bool:
     if isinstance(method, Linear):
         form = method.linear_terms([row.heads[i].weight for i in row.present])
         return form.base == 0 and math.fsum(form.heads) == form.divisor
-    return isinstance(method, Fitted)
+    return isinstance(method, Fitted) or bool(getattr(method, "idempotent", False))
 
 
 def _integer(row: Row, policy: Policy) -> Decision:

@@ -3,8 +3,11 @@
 from modelgit.merge.methods import (  # noqa: F401  their methods enter the registry
     agreement,
     dropping,
+    layers,
     means,
+    robust,
     sparse,
+    spectral,
     spherical,
 )
 from modelgit.merge.methods.registry import (

@@ -16,6 +16,7 @@ DATA = Path(__file__).parents[2] / "data" / "merge"
 WEIGHTS = (0.5, 0.3, 0.4)
 EQUAL = (1.0, 1.0, 1.0)
 TOLERANCE = 3e-6
+LOOSE = {"tsvm": 1e-5}  # the reference decomposes in float32, small matrices of close singular values
 # Task vectors that point apart (mean cosine below 0): the reference walks away from them, we stay at the base.
 DISAGREEING = {"model_stock": {"model.norm.weight"}}
 
@@ -40,6 +41,13 @@ CASES: list[tuple[str, str, dict[str, Value], tuple[float, ...]]] = [
     ("sce", "sce", {"top": 0.6}, EQUAL),
     ("sce_all", "sce", {}, EQUAL),
     ("breadcrumbs", "breadcrumbs", {"density": 0.7, "gamma": 0.1}, WEIGHTS),
+    ("nuslerp", "nuslerp", {}, (0.5, 0.3)),
+    ("nuslerp_base", "nuslerp", {"deltas": True}, (0.5, 0.3)),
+    ("nuslerp_columnwise", "nuslerp_vectors", {}, (0.5, 0.3)),
+    ("nuslerp_rowwise", "nuslerp_vectors", {"along": "first"}, (0.5, 0.3)),
+    ("tsvm_alpha1", "tsvm", {}, EQUAL),
+    ("iso_c_alpha1", "iso_c", {}, EQUAL),
+    ("iso_cts_alpha1_frac08", "iso_cts", {}, EQUAL),
     ("breadcrumbs_ties", "breadcrumbs", {"density": 0.7, "gamma": 0.1, "signs": True}, WEIGHTS),
 ]
 
@@ -62,7 +70,8 @@ def test_method_gives_the_reference_numbers(
     keys = tuple("abc")[: len(weights)]
     merged = {k: chosen(Inputs([m[k] for m in models], weights, base[k], k, keys)) for k in wanted}
     same = set(wanted) - DISAGREEING.get(name, set())
-    assert {k: r for k in same if (r := relative(merged[k], wanted[k])) > TOLERANCE} == {}
+    most = LOOSE.get(name, TOLERANCE)
+    assert {k: r for k in same if (r := relative(merged[k], wanted[k])) > most} == {}
     assert all(np.array_equal(merged[k], base[k]) for k in set(wanted) - same)
 
 

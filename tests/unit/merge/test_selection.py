@@ -220,8 +220,8 @@ def test_weights_by_layer_reach_the_tensors_that_begin_with_its_name(tmp_path: P
     rows = {"a": {"body.0.w": 1.0, "body.0.tied": 1.0, "body.1.w": 1.0, "body.10.w": 1.0, "same": 5.0}, "b": {}}
     rows["b"] = {name: 3.0 if name != "same" else 5.0 for name in rows["a"]}
     for model, values in rows.items():
-        state = {name: torch.full((40, 4), value) for name, value in values.items()}
-        save_file(state, tmp_path / f"{model}.safetensors")
+        tensors = {name: torch.full((40, 4), value) for name, value in values.items()}
+        save_file(tensors, tmp_path / f"{model}.safetensors")
     heads = [Head(model, FileTensors(tmp_path / f"{model}.safetensors")) for model in rows]
     layers = {"body.0": (1.0, 0.0), "body.1": (0.25, 0.75), "body": (0.0, 1.0)}
     found = layered(heads, None, make("linear", {}), Policy(), layers)

@@ -11,7 +11,8 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from modelgit.cli import handed_on, history, learn, merging, objects, upkeep
+from modelgit.cli import handed_on, history, learn, objects, upkeep
+from modelgit.cli.merging import commands as merging
 from modelgit.cli.replaying import asking, verbs
 from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session

@@ -1,11 +1,13 @@
 """How a function becomes a command: parse, call the porcelain, hand the result to the sink.
 
-A command takes a `Session` first and returns a dataclass, or None. --json and --quiet are added to each.
+A command takes a `Session` first and returns a dataclass, or None. --json and --quiet are added to each. A parameter
+that is a dataclass stands for its fields: options that belong together are declared together.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -38,13 +40,18 @@ def adapted(function: Run) -> Run:
     """Returns a function with the signature that typer reads: the session out, --json and --quiet in."""
     signature = inspect.signature(function)
     own = list(signature.parameters.values())[1:]
-    parameters = [CONTEXT, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *EVERY_OPTION]
+    groups = {parameter.name: parameter.annotation for parameter in own if is_group(parameter)}
+    flat = [option for parameter in own for option in options_of(parameter)]
+    parameters = [CONTEXT, *flat, *EVERY_OPTION]
 
     def run(context: typer.Context, *, as_json: bool, quiet: bool, **arguments: Any) -> None:
         session: Session = context.obj
         session.speak(as_json=as_json, quiet=quiet)
         try:
-            result = function(session, **arguments)
+            given = {
+                name: group(**{f.name: arguments.pop(f.name) for f in fields(group)}) for name, group in groups.items()
+            }
+            result = function(session, **arguments, **given)
         finally:
             close = getattr(session.listener, "close", None)
             if close is not None:
@@ -59,3 +66,21 @@ def adapted(function: Run) -> Run:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def is_group(parameter: inspect.Parameter) -> bool:
+    """Returns whether a parameter stands for several options."""
+    return isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+
+
+def options_of(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """Yields the options that a parameter stands for: itself, or the fields of its group."""
+    if not is_group(parameter):
+        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        return
+    hints = get_type_hints(parameter.annotation, include_extras=True)
+    for option in fields(parameter.annotation):
+        default = inspect.Parameter.empty if option.default is MISSING else option.default
+        yield inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[option.name], default=default
+        )

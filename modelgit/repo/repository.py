@@ -267,8 +267,10 @@ class Repository:
                 raise FormatError(f"{path} in {commit[:12]}: expected an ordinary file, {got}", hint=hint)
             yield path, Blob(sha, mode), int(size)
 
-    def read_blob(self, blob: Blob) -> bytes:
-        """Returns the content of an ordinary file."""
+    def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
+        """Returns the content of an ordinary file. Raises FormatError if it is larger than `limit` bytes."""
+        if limit is not None and (size := int(self.git.run("cat-file", "-s", blob.sha))) > limit:
+            raise FormatError(f"file {blob.sha[:10]}: {size} bytes, expected at most {limit}")
         return self.git.run_bytes("cat-file", "blob", blob.sha)
 
     def read_blobs(self, shas: Iterable[str]) -> dict[str, bytes]:

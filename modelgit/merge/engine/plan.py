@@ -20,6 +20,7 @@ HINTS: Mapping[str, str] = {
     "missing": "Go on without such tensors (--on-missing drop) or with the models that have them (--on-missing keep).",
     "shape": "If it is the head of another task, go on without heads (--heads drop) or with your own (--heads ours).",
     "dtype": "Convert the models to one dtype first.",
+    "vocabulary": "Line tokens up by their strings: your own (--vocabulary ours) or those of all (--vocabulary union).",
     "classes": "Go on without heads (--heads drop) or with your own (--heads ours).",
     "integers": "Take the integers of one model (--integers ours).",
     "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",

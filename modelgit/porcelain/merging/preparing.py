@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Listener, ignore
@@ -15,6 +18,9 @@ from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, Version
 from modelgit.store.files.tensors import StoredTensors
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.merging.vocabularies import Tokens
 
 NO_TENSORS = Manifest("", 0, 0, ())
 
@@ -62,16 +68,23 @@ def prepare(
     ancestor = repo.version(base) if base else None
     policy = policy_of(choices, records)
     aligned, views = None, dict[str, View]()
+    if choices.align is not None and choices.vocabulary != "error":
+        raise UsageError(
+            "--vocabulary does not go with --align", hint="line up one of them first, then merge the result"
+        )
     if choices.align is not None:
         from modelgit.porcelain.merging.aligning import line_up  # brings PyTorch
 
         choices = replace(choices, align=replace(choices.align, to=choices.align.to or members[0].commit))
         aligned, views = line_up(repo, members, choices, listener)
+    tokens, told = tokens_of(repo, members, versions, ancestor, choices)
+    if tokens is not None:
+        views.update({commit: partial(tokens.view, commit) for commit in tokens.layout.models})
     setting = ancestor, records, method, policy, choices.layers, views
     plans, conflicts = weight_plans(repo, members, versions, setting)
-    files, more = ordinary_files(members, versions, ancestor, choices)
-    if conflicts or more:
-        raise conflicts_error([*conflicts, *more])
+    files, more = ordinary_files(members, versions, ancestor, choices, {} if tokens is None else tokens.files)
+    if told or conflicts or more:
+        raise conflicts_error([*told, *conflicts, *more])
     return Prepared(members, versions, ancestor, method, choices, plans, files, records, aligned=aligned)
 
 
@@ -108,7 +121,7 @@ def weight_plans(
                 conflicts.append(Conflict("missing", path, "in every version", f"absent from {absent}"))
             continue
         heads = [member_head(repo, members[i], versions[i].manifests[path], records[i], views) for i in have]
-        origin = None if base is None else StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
+        origin = None if base is None else base_tensors(repo, base, path, views)
         try:
             rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
             plans[path] = layered(heads, origin, method, policy, rows)
@@ -130,13 +143,46 @@ def member_head(
     return Head(member.name, source, member.weight, classes)
 
 
+def base_tensors(repo: Repository, base: Version, path: str, views: Mapping[str, View]) -> TensorSource:
+    """Returns the base's tensors of one weight file as the merge sees them."""
+    source: TensorSource = StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
+    return views[base.commit](source) if base.commit in views else source
+
+
+def tokens_of(
+    repo: Repository,
+    members: Sequence[MergedHead],
+    versions: Sequence[Version],
+    base: Version | None,
+    choices: Choices,
+) -> tuple["Tokens | None", list[Conflict]]:
+    """Returns how the rows of tokens are lined up, if they are to be; else the conflicts of vocabularies."""
+    from modelgit.porcelain.merging.vocabularies import differ, line_up_tokens, vocabulary_conflicts
+
+    if not differ([*versions, *([base] if base is not None else [])]):
+        return None, []
+    if choices.vocabulary == "error":
+        named = [*((member.name, version) for member, version in zip(members, versions, strict=True))]
+        if base is not None and make(choices.method, choices.settings).needs_base:
+            named.append(("the merge base", base))
+        return None, vocabulary_conflicts(repo, named)
+    return line_up_tokens(repo, versions, base, choices.vocabulary), []
+
+
 def ordinary_files(
-    members: Sequence[MergedHead], versions: Sequence[Version], base: Version | None, choices: Choices
-) -> tuple[dict[str, Blob], list[Conflict]]:
-    """Returns the other files of the result, merged three-way as git does, and those on which versions disagree."""
-    files: dict[str, Blob] = {}
+    members: Sequence[MergedHead],
+    versions: Sequence[Version],
+    base: Version | None,
+    choices: Choices,
+    settled: Mapping[str, Blob | bytes] = MappingProxyType({}),
+) -> tuple[dict[str, Blob | bytes], list[Conflict]]:
+    """Returns the other files of the result, merged three-way as git does, and those on which versions disagree.
+
+    Those that are `settled` are so.
+    """
+    files: dict[str, Blob | bytes] = {**settled}
     conflicts: list[Conflict] = []
-    for path in sorted({path for version in versions for path in version.files} - {RECORD_PATH}):
+    for path in sorted({path for version in versions for path in version.files} - {RECORD_PATH} - settled.keys()):
         found = [version.files.get(path) for version in versions]
         origin = base.files.get(path) if base is not None else None
         changed = list(dict.fromkeys(blob for blob in found if blob != origin or base is None))

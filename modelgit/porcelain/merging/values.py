@@ -72,7 +72,8 @@ class Choices:
     """How to merge. `weights` is empty (all alike) or one number a head; `base` None means the graph's.
 
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
-    ordinary files on which the versions disagree. `layers` are weights of the heads for tensors whose names begin so.
+    ordinary files on which the versions disagree, `vocabulary` where their tokens have other numbers. `layers` are
+    weights of the heads for tensors whose names begin so.
     `repair` is data on which the result's activations are set right.
     """
 
@@ -85,6 +86,7 @@ class Choices:
     head_names: tuple[str, ...] = ()
     integers: Literal["error", "ours"] = "ours"
     files: Literal["error", "ours"] = "error"
+    vocabulary: Literal["error", "ours", "union"] = "error"
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     align: Align | None = None
     repair: str = ""
@@ -102,6 +104,7 @@ class Choices:
             "head_names": list(self.head_names),
             "integers": self.integers,
             "files": self.files,
+            **({"vocabulary": self.vocabulary} if self.vocabulary != "error" else {}),
         }
 
 
@@ -163,7 +166,7 @@ class Prepared:
     method: Method
     choices: Choices
     plans: Mapping[str, Plan]
-    files: Mapping[str, Blob]
+    files: Mapping[str, Blob | bytes]
     records: tuple[Record | None, ...]
     findings: Findings = field(default_factory=Findings)
     aligned: Aligned | None = None

@@ -93,6 +93,8 @@ def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepa
 
     Raises: MergeConflict, UsageError as `prepare` does.
     """
+    if choices.vocabulary != "error":
+        raise UsageError("--select does not go with --vocabulary", hint="merge two with --vocabulary, then select")
     kept = [i for i, member in enumerate(prepared.heads) if member.name in names]
     weights = choices.weights or (1.0,) * len(kept)
     heads = tuple(replace(prepared.heads[i], weight=w) for i, w in zip(kept, weights, strict=True))

@@ -1,0 +1,1 @@
+"""Merging at the command line: the command, and its options in groups."""

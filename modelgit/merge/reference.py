@@ -1,9 +1,6 @@
 """The reference page of merge methods, written from the registry: `python -m modelgit.merge.reference`."""
 
-import dataclasses
-import inspect
-
-from modelgit.merge.methods import METHODS, Combined, Elementwise, Fitted, Method, make, setting_types
+from modelgit.merge.methods.describing import MethodInfo, SettingInfo, listed
 
 HEAD = """# Merge methods
 
@@ -21,39 +18,27 @@ as any other tensor, as a difference to the base.
 | method | what it gives | models | base | weights | stored as |
 |---|---|---|---|---|---|
 """
-STORED = {True: "values", False: "recipe"}
 
 
 def methods_markdown() -> str:
     """Return the page: a table of methods, then a section for each with its settings and source."""
-    rows = "".join(_row(make(name, {})) for name in sorted(METHODS))
-    return HEAD + rows + "\n" + "\n".join(_section(METHODS[name]) for name in sorted(METHODS))
+    methods = listed().methods
+    return HEAD + "".join(_row(method) for method in methods) + "\n" + "\n".join(_section(method) for method in methods)
 
 
-def _row(method: Method) -> str:
-    fewest, most = method.heads
-    models = str(fewest) if fewest == most else f"{fewest} or more"
-    base = "needed" if method.needs_base else "with `deltas`" if hasattr(method, "deltas") else "not used"
-    weights = "used" if method.weighted else "equal only"
-    first = inspect.cleandoc(method.__doc__ or "").splitlines()[0]
-    kind = STORED[isinstance(method, Combined | Elementwise)] + (" (fitted)" if isinstance(method, Fitted) else "")
-    return f"| [{method.name}](#{method.name}) | {first} | {models} | {base} | {weights} | {kind} |\n"
+def _row(method: MethodInfo) -> str:
+    link = f"[{method.name}](#{method.name})"
+    return f"| {link} | {method.gives} | {method.models} | {method.base} | {method.weights} | {method.stored} |\n"
 
 
-def _section(cls: type[Method]) -> str:
-    text = inspect.cleandoc(cls.__doc__ or "")
-    return f"## {cls.name}\n\n{text}\n\nSource: {cls.source}.\n{_settings(cls)}"
+def _section(method: MethodInfo) -> str:
+    return f"## {method.name}\n\n{method.text}\n\nSource: {method.source}.\n{_settings(method.settings)}"
 
 
-def _settings(cls: type[Method]) -> str:
-    kinds = setting_types(cls)
-    if not kinds:
+def _settings(settings: tuple[SettingInfo, ...]) -> str:
+    if not settings:
         return "\nNo settings.\n"
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    rows = "".join(
-        f"| `{name}` | {kind.__name__} | {_shown(fields[name].default)} | {fields[name].metadata['meaning']} |\n"
-        for name, kind in kinds.items()
-    )
+    rows = "".join(f"| `{s.name}` | {s.type} | {_shown(s.default)} | {s.meaning} |\n" for s in settings)
     return f"\n| setting | type | default | meaning |\n|---|---|---|---|\n{rows}"
 
 

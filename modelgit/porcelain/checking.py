@@ -10,6 +10,7 @@ from modelgit.errors import DataError, DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging.making import carry_out
+from modelgit.porcelain.merging.own_code import digest_of, is_own
 from modelgit.porcelain.merging.preparing import prepare
 from modelgit.porcelain.merging.values import Align, Choices
 from modelgit.porcelain.records import read_record
@@ -62,6 +63,7 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore, dat
         inputs = (change.base, change.theirs, *version.entry.parents)
         return Verified(version.commit, change.verb, inputs, len(again), sum(len(m.tensors) for m in again.values()))
     recorded = with_data(repo, version, read_trailers(version), data)
+    check_method(version, recorded.choices.method)
     check_inputs(repo, version, recorded)
     names = {commit[:10]: commit for commit, _ in recorded.inputs}
     prepared = prepare(repo, names, recorded.choices, recorded.base, listener)
@@ -112,6 +114,25 @@ def read_trailers(version: Version) -> Recorded:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
     return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
+
+
+def check_method(version: Version, name: str) -> None:
+    """Refuses a merge by somebody's own method, unless the user named its file and it is the same.
+
+    Raises:
+        UsageError: no file was named. DataError: it is another one.
+    """
+    recorded, commit = version.entry.trailers.get("Merge-Method-File", [None])[0], version.commit[:10]
+    if recorded is None and not is_own(name):
+        return
+    place, _, short = name.rpartition(":")
+    if digest_of(name) is None:
+        hint = f"if you trust it: verify --rerun {commit} --method path/to/{place}:{short}"
+        raise UsageError(
+            f"{commit} was merged by a method of somebody's own, {name}: running it is up to you", hint=hint
+        )
+    if digest_of(name) != recorded:
+        raise DataError(f"{name}: another file than {commit} was merged with", hint=f"its digest was {recorded}")
 
 
 def align_of(table: Mapping[str, Any]) -> Align:

@@ -219,7 +219,7 @@ def test_a_metric_of_ones_own_for_weights_of_any_kind(
     for name, code, told in (
         ("not_a_number", 1, "its ../metrics.py:not_a_number on anything is nan"),
         ("broken", 2, "metric '../metrics.py:broken' failed: ValueError: no such thing"),
-        ("absent", 2, "no function 'absent'"),
+        ("absent", 2, "no 'absent' there to call"),
     ):
         tell("switch", "a")
         before = snapshot(repo)

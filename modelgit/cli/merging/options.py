@@ -21,7 +21,9 @@ class How:
     """What is made of the models, and of the result."""
 
     message: Message = None
-    method: Annotated[str, typer.Option(help="linear, task_arithmetic, ties, slerp …")] = "linear"
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="linear, ties, slerp … (--list), or your own FILE.py:NAME.")
+    ] = "linear"
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeat.")
     ] = None
@@ -38,9 +40,9 @@ class How:
     ] = None
 
     def choices(self) -> dict[str, Any]:
-        """Returns the method, its settings, the weights and the base."""
+        """Returns the method, its settings, the weights and the base; runs the file of a method of the user's own."""
         return {
-            "method": self.method,
+            "method": entered(self.method),
             "settings": pairs(self.settings or (), "--set"),
             "weights": numbers(self.weights, "--weights"),
             "base": self.base,
@@ -153,3 +155,12 @@ class Apart:
             raise UsageError("--repair needs data to look at activations on", hint="--on DATA: a folder or a .zip")
         lined = aligning(self.align, seed, self.align_spec, data)
         return {"align": lined, "repair": (data or "") if self.repair else ""}
+
+
+def entered(method: str) -> str:
+    """Returns the name of a method in the registry, where one of the user's own was entered first."""
+    if ".py:" not in method:
+        return method
+    from modelgit.porcelain.merging.own_code import enter_method
+
+    return enter_method(method)

@@ -456,6 +456,7 @@ def verified(result: "Verified") -> Iterator[Block]:
 
 from modelgit.cli.screen import align_views as _align  # noqa: E402
 from modelgit.cli.screen import learn_views as _learn  # noqa: E402, F401  enters its views
+from modelgit.cli.screen import merge_views as _merges  # noqa: E402, F401
 from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
 from modelgit.cli.screen import trial_views as _trials  # noqa: E402  these enter their views
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

@@ -10,6 +10,7 @@ from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.merge.engine.execution import MergeResult, execute
 from modelgit.merge.methods import settings_of
+from modelgit.porcelain.merging.own_code import digest_of
 from modelgit.porcelain.merging.values import Made, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import contents_id
@@ -64,6 +65,7 @@ def merge_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str], ...
     base = [("Merge-Base", prepared.base.commit)] if prepared.base is not None else []
     return (
         ("Merge-Method", prepared.method.name),
+        *([("Merge-Method-File", digest)] if (digest := digest_of(prepared.method.name)) else []),
         ("Merge-Settings", compact(settings_of(prepared.method))),
         ("Merge-Weights", compact([member.weight for member in prepared.heads])),
         *found_trailers(prepared),

@@ -4,7 +4,6 @@ Nothing is stored for a model that is only tried. The scores of versions go into
 a pipeline noted are taken from there.
 """
 
-import importlib.util
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from blake3 import blake3
 
 from modelgit.errors import Conflict, DataError, MergeConflict, UsageError
 from modelgit.events import Listener, ignore
+from modelgit.porcelain.merging.own_code import loaded
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.trials.values import Aim, Measured, Metric
 from modelgit.porcelain.versions import contents_id
@@ -191,22 +191,8 @@ def function_at(text: str) -> Metric:
     Raises:
         UsageError: no such file or function, or the file cannot be run.
     """
-    path, _, name = text.rpartition(":")
-    place = Path(path)
-    spec = importlib.util.spec_from_file_location(f"modelgit_metric_{place.stem}", place)
-    if not place.is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"metric '{text}': no file {path}", hint="--metric path/to/file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file raises
-        raise UsageError(f"metric '{text}': the file cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise UsageError(f"metric '{text}': no function '{name}'", hint=f"functions: {', '.join(functions) or 'none'}")
-    metric: Metric = found
-    return metric
+    found: Metric = loaded(text, "metric", "--metric")
+    return found
 
 
 def own_gauge(metric: Metric, name: str, data: str) -> Gauge:

@@ -45,7 +45,9 @@ def merged(a: dict[str, str], b: dict[str, str], base: dict[str, str] | None) ->
     """Returns what becomes of the files of two versions, and the paths in conflict."""
     origin = version(base) if base is not None else None
     files, conflicts = ordinary_files(MEMBERS, (version(a), version(b)), origin, Choices())
-    return {path: blob.sha for path, blob in files.items() if isinstance(blob, Blob)}, [conflict.where for conflict in conflicts]
+    return {path: blob.sha for path, blob in files.items() if isinstance(blob, Blob)}, [
+        conflict.where for conflict in conflicts
+    ]
 
 
 @pytest.mark.parametrize(

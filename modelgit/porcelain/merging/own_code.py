@@ -1,0 +1,134 @@
+"""Methods and metrics of the user's own: `FILE.py:NAME`, a file that is named on the command line.
+
+Running it is what naming it asks for. Nothing that a commit or a repository says leads here: a merge made by such a
+method records the file's name and digest, and is recomputed only if the user names the file again.
+"""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from blake3 import blake3
+
+from modelgit.errors import ModelgitError, UsageError
+from modelgit.merge.blocks.sums import Array
+from modelgit.merge.blocks.tensors import Inputs
+from modelgit.merge.methods.registry import METHODS, make
+
+CALLED = ("linear_terms", "fitted_terms", "facts", "block", "combine", "__call__")
+KINDS = "linear_terms, fitted_terms, facts and block, or combine"
+
+
+def loaded(text: str, what: str, option: str) -> Any:
+    """Returns what `FILE.py:NAME` names.
+
+    Raises:
+        UsageError: no such file or name, or the file cannot be run.
+    """
+    path, _, name = text.rpartition(":")
+    place = Path(path)
+    spec = importlib.util.spec_from_file_location(f"modelgit_{what}_{place.stem}", place)
+    if not place.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"{what} '{text}': no file {path}", hint=f"{option} path/to/file.py:name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look their annotations up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's file raises
+        raise UsageError(f"{what} '{text}': the file cannot be run: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = sorted(key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
+        raise UsageError(f"{what} '{text}': no '{name}' there to call", hint=f"it has: {', '.join(own) or 'none'}")
+    return found
+
+
+def is_own(name: str) -> bool:
+    """Returns whether a method's name says that it is somebody's own."""
+    return ".py:" in name
+
+
+def enter_method(text: str) -> str:
+    """Enters the method that `FILE.py:NAME` names into the registry; returns its name there, as commits record it.
+
+    NAME is a frozen dataclass as those of `modelgit.merge.methods`, or a function of one argument, the `Inputs` of a
+    tensor, that returns the merged values.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    found = loaded(text, "method", "--method")
+    place, _, name = text.rpartition(":")
+    known = f"{Path(place).name}:{name}"
+    cls = found if isinstance(found, type) else from_function(found)
+    check_method(cls, text)
+    guarded = type(cls.__name__, (cls,), {key: guard(getattr(cls, key), known) for key in CALLED if key in vars(cls)})
+    guarded.__doc__ = cls.__doc__
+    guarded.name = known  # type: ignore[attr-defined]
+    guarded.source = str(getattr(cls, "source", place))  # type: ignore[attr-defined]
+    guarded.digest = blake3(Path(place).read_bytes()).hexdigest()[:32]  # type: ignore[attr-defined]
+    METHODS[known] = guarded
+    make(known, {})
+    return known
+
+
+def digest_of(name: str) -> str | None:
+    """Returns the digest of the file that a method came from, None if it is no own one or was not entered."""
+    return getattr(METHODS.get(name), "digest", None)
+
+
+def check_method(cls: type, text: str) -> None:
+    """Raises UsageError unless a class is a method that could be in the registry."""
+    if not dataclasses.is_dataclass(cls):
+        raise UsageError(f"method '{text}': expected a function of Inputs or a frozen dataclass, got a plain class")
+    for needed in ("heads", "weighted", "needs_base"):
+        if not hasattr(cls, needed):
+            raise UsageError(f"method '{text}': expected a class variable '{needed}'", hint="see docs/howto/merge.md")
+    kinds = (("linear_terms",), ("fitted_terms",), ("facts", "block"), ("combine",))
+    if not any(all(hasattr(cls, key) for key in kind) for kind in kinds) or not any(
+        "__call__" in vars(c) for c in cls.__mro__
+    ):
+        raise UsageError(f"method '{text}': expected {KINDS}, and __call__", hint="see docs/howto/merge.md")
+
+
+def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Returns a function that names the method where it fails."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except ModelgitError:
+            raise
+        except Exception as error:  # whatever somebody's method raises
+            raise UsageError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
+
+    return call
+
+
+def from_function(function: Callable[[Inputs], Any]) -> type:
+    """Returns a method that calls a function, which sees one tensor of all models and returns the merged values."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        heads: ClassVar[tuple[int, int | None]] = (1, None)
+        weighted: ClassVar[bool] = True
+        needs_base: ClassVar[bool] = bool(getattr(function, "needs_base", False))
+
+        def combine(self, inputs: Inputs) -> Array:
+            """Returns what the function makes of a tensor."""
+            merged = np.asarray(function(inputs), np.float64)
+            shape = inputs.heads[0].shape
+            if merged.shape != shape:
+                what = f"tensor {inputs.name!r}: expected values of shape {list(shape)}, got {list(merged.shape)}"
+                raise UsageError(what)
+            return merged
+
+        def __call__(self, inputs: Inputs) -> Array:
+            return self.combine(inputs)
+
+    Own.__doc__ = function.__doc__
+    return Own

@@ -224,3 +224,38 @@ def test_without_an_index_git_does_not_say_what_it_wants(place: Path) -> None:
     assert is_manifest(git(place, "cat-file", "blob", f"{tree}:{MODEL}").encode()[:64])
     git(place, "merge", "--quiet", "theirs")
     assert git(place, "rev-parse", f"HEAD:{MODEL}") == git(place, "rev-parse", f"{tree}:{MODEL}")
+
+
+def test_the_method_is_what_git_is_configured_to(place: Path) -> None:
+    git(place, "config", "modelgit.merge.method", "task_arithmetic")
+    git(place, "config", "--add", "modelgit.merge.set", "scale=0.5")
+    git(place, "config", "modelgit.merge.weights", "2,1")
+    git(place, "merge", "--quiet", "theirs")
+    wide = {n: [m[n].astype(np.float64) for m in (OURS, THEIRS, BASE)] for n in OURS}
+    expected = {n: (b + 0.5 * (2 * (o - b) + (t - b))).astype(np.float32) for n, (o, t, b) in wide.items()}
+    assert all(np.allclose(load(place)[name], values, rtol=0, atol=1e-6) for name, values in expected.items())
+    details = json.loads((place / RECORD).read_text())["details"]
+    assert (details["method"], details["settings"], details["weights"]) == ("task_arithmetic", {"scale": "0.5"}, [2, 1])
+
+
+def test_a_method_for_once(place: Path) -> None:
+    git(place, "-c", "modelgit.merge.method=wise_ft", "-c", "modelgit.merge.set=alpha=0", "merge", "--quiet", "theirs")
+    assert same(place, BASE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("method", "ties2", "no merge method 'ties2'"),
+        ("method", "mine.py:f", "name it on the command line"),
+        ("set", "density", "expected KEY=VALUE"),
+        ("set", "density=1", "method linear has no setting 'density'"),
+        ("weights", "1,2,3", "expected two numbers"),
+        ("metod", "ties", "no such setting; known: method, set, weights"),
+    ],
+)
+def test_configuration_that_makes_no_sense_is_a_conflict(place: Path, key: str, value: str, expected: str) -> None:
+    done = run(place, "git", "-c", f"modelgit.merge.{key}={value}", "merge", "theirs", code=1)
+    assert expected in done.stdout + done.stderr
+    git(place, "merge", "--abort")
+    assert clean(place) and same(place, OURS)

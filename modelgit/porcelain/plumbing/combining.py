@@ -1,8 +1,9 @@
 """Git's merge driver: two manifests and the one they stem from become one, by the engine of `modelgit merge`.
 
-Two questions reach it. A *merge* of branches asks for the uniform mean of both. Everything else that git does with
-three versions (cherry-pick, revert, rebase, am, stash pop, switch --merge) applies the change from one to another:
-ours + (theirs - base), tensor by tensor; a tensor that one side left alone is the other side's, as in any merge.
+Two questions reach it. A *merge* of branches asks for the uniform mean of both, or for what git's configuration says.
+Everything else that git does with three versions (cherry-pick, revert, rebase, am, stash pop, switch --merge) applies
+the change from one to another: ours + (theirs - base), tensor by tensor; a tensor that one side left alone is the other
+side's, as in any merge.
 
 How they are told apart (git 2.39, by experiment): `git merge` and `git pull` put GITHEAD_<commit> into the environment,
 the name of each branch, for the drivers' conflict labels; nothing else does. A rebase that redoes merges
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from modelgit.errors import Conflict, MergeConflict, ModelgitError
 from modelgit.events import Listener
 from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse, write
+from modelgit.porcelain.plumbing.configured import configured
 from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.records import Record, parse_record, read_record, write_record
 from modelgit.repo.repository import Repository
@@ -75,7 +77,7 @@ def combine(
     seek(repo, {f"{path} ({i})": text for i, text in enumerate(texts) if text}, listener)
     refuse_missing(repo, [side for side in (sides.base, sides.ours, sides.theirs) if side is not None])
     if question == "merge":
-        made = mean(repo, sides, merged_commits(repo, environment), listener)
+        made = merged(repo, sides, merged_commits(repo, environment), listener)
     else:
         made = applied(repo, sides, listener)
     return write(made).encode()
@@ -105,18 +107,20 @@ def merged_commits(repo: Repository, environment: Mapping[str, str]) -> dict[str
     return {repo.branch() or "HEAD": head, **named} if head else named
 
 
-def mean(repo: Repository, sides: Sides, commits: Mapping[str, str], listener: Listener) -> Manifest:
-    """Returns the uniform mean of both sides. Raises MergeConflict."""
+def merged(repo: Repository, sides: Sides, commits: Mapping[str, str], listener: Listener) -> Manifest:
+    """Returns both sides merged by the method that git's configuration names. Raises MergeConflict."""
     from modelgit.merge.engine.plan import Head, Policy, plan
-    from modelgit.merge.methods import make
     from modelgit.store.files.tensors import StoredTensors
 
     known = list(commits.items())[:2] if len(commits) == 2 else []
     names = [name for name, _ in known] or [OURS, THEIRS]
     classes = [classes_of(repo, commit) for _, commit in known] or [None, None]
     sources = [StoredTensors(repo.store, side) for side in (sides.ours, sides.theirs)]
-    heads = [Head(n, s, classes=c) for n, s, c in zip(names, sources, classes, strict=True)]
-    return carried_out(repo, plan(heads, None, make("linear", {}), Policy()), sides, listener)
+    how = configured(repo)
+    heads = [Head(n, s, w, c) for n, s, w, c in zip(names, sources, how.weights, classes, strict=True)]
+    base = None if sides.base is None else StoredTensors(repo.store, sides.base)
+    method = how.made(has_base=base is not None)
+    return carried_out(repo, plan(heads, base, method, Policy()), sides, listener)
 
 
 def classes_of(repo: Repository, commit: str) -> tuple[str, ...] | None:
@@ -249,5 +253,6 @@ def combine_records(
     same = ours.architecture == theirs.architecture
     classes = ours.classes if ours.classes == theirs.classes else ()
     head = ours.head if ours.head == theirs.head else ()
-    details = {"method": "linear", "by": "git merge"}
+    how = configured(repo)
+    details = {"method": how.method, "settings": dict(how.settings), "weights": list(how.weights), "by": "git merge"}
     return write_record(Record("merge", ours.architecture if same else None, classes, head, details))

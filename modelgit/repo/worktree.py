@@ -185,8 +185,24 @@ def put(
     listener: Listener = ignore,
     way_out: str = SET_ASIDE,
 ) -> None:
-    """Makes files and index those of a version; HEAD stays. `way_out` is what to do about changes in the way."""
+    """Makes files and index those of a version; HEAD stays. `way_out` is what to do about changes in the way.
+
+    Raises:
+        RepositoryError: in the middle of a merge. DirtyWorktree, MissingObject: nothing has changed then.
+    """
     refuse_merge(repo)
+    rewrite(repo, target, force=force, listener=listener, way_out=way_out)
+
+
+def rewrite(
+    repo: Repository,
+    target: Version,
+    *,
+    force: bool = False,
+    listener: Listener = ignore,
+    way_out: str = SET_ASIDE,
+) -> None:
+    """Makes files and index those of a version, also in the middle of a merge. Raises as `put`."""
     keep_current(repo.git, repo.git_dir)
     look = Look(repo)
     refuse_lock(look.index)
@@ -227,9 +243,10 @@ def refuse_merge(repo: Repository) -> None:
     """
     for name, verb in UNDER_WAY.items():
         if (repo.private_dir / name).exists():
-            raise RepositoryError(
-                f"a git {verb} is under way here", hint=f"finish it: git commit; or: git {verb} --abort"
-            )
+            way_out = f"finish it: git commit; or: git {verb} --abort"
+            if verb == "merge":
+                way_out = "finish it: modelgit merge --continue; or: modelgit merge --abort"
+            raise RepositoryError(f"a {verb} is under way here", hint=way_out)
 
 
 def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool, way_out: str) -> Move:

@@ -449,9 +449,9 @@ def test_a_merge_of_plain_gits_is_not_lost(tmp_path: Path) -> None:
     head = commit(repo)
     (repo.git_dir / "MERGE_HEAD").write_text(f"{head}\n")
     save(tmp_path, 2)
-    with pytest.raises(RepositoryError, match="a git merge is under way"):
+    with pytest.raises(RepositoryError, match="a merge is under way"):
         commit(repo)
-    with pytest.raises(RepositoryError, match="a git merge is under way"):
+    with pytest.raises(RepositoryError, match="a merge is under way"):
         checkout(repo, "main", force=True)
     assert repo.head() == head
 

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelgit.cli.command import command
-from modelgit.cli.merging.options import Apart, How, Matching, Trials, entered
+from modelgit.cli.merging.options import Apart, How, Matching, Trials, Whether, entered, landing
 from modelgit.cli.session import Session
+from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.merge.methods.describing import MethodList
     from modelgit.porcelain.merging.values import Merged
+    from modelgit.porcelain.work import Committed
 
 MERGING = "Merging"
 Revs = Annotated[list[str] | None, typer.Argument(metavar="REV", help="Commits: branches, tags, ids …")]
-Listing = Annotated[bool, typer.Option("--list", help="Show the methods, or the settings of one: --list ties.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,29 +26,48 @@ def register(app: typer.Typer) -> None:
     def merge(
         session: Session,
         how: How,
+        whether: Whether,
         matching: Matching,
         trials: Trials,
         apart: Apart,
         revs: Revs = None,
-        listing: Listing = False,
-    ) -> "Merged | MethodList":
+    ) -> "Merged | Committed | MethodList":
         """Average versions into the branch you are on.
 
         What takes part are the independent heads among HEAD and those named; the base is their common ancestor. The
         merge commit has all of them as parents, and can be recomputed (verify --rerun). A gate that fails ends with
         exit code 1, nothing changed.
         """
-        if listing:
-            return methods(how.method, revs or [])
+        if whether.listing:
+            return methods(how.method, revs or ())
+        if whether.go_on or whether.abort:
+            return ended(session, whether, revs or ())
         from modelgit.porcelain.merging.merge import merge as merge_versions
         from modelgit.porcelain.merging.values import Choices, Request
 
         choices = Choices(**how.choices(), **matching.choices(), **apart.choices(trials.seed, how.data))
-        gates = tuple(how.gates or ())
         request = Request(
-            tuple(revs or ()), choices, how.message, not how.no_ff, how.dry_run, gates, how.data, trials.trial()
+            revs=tuple(revs or ()),
+            choices=choices,
+            message=how.message,
+            fast_forward=not whether.no_ff,
+            dry_run=whether.dry_run,
+            gates=tuple(how.gates or ()),
+            data=how.data,
+            trial=trials.trial(),
+            landing=landing(whether),
         )
         return merge_versions(session.repo(), request, session.listener)
+
+
+def ended(session: Session, whether: Whether, revs: Sequence[str]) -> "Merged | Committed":
+    """Ends the merge that is under way. Raises UsageError for words that are for beginning one."""
+    from modelgit.porcelain.merging import pending
+
+    if revs or (whether.go_on and whether.abort):
+        raise UsageError("--continue and --abort stand alone: they end the merge that is under way")
+    repo = session.repo()
+    return pending.go_on(repo, session.listener) if whether.go_on else pending.give_up(repo, session.listener)
 
 
 def methods(method: str, names: Sequence[str]) -> "MethodList":

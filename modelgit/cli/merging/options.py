@@ -10,6 +10,7 @@ from modelgit.cli.words import ALIGNING, AlignBy, Lower, Message, Metric, aligni
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
+    from modelgit.porcelain.merging.values import Landing
     from modelgit.porcelain.trials.values import Trial
 
 POLICY = "Where models do not match"
@@ -29,8 +30,6 @@ class How:
     ] = None
     weights: Annotated[str | None, typer.Option(metavar="0.5,0.3,…", help="One for each head, HEAD's first.")] = None
     base: Annotated[str | None, typer.Option(metavar="REV", help="Instead of the common ancestor.")] = None
-    no_ff: Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")] = False
     gates: Annotated[
         list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
     ] = None
@@ -47,6 +46,19 @@ class How:
             "weights": numbers(self.weights, "--weights"),
             "base": self.base,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Whether:
+    """What becomes of the result, and what else the command can do."""
+
+    no_ff: Annotated[bool, typer.Option("--no-ff", help="Make a merge commit where moving on would do.")] = False
+    ff_only: Annotated[bool, typer.Option("--ff-only", help="Move forward, or refuse.")] = False
+    no_commit: Annotated[bool, typer.Option("--no-commit", help="Leave the result in the work tree.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would happen; change nothing.")] = False
+    go_on: Annotated[bool, typer.Option("--continue", help="Commit the merge that is under way.")] = False
+    abort: Annotated[bool, typer.Option("--abort", help="Give the merge up that is under way.")] = False
+    listing: Annotated[bool, typer.Option("--list", help="Show the methods, or some of them: --list ties.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +167,13 @@ class Apart:
             raise UsageError("--repair needs data to look at activations on", hint="--on DATA: a folder or a .zip")
         lined = aligning(self.align, seed, self.align_spec, data)
         return {"align": lined, "repair": (data or "") if self.repair else ""}
+
+
+def landing(how: Whether) -> "Landing":
+    """Returns what is to become of the result. Raises UsageError for options that contradict each other."""
+    if how.ff_only and how.no_commit:
+        raise UsageError("--ff-only makes no commit anyway: leave --no-commit out")
+    return "forward" if how.ff_only else "leave" if how.no_commit else "commit"
 
 
 def entered(method: str) -> str:

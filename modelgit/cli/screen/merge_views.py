@@ -1,13 +1,66 @@
-"""How the methods of merging look on the screen."""
+"""How merges look on the screen, and the methods there are."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modelgit.cli.screen.blocks import Block, Table, faint, line, strong
-from modelgit.cli.screen.views import view
+from modelgit.cli.screen import align_views, trial_views
+from modelgit.cli.screen.blocks import Block, Span, Table, bytes_text, faint, identity, line, strong
+from modelgit.cli.screen.views import SHOWN, view
 
 if TYPE_CHECKING:
     from modelgit.merge.methods.describing import MethodInfo, MethodList
+    from modelgit.porcelain.merging.values import Merged
+
+
+@view("Merged", lambda result: [result.commit] if result.commit else [])
+def merged(result: "Merged") -> Iterator[Block]:
+    """What a merge did."""
+    if result.kind == "up-to-date":
+        yield line("Already up to date")
+    elif result.kind == "dry-run" and not result.heads:
+        yield line(f"Would move {result.branch or 'HEAD'} forward to ", identity(result.commit or ""))
+    elif result.kind == "fast-forward":
+        yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
+    elif result.kind == "aborted":
+        yield line("Merge given up: the work tree is as ", identity(result.commit or ""), " has it")
+    else:
+        yield from merged_models(result)
+    yield from align_views.lined_up(result)
+    yield from trial_views.found(result.findings)
+    if result.scores:
+        yield line("scores: ", Span(", ".join(f"{name} {value:.4g}" for name, value in result.scores.items()), "good"))
+
+
+def merged_models(result: "Merged") -> Iterator[Block]:
+    """A merge commit, or the one that a dry run would make."""
+    names = ", ".join(head.name for head in result.heads)
+    settings = ", ".join(f"{key}={value}" for key, value in result.settings.items())
+    how = f"{result.method}{f' ({settings})' if settings else ''}"
+    if result.commit:
+        yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] merged {names} by {how}")
+    elif result.kind == "not-committed":
+        yield line(f"Merged {names} by {how} into the work tree, not committed")
+    else:
+        yield line(f"Would merge {names} by {how}; nothing was changed")
+    if len({head.weight for head in result.heads}) > 1:
+        yield line(f"  weights: {', '.join(f'{head.name} {head.weight:g}' for head in result.heads)}")
+    yield line("  base: ", identity(result.base) if result.base else Span("none"))
+    if result.kind != "dry-run":
+        counts = ((result.copied, "kept as they are"), (result.recipes, "as recipes"), (result.computed, "computed"))
+    else:
+        counts = ((result.copied, "kept as they are"), (result.computed, "to merge"), (0, ""))
+    yield line(faint(f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count)}"))
+    if result.cost is not None:
+        told = ", ".join(f"{count:,} {why}" for why, count in result.cost.treatments.items())
+        yield line(f"  {told}")
+        size = bytes_text(result.cost.merged_bytes)
+        yield line(f"  reads {bytes_text(result.cost.read_bytes)} to make {size}")
+    if result.kind == "not-committed":
+        yield line(faint("  commit it: modelgit merge --continue; give it up: modelgit merge --abort"))
+    if result.dropped:
+        yield line(f"  dropped: {', '.join(result.dropped[:SHOWN])}{' …' if len(result.dropped) > SHOWN else ''}")
+    for note in result.notes:
+        yield line(f"  note: {note}")
 
 
 @view("MethodList", lambda result: [method.name for method in result.methods])

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
-    from modelgit.porcelain.merging.values import Merged
     from modelgit.porcelain.scorebook import Score
     from modelgit.porcelain.scores import Evaluation
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
@@ -332,46 +331,6 @@ def number(value: float | None) -> str:
 # ----------------------------------------------------------------------------------------------------- merging
 
 
-@view("Merged", lambda result: [result.commit] if result.commit else [])
-def merged(result: "Merged") -> Iterator[Block]:
-    """What a merge did."""
-    if result.kind == "up-to-date":
-        yield line("Already up to date")
-    elif result.kind == "dry-run" and not result.heads:
-        yield line(f"Would move {result.branch or 'HEAD'} forward to ", identity(result.commit or ""))
-    elif result.kind == "fast-forward":
-        yield line(f"{result.branch or 'HEAD'} moved forward to ", identity(result.commit or ""))
-    else:
-        yield from merged_models(result)
-    yield from _align.lined_up(result)
-    yield from _trials.found(result.findings)
-    if result.scores:
-        yield line("scores: ", Span(", ".join(f"{name} {value:.4g}" for name, value in result.scores.items()), "good"))
-
-
-def merged_models(result: "Merged") -> Iterator[Block]:
-    """A merge commit, or the one that a dry run would make."""
-    names = ", ".join(head.name for head in result.heads)
-    settings = ", ".join(f"{key}={value}" for key, value in result.settings.items())
-    how = f"{result.method}{f' ({settings})' if settings else ''}"
-    if result.commit:
-        yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] merged {names} by {how}")
-    else:
-        yield line(f"Would merge {names} by {how}; nothing was changed")
-    if len({head.weight for head in result.heads}) > 1:
-        yield line(f"  weights: {', '.join(f'{head.name} {head.weight:g}' for head in result.heads)}")
-    yield line("  base: ", identity(result.base) if result.base else Span("none"))
-    if result.commit:
-        counts = ((result.copied, "kept as they are"), (result.recipes, "as recipes"), (result.computed, "computed"))
-    else:
-        counts = ((result.copied, "kept as they are"), (result.computed, "to merge"), (0, ""))
-    yield line(faint(f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count)}"))
-    if result.dropped:
-        yield line(f"  dropped: {', '.join(result.dropped[:SHOWN])}{' …' if len(result.dropped) > SHOWN else ''}")
-    for note in result.notes:
-        yield line(f"  note: {note}")
-
-
 # ---------------------------------------------------------------------------------------- training and scoring
 
 
@@ -454,9 +413,8 @@ def verified(result: "Verified") -> Iterator[Block]:
         yield line(faint(f"  {told} as recorded; the same merge from its parents repeats the measuring"))
 
 
-from modelgit.cli.screen import align_views as _align  # noqa: E402
 from modelgit.cli.screen import learn_views as _learn  # noqa: E402, F401  enters its views
 from modelgit.cli.screen import merge_views as _merges  # noqa: E402, F401
 from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
-from modelgit.cli.screen import trial_views as _trials  # noqa: E402  these enter their views
+from modelgit.cli.screen import trial_views as _trials  # noqa: E402, F401
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

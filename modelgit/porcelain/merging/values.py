@@ -13,7 +13,8 @@ from modelgit.porcelain.records import Record
 from modelgit.porcelain.trials.values import Findings, Trial
 from modelgit.repo.values import Blob, Version
 
-Kind = Literal["merge", "fast-forward", "up-to-date", "dry-run"]
+Kind = Literal["merge", "fast-forward", "up-to-date", "dry-run", "not-committed", "aborted"]
+Landing = Literal["commit", "leave", "forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class Choices:
 class Request:
     """What a user asks for: `revs` besides HEAD. `gates` are bars the result must clear on `data`.
 
-    `trial` is what is to be found out on `data` first.
+    `trial` is what is to be found out on `data` first. `landing` is what becomes of the result: a commit, changes in
+    the work tree that are not committed yet, or nothing but a branch that moves forward.
     """
 
     revs: tuple[str, ...]
@@ -123,6 +125,16 @@ class Request:
     gates: tuple[str, ...] = ()
     data: str | None = None
     trial: Trial = field(default_factory=Trial)
+    landing: Landing = "commit"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a merge would read and make: bytes of all inputs that are merged, of the results; tensors by treatment."""
+
+    read_bytes: int
+    merged_bytes: int
+    treatments: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +166,7 @@ class Merged:
     findings: Findings = field(default_factory=Findings)
     aligned: Aligned | None = None
     repaired: Repaired | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)

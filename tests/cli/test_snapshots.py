@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from modelgit.cli.screen.output import Output
 from modelgit.cli.screen.views import VIEWS, view_of
 from modelgit.formats.manifest import ManifestDiff, TensorEntry
+from modelgit.merge.methods.describing import MethodInfo, MethodList, SettingInfo
 from modelgit.pipeline.outcome import Row, Spread
 from modelgit.pipeline.rerun import Retrained
 from modelgit.pipeline.start import Ran
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
 from modelgit.porcelain.executing import Executed
-from modelgit.porcelain.merging.values import Merged, MergedHead
+from modelgit.porcelain.merging.values import Cost, Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
 from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
@@ -60,6 +62,17 @@ MERGE = Merged(
     dropped=("head.weight",),
     notes=("a and b are one tensor in reviews only: the result has two",),
     scores={"accuracy": 0.75},
+)
+LINEAR = MethodInfo(
+    name="linear",
+    gives="The weighted mean.",
+    text="The weighted mean.\n\nWith equal weights, the uniform soup.",
+    source="Wortsman et al. 2022",
+    models="1 or more",
+    base="not used",
+    weights="used",
+    stored="recipe",
+    settings=(SettingInfo("normalize", "bool", True, "divide by the sum of the weights"),),
 )
 ON = Measured("emoji", "f" * 64, "accuracy", lower_is_better=False)
 LOSS = Measured("emoji", None, "loss.py:mean", lower_is_better=True)
@@ -187,6 +200,11 @@ RESULTS: dict[str, object] = {
     "merge-up-to-date": Merged("up-to-date", A, "main"),
     "merge-dry-run": Merged("dry-run", None, "main", "ties", {"density": 0.2}, None, MERGE.heads, 1, 0, 2),
     "merge-dry-run-forward": Merged("dry-run", A, "main"),
+    "merge-plan": replace(MERGE, kind="dry-run", commit=None, cost=Cost(1_206_000_000, 402_000_000, {"merged": 38})),
+    "merge-not-committed": replace(MERGE, kind="not-committed", commit=None),
+    "merge-aborted": Merged("aborted", A, "main"),
+    "merge-list": MethodList((LINEAR, replace(LINEAR, name="ties"), LINEAR, replace(LINEAR, settings=()))),
+    "merge-list-one": MethodList((LINEAR,)),
     "clone": Cloned("../shared.git", "copy", "main", A),
     "clone-empty": Cloned("../shared.git", "copy", "main", None),
     "push": Transferred("push", "origin", {"main": A}, 12, 4_700_000),

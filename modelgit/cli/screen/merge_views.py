@@ -45,22 +45,24 @@ def merged_models(result: "Merged") -> Iterator[Block]:
     if len({head.weight for head in result.heads}) > 1:
         yield line(f"  weights: {', '.join(f'{head.name} {head.weight:g}' for head in result.heads)}")
     yield line("  base: ", identity(result.base) if result.base else Span("none"))
-    if result.kind != "dry-run":
-        counts = ((result.copied, "kept as they are"), (result.recipes, "as recipes"), (result.computed, "computed"))
-    else:
-        counts = ((result.copied, "kept as they are"), (result.computed, "to merge"), (0, ""))
-    yield line(faint(f"  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count)}"))
+    yield line(faint(f"  tensors: {tensors_of(result)}"))
     if result.cost is not None:
-        told = ", ".join(f"{count:,} {why}" for why, count in result.cost.treatments.items())
-        yield line(f"  {told}")
-        size = bytes_text(result.cost.merged_bytes)
-        yield line(f"  reads {bytes_text(result.cost.read_bytes)} to make {size}")
+        read, made = bytes_text(result.cost.read_bytes), bytes_text(result.cost.merged_bytes)
+        yield line(faint(f"  reads {read} to make {made}"))
     if result.kind == "not-committed":
         yield line(faint("  commit it: modelgit merge --continue; give it up: modelgit merge --abort"))
     if result.dropped:
         yield line(f"  dropped: {', '.join(result.dropped[:SHOWN])}{' …' if len(result.dropped) > SHOWN else ''}")
     for note in result.notes:
         yield line(f"  note: {note}")
+
+
+def tensors_of(result: "Merged") -> str:
+    """How many tensors came about, or would, in which way."""
+    if result.cost is not None:
+        return ", ".join(f"{count:,} {why}" for why, count in result.cost.treatments.items())
+    made = ((result.recipes, "as recipes"), (result.computed, "to merge" if result.kind == "dry-run" else "computed"))
+    return ", ".join(f"{count:,} {word}" for count, word in ((result.copied, "kept as they are"), *made) if count)
 
 
 @view("MethodList", lambda result: [method.name for method in result.methods])
@@ -96,7 +98,7 @@ def at_length(method: "MethodInfo") -> Iterator[Block]:
     """What a method does, needs, and can be told."""
     yield line(strong(method.name))
     for row in method.text.splitlines():
-        yield line(f"  {row}")
+        yield line(f"  {row}".rstrip())
     yield line(f"  source: {method.source}")
     needs = f"  models: {method.models}; base: {method.base}; weights: {method.weights}; stored as: {method.stored}"
     yield line(needs)

@@ -1,12 +1,13 @@
 """Commands that make versions of versions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modelgit.cli.command import command
-from modelgit.cli.merging.options import Apart, How, Matching, Trials, Whether, entered, landing
+from modelgit.cli.merging.options import Apart, How, Matching, Trials, Whether, entered, from_mergekit, landing
 from modelgit.cli.session import Session
 from modelgit.errors import UsageError
 
@@ -46,8 +47,12 @@ def register(app: typer.Typer) -> None:
         from modelgit.porcelain.merging.values import Choices, Request
 
         choices = Choices(**how.choices(), **matching.choices(), **apart.choices(trials.seed, how.data))
+        taken = tuple(revs or ())
+        told = from_mergekit(session, how, taken, choices.vocabulary) if how.configuration else None
+        if told is not None:
+            taken, choices = told.revs, replace(choices, **told.choices())
         request = Request(
-            revs=tuple(revs or ()),
+            revs=taken,
             choices=choices,
             message=how.message,
             fast_forward=not whether.no_ff,
@@ -56,6 +61,8 @@ def register(app: typer.Typer) -> None:
             data=how.data,
             trial=trials.trial(),
             landing=landing(whether),
+            exact=told is not None,
+            notes=told.notes if told is not None else (),
         )
         return merge_versions(session.repo(), request, session.listener)
 

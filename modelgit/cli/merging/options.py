@@ -1,15 +1,18 @@
 """The options of `modelgit merge`, in groups, and what they make of their words."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelgit.cli.session import Session
 from modelgit.cli.words import ALIGNING, AlignBy, Lower, Message, Metric, aligning, choice, numbers, pairs
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
+    from modelgit.porcelain.merging.mergekit import Imported
     from modelgit.porcelain.merging.values import Landing
     from modelgit.porcelain.trials.values import Trial
 
@@ -30,6 +33,14 @@ class How:
     ] = None
     weights: Annotated[str | None, typer.Option(metavar="0.5,0.3,…", help="One for each head, HEAD's first.")] = None
     base: Annotated[str | None, typer.Option(metavar="REV", help="Instead of the common ancestor.")] = None
+    configuration: Annotated[
+        Path | None,
+        typer.Option("--from-mergekit", metavar="FILE", help="What to merge and how, from a mergekit YAML file."),
+    ] = None
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=REV", help="Which revision a name of that file is; repeat."),
+    ] = None
     gates: Annotated[
         list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
     ] = None
@@ -183,3 +194,13 @@ def entered(method: str) -> str:
     from modelgit.porcelain.merging.own_code import enter_method
 
     return enter_method(method)
+
+
+def from_mergekit(session: Session, how: How, revs: Sequence[str], vocabulary: str) -> "Imported":
+    """Returns what a mergekit file says. Raises UsageError for options that it says already."""
+    from modelgit.porcelain.merging.mergekit import imported
+
+    if revs or how.method != "linear" or how.settings or how.weights or how.base:
+        raise UsageError("--from-mergekit says what is merged and how: name no versions, method, weights or base")
+    found = imported(session.repo(), Path(str(how.configuration)), pairs(how.models or (), "--model"))
+    return found if vocabulary == "error" else replace(found, vocabulary=vocabulary)

@@ -38,36 +38,55 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
         raise UsageError("--gate and --on belong together", hint="--on DATA --gate 'accuracy>=0.75'")
     if not request.dry_run:
         require_clean(repo)
-    named = named_heads(repo, request.revs)
-    head = repo.head()
-    taking_part = repo.independent(list(named))
+    head, named = repo.head(), participants(repo, request)
+    taking_part = list(named)
     if taking_part == [head]:
         return Merged("up-to-date", head, repo.branch())
     plain = request.choices.plain and not request.trial.wanted
-    forward = len(taking_part) == 1 and request.fast_forward and plain
-    if request.landing == "forward" and not forward:
-        names = ", ".join(named[commit] for commit in taking_part)
-        told = f"{repo.branch() or 'HEAD'} cannot simply move forward: {names} have gone apart"
+    if len(taking_part) == 1 and request.fast_forward and plain:
+        return moved_forward(repo, taking_part[0], request, listener)
+    if request.landing == "forward":
+        told = f"{repo.branch() or 'HEAD'} cannot simply move forward: {', '.join(named.values())} have gone apart"
         raise MergeConflict(told, hint="average them: merge without --ff-only")
-    if forward and request.dry_run:
-        return Merged("dry-run", taking_part[0], repo.branch())
-    if forward:
-        scores = gate(repo, taking_part[0], request, listener)
-        return Merged(
-            "fast-forward", taking_part[0], land(repo, taking_part[0], listener, expected=head), scores=scores
-        )
-    base = request.choices.base or common_base(repo, list(named), request.choices)
-    prepared = prepare(repo, {named[commit]: commit for commit in taking_part}, request.choices, base, listener)
+    every = taking_part if request.exact else list(named_heads(repo, request.revs))
+    base = request.choices.base or common_base(repo, every, request.choices)
+    prepared = prepare(repo, {name: commit for commit, name in named.items()}, request.choices, base, listener)
     if request.dry_run:
-        return rehearsed(repo, prepared, request)
+        return told_more(rehearsed(repo, prepared, request), request)
     if request.trial.wanted:
         prepared = try_out(repo, prepared, request.trial, str(request.data), listener)
-        taking_part = [member.commit for member in prepared.heads]
-        if taking_part == [head]:
+        if [member.commit for member in prepared.heads] == [head]:
             return Merged("up-to-date", head, repo.branch(), findings=prepared.findings)
+    return told_more(averaged(repo, prepared, request, listener), request)
+
+
+def participants(repo: Repository, request: Request) -> dict[str, str]:
+    """Returns what takes part, the names by the commits: the independent heads, HEAD first, or exactly those named."""
+    if not request.exact:
+        named = named_heads(repo, request.revs)
+        return {commit: named[commit] for commit in repo.independent(list(named))}
+    found = dict[str, str]()
+    for rev in request.revs:
+        commit = repo.resolve(rev)
+        if commit in found:
+            raise UsageError(f"{rev} and {found[commit]} are the same version", hint="name it once, with both weights")
+        found[commit] = rev
+    return found
+
+
+def moved_forward(repo: Repository, commit: str, request: Request, listener: Listener) -> Merged:
+    """Moves the branch to a commit that descends from it."""
+    if request.dry_run:
+        return Merged("dry-run", commit, repo.branch())
+    scores = gate(repo, commit, request, listener)
+    return Merged("fast-forward", commit, land(repo, commit, listener, expected=repo.head()), scores=scores)
+
+
+def averaged(repo: Repository, prepared: Prepared, request: Request, listener: Listener) -> Merged:
+    """Makes the merge, and puts it where it is to be."""
+    head, taking_part = repo.head(), [member.commit for member in prepared.heads]
     made = carry_out(repo, prepared, listener)
-    first = (str(head),) if head and head not in taking_part and needs_head(repo, head, taking_part, request) else ()
-    parents = (*first, *taking_part)
+    parents = parents_of(repo, head, taking_part, request)
     commit = repo.commit(draft_of(repo, prepared, made, parents, request.message))
     scores = gate(repo, commit, request, listener)
     if request.landing == "leave":
@@ -75,6 +94,17 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
         return replace(report(prepared, made, commit, repo.branch(), scores), kind="not-committed", commit=None)
     reason = f"merge {', '.join(member.name for member in prepared.heads)}: {prepared.method.name}"
     return report(prepared, made, commit, land(repo, commit, listener, expected=head, reason=reason), scores)
+
+
+def parents_of(repo: Repository, head: str | None, taking_part: Sequence[str], request: Request) -> tuple[str, ...]:
+    """Returns the parents of a merge commit: HEAD first, where it takes part or must be one, then what was merged."""
+    first = head is not None and (head in taking_part or needs_head(repo, head, taking_part, request))
+    return (*((str(head),) if first else ()), *(commit for commit in taking_part if commit != head))
+
+
+def told_more(result: Merged, request: Request) -> Merged:
+    """Returns the report with what was known beforehand."""
+    return replace(result, notes=(*request.notes, *result.notes))
 
 
 def check_landing(request: Request) -> None:

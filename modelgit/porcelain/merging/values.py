@@ -114,7 +114,8 @@ class Request:
     """What a user asks for: `revs` besides HEAD. `gates` are bars the result must clear on `data`.
 
     `trial` is what is to be found out on `data` first. `landing` is what becomes of the result: a commit, changes in
-    the work tree that are not committed yet, or nothing but a branch that moves forward.
+    the work tree that are not committed yet, or nothing but a branch that moves forward. With `exact`, `revs` take part
+    as they are, HEAD and common ancestors too only if they are named; `notes` are told with the result.
     """
 
     revs: tuple[str, ...]
@@ -126,6 +127,8 @@ class Request:
     data: str | None = None
     trial: Trial = field(default_factory=Trial)
     landing: Landing = "commit"
+    exact: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,24 @@ def test_model_stock_does_not_draw_small_tensors_to_the_base() -> None:
     assert np.linalg.norm(small_move) > 0.5 * np.linalg.norm(np.mean(steps, 0))
 
 
+def test_model_stock_by_rows_gives_the_reference_numbers_where_models_agree() -> None:
+    base, wanted, chosen = load("base"), load("model_stock_filter_wise"), make("model_stock_rows", {})
+    models = [load(f"ft{i}") for i in range(3)]
+    agreeing = 0
+    for name, reference in wanted.items():
+        merged = chosen(Inputs([m[name] for m in models], EQUAL, base[name], name, tuple("abc")))
+        shape = (1, -1) if reference.ndim == 1 else (len(reference), -1)
+        steps = [(m[name] - base[name]).reshape(shape) for m in models]
+        unit = [step / np.linalg.norm(step, axis=1, keepdims=True) for step in steps]
+        cosine = sum((unit[i] * unit[j]).sum(1) for i in range(3) for j in range(i + 1, 3))
+        rows, expected, start = (x.reshape(shape) for x in (merged, reference, base[name]))
+        agree = cosine > 0  # elsewhere the reference walks away from the models
+        assert np.abs(rows[agree] - expected[agree]).max(initial=0) <= TOLERANCE * np.abs(reference).max()
+        assert np.array_equal(rows[~agree], start[~agree])
+        agreeing += int(agree.sum())
+    assert agreeing > 100
+
+
 def test_model_stock_stays_at_the_base_where_models_disagree() -> None:
     step = np.array([1.0, -2.0])
     assert make("model_stock", {})(Inputs([step, -step], (1, 1), np.zeros(2))).tolist() == [0.0, 0.0]

@@ -1,0 +1,161 @@
+"""mergekit's configuration files: what they give there is what they give here, or they are refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import modelgit
+from modelgit.cli.app import main
+
+Tell = Callable[..., Any]
+DATA = Path(__file__).parents[1] / "data"
+TOLERANCE = 3e-6
+AWAY = {"model.norm.weight"}  # models disagree there: the reference walks away from them, we stay at the base
+SAME = [
+    "linear",
+    "linear_unnormalized",
+    "linear_negative",
+    "task_arithmetic",
+    "task_arithmetic_lambda",
+    "task_arithmetic_normalized",
+    "ties",
+    "ties_unnormalized",
+    "ties_rescale",
+    "ties_density02_equal",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "sce_all",
+    "model_stock",
+    "karcher",
+    "multislerp",
+    "multislerp_base",
+    "slerp_03",
+    "nuslerp",
+    "nuslerp_base",
+    "nuslerp_columnwise",
+    "nuslerp_rowwise",
+]
+
+
+@pytest.fixture
+def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
+    """Runs a command line with --json and returns its object; expects the exit code."""
+
+    def run(*words: str, code: int = 0) -> Any:
+        capfd.readouterr()
+        got = main([*words, "--json"])
+        out, err = capfd.readouterr()
+        assert got == code, f"{out}{err}"
+        table = json.loads(out)
+        return table.get("error", table)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model as `main` and `base`, its fine-tunes as `ft0`, `ft1`, `ft2`."""
+    place = tmp_path_factory.mktemp("template") / "models"
+    repo = modelgit.Repository.init(place)
+    repo.commit(load_file(DATA / "merge" / "base.safetensors"), message="base", branch="main", parents=[])
+    for name in ("ft0", "ft1", "ft2"):
+        repo.commit(load_file(DATA / "merge" / f"{name}.safetensors"), message=name, branch=name, parents=["main"])
+    return place
+
+
+@pytest.fixture
+def models(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(template, tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_numbers_as_there(models: Path, tell: Tell, name: str) -> None:
+    made = tell("merge", "--from-mergekit", str(DATA / "mergekit" / f"{name}.yml"), "--model", "base=main", "--no-ff")
+    wanted, merged = load_file(DATA / "merge" / f"{name}.safetensors"), load_file("model.safetensors")
+    away = AWAY if name == "model_stock" else set()
+    far = {k: float(np.abs(merged[k] - v).max() / np.abs(v).max()) for k, v in wanted.items() if k not in away}
+    assert max(far.values()) <= TOLERANCE, far
+    assert any(note.startswith("dtype:") for note in made["notes"])
+    assert tell("verify", "--rerun")["tensors"] == len(wanted)
+
+
+def test_what_takes_part_is_what_the_file_names(models: Path, tell: Tell) -> None:
+    tell("switch", "ft2")  # which the file does not name
+    made = tell("merge", "--from-mergekit", str(DATA / "mergekit" / "slerp_03.yml"))
+    assert [(head["name"], head["weight"]) for head in made["heads"]] == [("ft0", 0.7), ("ft1", 0.3)]
+    wanted, merged = load_file(DATA / "merge" / "slerp_03.safetensors"), load_file("model.safetensors")
+    assert all(np.allclose(merged[key], value, rtol=0, atol=1e-6) for key, value in wanted.items())
+    assert tell("verify", "--rerun")["tensors"] == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("slerp_gradient", "slices and modules"),
+        ("nearswap", "merge_method 'nearswap' is not to be had here"),
+        ("dare_ties_norescale", "rescale: False is not to be had here"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_by_name(models: Path, tell: Tell, name: str, expected: str) -> None:
+    before = tell("status")["head"]
+    assert expected in tell("merge", "--from-mergekit", str(DATA / "mergekit" / f"{name}.yml"), code=2)["message"]
+    assert tell("status")["head"] == before
+
+
+TWO = "models:\n- model: ft0\n- model: ft1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        ("[1, 2]", 12, "expected a table of settings, got list"),
+        ("a: [", 12, "not YAML"),
+        ("merge_method: linear\n", 12, "models: expected a list"),
+        (f"merge_method: linear\nmodells: 1\n{TWO}", 2, "unknown setting 'modells'"),
+        (f"merge_method: linear\n{TWO}- model: ft0\n", 2, "model 'ft0' is listed twice"),
+        (f"merge_method: linear\n{TWO}- model: org/unknown\n", 2, "model 'org/unknown' is no revision here"),
+        (f"merge_method: linear\n{TWO}- model: ft2+lora\n", 2, "applies an adapter first"),
+        (f"merge_method: ties\n{TWO}", 2, "ties needs a base_model"),
+        (
+            f"merge_method: ties\nbase_model: main\nparameters: {{density: [0.1, 1]}}\n{TWO}",
+            2,
+            "a gradient over layers",
+        ),
+        (f"merge_method: ties\nbase_model: main\nparameters: {{dense: 1}}\n{TWO}", 2, "parameter 'dense'"),
+        (f"merge_method: linear\nparameters: {{weight: heavy}}\n{TWO}", 2, "weight: expected a number, got 'heavy'"),
+        (f"merge_method: slerp\nbase_model: ft0\nparameters: {{t: 2}}\n{TWO}", 2, "t: expected one number from 0 to 1"),
+        (
+            f"merge_method: slerp\nbase_model: main\nparameters: {{t: 0.5}}\n{TWO}",
+            2,
+            "expected two models, one of them",
+        ),
+        (
+            "merge_method: ties\nbase_model: main\nmodels:\n- model: ft0\n  parameters: {density: 0.5}\n- model: ft1\n",
+            2,
+            "density: differs between models",
+        ),
+        ("!!python/object/apply:os.system [echo]", 12, "not YAML"),
+    ],
+)
+def test_bad_files_are_told(models: Path, tell: Tell, text: str, code: int, expected: str) -> None:
+    (models / "c.yml").write_text(text)
+    assert expected in tell("merge", "--from-mergekit", "c.yml", code=code)["message"]
+
+
+def test_names_are_found_and_options_do_not_mix(models: Path, tell: Tell) -> None:
+    text = "merge_method: ties\nbase_model: org/main\nmodels:\n- model: org/main\n- model: some/ft0\n- model: x/y\n"
+    (models / "c.yml").write_text(text)
+    assert "'x/y' is no revision" in tell("merge", "--from-mergekit", "c.yml", code=2)["message"]
+    made = tell("merge", "--from-mergekit", "c.yml", "--model", "x/y=ft1", "-n")
+    assert ([head["name"] for head in made["heads"]], made["settings"]["density"]) == (["ft0", "ft1"], 1.0)
+    for words in (("ft2",), ("--method", "ties"), ("--weights", "1,2"), ("--base", "main"), ("--set", "density=1")):
+        assert "says what is merged" in tell("merge", "--from-mergekit", "c.yml", *words, code=2)["message"]
+    assert "c2.yml" in tell("merge", "--from-mergekit", "c2.yml", code=2)["message"]

@@ -155,7 +155,7 @@ def with_data(repo: Repository, version: Version, recorded: Recorded, data: str 
     for name, digest in wanted.items():
         if data is None:
             raise UsageError(f"{version.commit[:10]} was made with data '{name}': say where it is", hint="--on DATA")
-        from modelgit.porcelain.merging.running import digest_of  # brings PyTorch
+        from modelgit.porcelain.merging.matching.running import digest_of  # brings PyTorch
 
         if digest_of(data) != digest:
             raise DataError(f"{data}: other data than '{name}', which {version.commit[:10]} was made with")

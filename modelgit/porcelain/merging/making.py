@@ -33,7 +33,7 @@ def carry_out(repo: Repository, prepared: Prepared, listener: Listener = ignore,
         results = {path: one_file(repo, prepared, path, (pack, listener)) for path in prepared.plans}
         repaired = None
         if prepared.choices.repair:
-            from modelgit.porcelain.merging.repairing import repair  # brings PyTorch
+            from modelgit.porcelain.merging.matching.repairing import repair  # brings PyTorch
 
             results, repaired = repair(repo, prepared, results, (pack, listener))
         if keep:

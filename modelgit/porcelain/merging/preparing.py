@@ -20,7 +20,7 @@ from modelgit.repo.values import Blob, Version
 from modelgit.store.files.tensors import StoredTensors
 
 if TYPE_CHECKING:
-    from modelgit.porcelain.merging.vocabularies import Tokens
+    from modelgit.porcelain.merging.matching.vocabularies import Tokens
 
 NO_TENSORS = Manifest("", 0, 0, ())
 
@@ -73,7 +73,7 @@ def prepare(
             "--vocabulary does not go with --align", hint="line up one of them first, then merge the result"
         )
     if choices.align is not None:
-        from modelgit.porcelain.merging.aligning import line_up  # brings PyTorch
+        from modelgit.porcelain.merging.matching.aligning import line_up  # brings PyTorch
 
         choices = replace(choices, align=replace(choices.align, to=choices.align.to or members[0].commit))
         aligned, views = line_up(repo, members, choices, listener)
@@ -157,7 +157,7 @@ def tokens_of(
     choices: Choices,
 ) -> tuple["Tokens | None", list[Conflict]]:
     """Returns how the rows of tokens are lined up, if they are to be; else the conflicts of vocabularies."""
-    from modelgit.porcelain.merging.vocabularies import differ, line_up_tokens, vocabulary_conflicts
+    from modelgit.porcelain.merging.matching.vocabularies import differ, line_up_tokens, vocabulary_conflicts
 
     if not differ([*versions, *([base] if base is not None else [])]):
         return None, []

@@ -27,7 +27,7 @@ from modelgit.merge.align.sources import PermutedTensors
 from modelgit.merge.align.spec import Permutations, Spec, digest, identity, parse_spec
 from modelgit.merge.engine.plan import conflict_error
 from modelgit.merge.engine.reading import whole
-from modelgit.porcelain.merging.running import Running, Sample, running, sample
+from modelgit.porcelain.merging.matching.running import Running, Sample, running, sample
 from modelgit.porcelain.merging.values import Align, Aligned, AlignedHead, Choices, MergedHead
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.tensors import load_state

@@ -14,7 +14,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.align.graph import derive
 from modelgit.merge.align.repair import normalised, reestimate, restore
 from modelgit.merge.engine.execution import MergeResult, Outcome
-from modelgit.porcelain.merging.running import Running, Sample, running, sample
+from modelgit.porcelain.merging.matching.running import Running, Sample, running, sample
 from modelgit.porcelain.merging.values import Prepared, Repaired
 from modelgit.porcelain.tensors import dtype_name, tensor_bytes, tensor_of
 from modelgit.porcelain.trials.contenders import contenders, merged, require_whole

@@ -143,6 +143,26 @@ TWO = "models:\n- model: ft0\n- model: ft1\n"
             "density: differs between models",
         ),
         ("!!python/object/apply:os.system [echo]", 12, "not YAML"),
+        (f"merge_method: linear\nwhen: 2026-99-99\n{TWO}", 12, "not YAML"),
+        (f"merge_method: [linear]\n{TWO}", 12, "merge_method: expected a name, got a list"),
+        ('merge_method: linear\nmodels:\n- model: "ft0\\0x"\n', 12, "models: model: expected a name"),
+        (f"merge_method: linear\nparameters: [1]\n{TWO}", 12, "parameters: expected a table, got a list"),
+        (f"merge_method: linear\nparameters: {{weight: .nan}}\n{TWO}", 2, "weight: expected a number, got nan"),
+        (f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}\n{TWO}", 2, "weight: expected a number"),
+        ("merge_method: linear\nmodels:\n- model: {model: ft0, lora: ft1}\n", 2, "a model put together"),
+        ("merge_method: linear\nmodels:\n- model: ft0\n  layer_range: [0, 1]\n", 2, "'layer_range' is not to be had"),
+        (f"merge_method: slerp\nbase_model: ft0\nparameters: {{t: 0.5, filter: mlp}}\n{TWO}", 2, "parameter 'filter'"),
+        (f"merge_method: model_stock\nbase_model: main\nparameters: {{filter_wise: x}}\n{TWO}", 2, "true or false"),
+        (
+            "merge_method: ties\nbase_model: main\nmodels:\n- model: ft0\n  parameters: {lambda: 0.3}\n- model: ft1\n",
+            2,
+            "'lambda' holds for all models",
+        ),
+        (
+            "merge_method: linear\nbase_model: main\nmodels:\n- model: ft0\n  parameters: {weight: 1}\n",
+            2,
+            "base_model main takes part in linear, and has no weight",
+        ),
     ],
 )
 def test_bad_files_are_told(models: Path, tell: Tell, text: str, code: int, expected: str) -> None:
@@ -159,3 +179,33 @@ def test_names_are_found_and_options_do_not_mix(models: Path, tell: Tell) -> Non
     for words in (("ft2",), ("--method", "ties"), ("--weights", "1,2"), ("--base", "main"), ("--set", "density=1")):
         assert "says what is merged" in tell("merge", "--from-mergekit", "c.yml", *words, code=2)["message"]
     assert "c2.yml" in tell("merge", "--from-mergekit", "c2.yml", code=2)["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (f"merge_method: karcher\nbase_model: main\n{TWO}", f"merge_method: karcher\n{TWO}- model: main\n"),
+        (
+            f"merge_method: linear\nbase_model: main\nparameters: {{weight: 1.0}}\n{TWO}",
+            f"merge_method: linear\nparameters: {{weight: 1.0}}\n{TWO}- model: main\n",
+        ),
+        (
+            f"merge_method: breadcrumbs\nbase_model: main\nparameters: {{weight: 5e-1}}\n{TWO}",
+            f"merge_method: task_arithmetic\nbase_model: main\nparameters: {{weight: 0.5}}\n{TWO}",
+        ),
+    ],
+    ids=["karcher averages its base_model too", "so does linear", "breadcrumbs drops nothing at its default density"],
+)
+def test_what_mergekit_takes_for_granted(models: Path, tell: Tell, text: str, same: str) -> None:
+    found = []
+    for number, configuration in enumerate((text, same)):
+        (models / "c.yml").write_text(configuration)
+        tell("switch", "-c", f"work{number}", "main")
+        tell("merge", "--from-mergekit", "c.yml")
+        found.append(load_file("model.safetensors"))
+    for name, values in found[0].items():
+        np.testing.assert_allclose(values, found[1][name], rtol=0, atol=1e-7)
+
+
+def test_a_file_without_end_is_read_to_a_bound(models: Path, tell: Tell) -> None:
+    assert "expected at most" in tell("merge", "--from-mergekit", "/dev/zero", code=12)["message"]

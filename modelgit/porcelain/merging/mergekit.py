@@ -5,8 +5,9 @@ cannot be said here (slices, gradients over layers, filters by name, settings th
 by name; what changes none (shards, caches) is left out.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from modelgit.errors import FormatError, RevisionError, UsageError
 from modelgit.repo.repository import Repository
 
 MAX_BYTES = 1 << 20
+COMMIT_IT = "commit the result, and name that"
 KNOWN = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer"}
 WITHOUT_EFFECT = {"int8_mask", "chat_template", "name"}
+OF_A_MODEL = {"weight", "density", "gamma", "epsilon"}  # all others hold for the whole, and are read only there
 Table = dict[str, Any]
 
 
@@ -27,7 +30,7 @@ class Dialect:
     settings: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     weighted: bool = True
-    base: str = "needed"  # or "none", "deltas": with a base, task vectors; "first": the first of two models
+    base: str = "needed"  # or "one more": another model; "deltas": with a base, task vectors; "first": the first of two
     only: Mapping[str, Any] = field(default_factory=dict)  # settings of which one value alone can be had here
     flags: tuple[str, ...] = ()  # that choose among methods here, or change nothing
 
@@ -36,7 +39,7 @@ LAMBDA = {"lambda": ("scale", 1.0)}
 SCALED = {**LAMBDA, "density": ("density", 1.0)}
 DROPPED = {**SCALED, "normalize": ("normalize", False)}
 DIALECT: Mapping[str, Dialect] = {
-    "linear": Dialect("linear", {"normalize": ("normalize", True)}, base="none"),
+    "linear": Dialect("linear", {"normalize": ("normalize", True)}, base="one more"),
     "task_arithmetic": Dialect("task_arithmetic", {**LAMBDA, "normalize": ("normalize", False)}),
     "ties": Dialect("ties", {**SCALED, "normalize": ("normalize", True), "rescale": ("rescale", False)}),
     "dare_linear": Dialect("dare_linear", DROPPED, only={"rescale": True}),
@@ -59,11 +62,11 @@ DIALECT: Mapping[str, Dialect] = {
     "sce": Dialect("sce", {"select_topk": ("top", 1.0)}, weighted=False),
     "model_stock": Dialect("model_stock", weighted=False, flags=("filter_wise",)),
     "karcher": Dialect(
-        "karcher", {"max_iter": ("iterations", 10), "tol": ("tolerance", 1e-5)}, weighted=False, base="none"
+        "karcher", {"max_iter": ("iterations", 10), "tol": ("tolerance", 1e-5)}, weighted=False, base="one more"
     ),
     "multislerp": Dialect("multislerp", base="deltas", only={"normalize_weights": True}, flags=("eps",)),
     "nuslerp": Dialect("nuslerp", base="deltas", flags=("nuslerp_flatten", "nuslerp_row_wise")),
-    "slerp": Dialect("slerp", base="first"),
+    "slerp": Dialect("slerp", base="first", flags=("t",)),
 }
 
 
@@ -90,12 +93,14 @@ def read_configuration(place: Path) -> Table:
     import yaml
 
     try:
-        if place.stat().st_size > MAX_BYTES:
-            raise FormatError(f"{place}: {place.stat().st_size} bytes, expected at most {MAX_BYTES}")
-        table = yaml.safe_load(place.read_bytes())
+        with place.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise FormatError(f"{place}: expected at most {MAX_BYTES} bytes, got more")
+        table = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(f"{place}: {error.strerror}", hint="--from-mergekit path/to/config.yml") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or a number out of bounds
         raise FormatError(f"{place}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(table, dict):
         raise FormatError(f"{place}: expected a table of settings, got {type(table).__name__}")
@@ -110,39 +115,69 @@ def imported(repo: Repository, place: Path, names: Mapping[str, str]) -> Importe
     """
     table, where = read_configuration(place), str(place)
     refuse_unknown(table, where)
-    word = str(table.get("merge_method"))
+    word = name_of(table.get("merge_method"), f"{where}: merge_method")
     if word not in DIALECT:
         shared = ", ".join(sorted(DIALECT))
         raise UsageError(f"{where}: merge_method '{word}' is not to be had here; shared methods: {shared}")
-    dialect = DIALECT[word]
-    base = None if table.get("base_model") is None else str(table["base_model"])
-    models = models_of(table, where)
-    if base is not None and dialect.base in ("needed", "deltas"):
-        models = {name: own for name, own in models.items() if name != base}
-    rev = reviser(repo, names, where)
-    parameters = dict(table.get("parameters") or {})
-    if word == "slerp":
-        return replace(slerp(models, base, parameters, rev, where), notes=tuple(notes_of(table, word)))
-    settings = settings_of(dialect, parameters, models, where)
-    method = dialect.method
-    if parameters.get("filter_wise"):
-        method = "model_stock_rows"
-    if word == "nuslerp":
-        method, settings = nuslerp(parameters, where, deltas=base is not None)
-    elif dialect.base == "deltas":
-        settings["deltas"] = base is not None
-    if dialect.base == "needed" and base is None:
+    dialect, base = DIALECT[word], None
+    if table.get("base_model") is not None:
+        base = name_of(table["base_model"], f"{where}: base_model")
+    elif dialect.base == "needed":
         raise UsageError(f"{where}: {word} needs a base_model")
-    weights = [weight_of(own, parameters, f"{where}: {name}") for name, own in models.items()]
+    parameters = table_of(table.get("parameters"), f"{where}: parameters")
+    models = taking_part(dialect, models_of(table, where), base, parameters, where)
+    method, settings = method_of(dialect, parameters, models, where, seen_from=base)
+    rev = reviser(repo, names, where)
     return Imported(
         method=method,
         settings=settings,
         revs=tuple(rev(name) for name in models),
-        weights=tuple(weights) if dialect.weighted else (),
-        base=rev(base) if base is not None and dialect.base != "none" else None,
+        weights=weights_of(dialect, parameters, models, where),
+        base=rev(base) if base is not None and dialect.base in ("needed", "deltas") else None,
         vocabulary="union" if table.get("tokenizer_source") == "union" else "error",
         notes=tuple(notes_of(table, word)),
     )
+
+
+def told(value: Any) -> str:
+    """Returns a value for a message: a list or table, which may be huge, by its type alone."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)[:80]
+
+
+def name_of(value: Any, where: str) -> str:
+    """Returns a name. Raises FormatError for anything else."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).isprintable():
+        raise FormatError(f"{where}: expected a name, got {told(value)}")
+    return str(value)
+
+
+def table_of(value: Any, where: str) -> Table:
+    """Returns a table of settings, an empty one for nothing. Raises FormatError."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a table, got {told(value)}")
+    return value
+
+
+def taking_part(
+    dialect: Dialect, models: dict[str, Table], base: str | None, parameters: Table, where: str
+) -> dict[str, Table]:
+    """Returns the models that are merged, with their settings, in order. Raises UsageError."""
+    if dialect.base == "first":
+        others = {name: own for name, own in models.items() if name != base}
+        if base is None or len(others) != 1:
+            what = f"expected two models, one of them the base_model, got {len(models)}"
+            raise UsageError(f"{where}: {dialect.method}: {what}")
+        return {base: models.get(base, {}), **others}
+    if dialect.base != "one more":
+        return {name: own for name, own in models.items() if name != base}
+    if base is None or base in models:
+        return models
+    if dialect.weighted and "weight" not in parameters:
+        what = f"{where}: base_model {base} takes part in {dialect.method}, and has no weight"
+        raise UsageError(what, hint="list it among the models with its weight, or leave base_model out")
+    return {**models, base: {}}
 
 
 def refuse_unknown(table: Table, where: str) -> None:
@@ -163,12 +198,14 @@ def models_of(table: Table, where: str) -> dict[str, Table]:
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and "model" in r for r in rows):
         raise FormatError(f"{where}: models: expected a list of '- model: NAME'")
     for row in rows:
-        name, own = str(row["model"]), row.get("parameters") or {}
+        if isinstance(row["model"], dict):
+            raise UsageError(f"{where}: a model put together (lora, override) is not to be had here", hint=COMMIT_IT)
+        name = name_of(row["model"], f"{where}: models: model")
+        if other := sorted(str(key) for key in row.keys() - {"model", "parameters"}):
+            raise UsageError(f"{where}: {name}: '{other[0]}' is not to be had here; known: model, parameters")
         if name in found:
             raise UsageError(f"{where}: model '{name}' is listed twice", hint="give it the sum of both weights")
-        if not isinstance(own, dict):
-            raise FormatError(f"{where}: {name}: parameters: expected a table, got {type(own).__name__}")
-        found[name] = own
+        found[name] = table_of(row.get("parameters"), f"{where}: {name}: parameters")
     return found
 
 
@@ -177,7 +214,7 @@ def reviser(repo: Repository, names: Mapping[str, str], where: str) -> Callable[
 
     def rev(name: str) -> str:
         if "+" in name and name not in names:
-            raise UsageError(f"{where}: '{name}' applies an adapter first", hint="commit the result, and name that")
+            raise UsageError(f"{where}: '{name}' applies an adapter first", hint=COMMIT_IT)
         for candidate in (names.get(name), name, name.rstrip("/").rsplit("/", 1)[-1]):
             try:
                 if candidate is not None and repo.resolve(candidate):
@@ -190,11 +227,37 @@ def reviser(repo: Repository, names: Mapping[str, str], where: str) -> Callable[
     return rev
 
 
+def method_of(
+    dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str, *, seen_from: str | None
+) -> tuple[str, Table]:
+    """Returns our method and its settings. Raises UsageError."""
+    settings = settings_of(dialect, parameters, models, where)
+    if dialect.base == "deltas":
+        settings["deltas"] = seen_from is not None
+    if dialect.method == "model_stock" and flag("filter_wise", False, parameters, where):
+        return "model_stock_rows", settings
+    if dialect.method == "nuslerp" and not flag("nuslerp_flatten", True, parameters, where):
+        if seen_from is not None:
+            raise UsageError(f"{where}: nuslerp by row with a base_model is not to be had here")
+        along = "first" if flag("nuslerp_row_wise", False, parameters, where) else "last"
+        return "nuslerp_vectors", {"along": along}
+    if dialect.method == "breadcrumbs" and number(settings["density"], f"{where}: density") == 1:
+        settings["gamma"] = 0.0  # where all is kept, no outlier is dropped there
+    return dialect.method, settings
+
+
 def settings_of(dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str) -> Table:
     """Returns our settings. Raises UsageError for one that differs between models, or that cannot be had."""
     known = {*dialect.settings, *dialect.only, *dialect.flags, "weight", *WITHOUT_EFFECT}
-    for name in {*parameters, *(key for own in models.values() for key in own)} - known:
-        raise UsageError(f"{where}: parameter '{name}' is not to be had here; known: {', '.join(sorted(known))}")
+    own = {str(key) for table in models.values() for key in table}
+    if unknown := sorted(({str(key) for key in parameters} | own) - known):
+        what = f"parameter '{unknown[0]}' is not to be had here; known: {', '.join(sorted(known))}"
+        raise UsageError(f"{where}: {what}")
+    if misplaced := sorted(own - OF_A_MODEL - WITHOUT_EFFECT):
+        what = (
+            f"{where}: '{misplaced[0]}' holds for all models, and mergekit does not read it from one model's parameters"
+        )
+        raise UsageError(what, hint="move it to the parameters of the whole file, or leave it out")
     for name, value in dialect.only.items():
         if (got := shared(name, value, parameters, models, where)) != value:
             raise UsageError(f"{where}: {name}: {got} is not to be had here, {value} alone")
@@ -212,38 +275,40 @@ def shared(name: str, default: Any, parameters: Table, models: Mapping[str, Tabl
             what = f"{where}: {name}: a gradient over layers or a filter by name is not to be had here"
             raise UsageError(what, hint="--search layers finds weights by layer")
     if any(value != values[0] for value in values):
-        raise UsageError(f"{where}: {name}: differs between models ({values}), and can only be one for all here")
+        raise UsageError(f"{where}: {name}: differs between models, and can only be one for all here")
     return values[0]
 
 
-def weight_of(own: Table, parameters: Table, where: str) -> float:
-    """Returns a model's weight, 1 unless given. Raises UsageError for what is no number."""
-    value = own.get("weight", parameters.get("weight", 1.0))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{where}: weight: expected a number, got {value!r}", hint="--search layers: weights by layer")
-    return float(value)
+def flag(name: str, default: bool, parameters: Table, where: str) -> bool:
+    """Returns whether something is asked for. Raises UsageError for what is neither true nor false."""
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {name}: expected true or false, got {told(value)}")
+    return value
 
 
-def slerp(
-    models: Mapping[str, Table], base: str | None, parameters: Table, rev: Callable[[str], str], where: str
-) -> Imported:
-    """Returns slerp, whose t = 0 is the base_model. Raises UsageError."""
-    t = parameters.get("t")
-    names = [name for name in models if name != base]
-    if base is None or len(names) != 1:
-        raise UsageError(f"{where}: slerp: expected two models, one of them the base_model, got {len(models)}")
-    if isinstance(t, bool) or not isinstance(t, int | float) or not 0 <= t <= 1:
-        raise UsageError(f"{where}: slerp: t: expected one number from 0 to 1, got {t!r}")
-    return Imported("slerp", {}, (rev(base), rev(names[0])), (1 - t, float(t)), None, "error", ())
+def number(value: Any, where: str) -> float:
+    """Returns a number; YAML takes 5e-1 for text, and mergekit makes a number of it. Raises UsageError."""
+    try:
+        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"{where}: expected a number, got {told(value)}", hint="--search layers: weights by layer")
+    return found
 
 
-def nuslerp(parameters: Table, where: str, *, deltas: bool) -> tuple[str, Table]:
-    """Returns our method for nuslerp's two flags. Raises UsageError."""
-    if parameters.get("nuslerp_flatten", True):
-        return "nuslerp", {"deltas": deltas}
-    if deltas:
-        raise UsageError(f"{where}: nuslerp by row with a base_model is not to be had here")
-    return "nuslerp_vectors", {"along": "first" if parameters.get("nuslerp_row_wise") else "last"}
+def weights_of(dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str) -> tuple[float, ...]:
+    """Returns the weight of each model, 1 unless given; for slerp, what its t means. Raises UsageError."""
+    if dialect.base == "first":
+        t = number(parameters.get("t"), f"{where}: t")
+        if not 0 <= t <= 1:
+            raise UsageError(f"{where}: t: expected one number from 0 to 1, got {t}")
+        return (1 - t, t)
+    if not dialect.weighted:
+        return ()
+    given = {name: own.get("weight", parameters.get("weight", 1.0)) for name, own in models.items()}
+    return tuple(number(value, f"{where}: {name}: weight") for name, value in given.items())
 
 
 def notes_of(table: Table, word: str) -> Sequence[str]:

@@ -13,7 +13,7 @@ each tensor by itself. Sums are taken in float64 in an order that follows from t
 
 *Stored as*: a **recipe** keeps ids and coefficients, a few bytes a model and tensor, whatever the tensor's size
 (*fitted*: the coefficients follow from inner products of the inputs, each tensor has its own); **values** are stored
-as any other tensor, as a difference to the base.
+as any other tensor, as a difference to the base; **factors** are those of LoRA adapters.
 
 | method | what it gives | models | base | weights | stored as |
 |---|---|---|---|---|---|

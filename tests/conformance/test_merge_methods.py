@@ -21,7 +21,7 @@ from modelgit.store.files.tensors import StoredTensors
 from modelgit.store.objects import ObjectStore
 
 VARIANTS: list[tuple[str, dict[str, Value]]] = [
-    *((name, {}) for name in sorted(METHODS)),
+    *((name, {}) for name in sorted(METHODS) if not hasattr(METHODS[name], "adapters")),
     ("breadcrumbs", {"signs": True, "gamma": 0.1}),
     ("linear", {"normalize": False}),
     ("lines", {"shallow": 0.2, "deep": 0.9}),

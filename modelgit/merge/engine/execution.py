@@ -179,7 +179,8 @@ def _manifest(work: Work, pack: PackWriter, metadata: Mapping[str, str]) -> Mani
 def _one(work: Work, step: Step) -> tuple[Done, Action]:
     """Return a step's result and how it was had. Raises NotFinite."""
     if step.copied:
-        return work.sink.copy(step, _inputs(work, step)[0].place), "copied"
+        given = _inputs(work, step)[0]
+        return work.sink.copy(step, given.place), "computed" if _fleeting(given) else "copied"
     method, subject = _method(work, step), _subject(work, step)
     if isinstance(method, Linear):
         return _sum(work, step, method.linear_terms(subject.weights), Stream(work.shop, subject))

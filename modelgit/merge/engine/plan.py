@@ -13,6 +13,7 @@ from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
+from modelgit.merge.adapters.naming import pair_of
 from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
@@ -24,6 +25,7 @@ HINTS: Mapping[str, str] = {
     "classes": "Go on without heads (--heads drop) or with your own (--heads ours).",
     "integers": "Take the integers of one model (--integers ours).",
     "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",
+    "adapter": "Adapters are merged by their products: --method lora_cat (exact), or lora_svd (of a rank).",
     "overflow": "Merge with a smaller scale, or in a wider dtype.",
     "empty": "Check that these are versions of the same model.",
 }
@@ -130,6 +132,7 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     ordered = tuple(sorted(heads, key=content_key))
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
     conflicts, steps, dropped = _class_conflicts(ordered, policy), list[Step](), list[str]()
+    conflicts.extend(_factor_conflicts(rows))
     for row in rows:
         decision = _decide(row, method, policy)
         if isinstance(decision, list):
@@ -259,6 +262,20 @@ def _class_conflicts(heads: Sequence[Head], policy: Policy) -> list[Conflict]:
         for head in known[1:]
         if head.classes != first.classes
     ]
+
+
+def _factor_conflicts(rows: Sequence[Row]) -> list[Conflict]:
+    """Return a conflict if factors of LoRA differ: the mean of factors is no mean of their products."""
+    for row in rows:
+        if (
+            pair_of(row.name) is not None
+            and len({entry and entry.oid for entry in (*row.entries, row.base)} - {None}) > 1
+        ):
+            names = ", ".join(head.name for head in row.heads)
+            return [
+                Conflict("adapter", row.name, "a method for products of factors", f"factors that differ in {names}")
+            ]
+    return []
 
 
 def _outline(head: Head) -> str:

@@ -1,6 +1,7 @@
 """Merge methods, one file a family; importing this package fills the registry with all of them."""
 
 from modelgit.merge.methods import (  # noqa: F401  their methods enter the registry
+    adapters,
     agreement,
     dropping,
     layers,

@@ -54,7 +54,9 @@ def described(name: str) -> MethodInfo:
         models=str(fewest) if fewest == most else f"{fewest} or more",
         base="needed" if method.needs_base else "with `deltas`" if hasattr(method, "deltas") else "not used",
         weights="used" if method.weighted else "equal only",
-        stored=STORED[isinstance(method, Combined | Elementwise)] + " (fitted)" * isinstance(method, Fitted),
+        stored="factors"
+        if hasattr(method, "adapters")
+        else STORED[isinstance(method, Combined | Elementwise)] + " (fitted)" * isinstance(method, Fitted),
         settings=settings_info(type(method)),
     )
 
@@ -76,3 +78,10 @@ def listed(name: str | None = None) -> MethodList:
 def plain(default: object) -> Value:
     """Returns a default as a value; nothing where a setting has none."""
     return default if isinstance(default, bool | int | float | str) else ""
+
+
+def stored_as(method: Method) -> str:
+    """Returns how results of a method are stored."""
+    if hasattr(method, "adapters"):
+        return "factors"
+    return STORED[isinstance(method, Combined | Elementwise)] + " (fitted)" * isinstance(method, Fitted)

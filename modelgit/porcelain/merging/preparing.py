@@ -81,8 +81,14 @@ def prepare(
     if tokens is not None:
         views.update({commit: partial(tokens.view, commit) for commit in tokens.layout.models})
     setting = ancestor, records, method, policy, choices.layers, views
-    plans, conflicts = weight_plans(repo, members, versions, setting)
-    files, more = ordinary_files(members, versions, ancestor, choices, {} if tokens is None else tokens.files)
+    settled: Mapping[str, Blob | bytes] = {} if tokens is None else tokens.files
+    if hasattr(method, "adapters"):
+        from modelgit.porcelain.merging.matching.adapters import adapter_plans
+
+        plans, settled, conflicts = adapter_plans(repo, members, versions, method, policy)
+    else:
+        plans, conflicts = weight_plans(repo, members, versions, setting)
+    files, more = ordinary_files(members, versions, ancestor, choices, settled)
     if told or conflicts or more:
         raise conflicts_error([*told, *conflicts, *more])
     return Prepared(members, versions, ancestor, method, choices, plans, files, records, aligned=aligned)

@@ -156,9 +156,7 @@ def register_checks(app: typer.Typer) -> None:
             hint = f"recompute a merge: modelgit verify --rerun {rev}"
             raise UsageError("verify needs to be told what to verify", hint=hint)
         if method is not None:
-            from modelgit.porcelain.merging.own_code import enter_method
-
-            enter_method(method)
+            checking.enter_recorded(session.repo(), rev, method)
         record = read_record(session.repo(), rev)
         merged = record is not None and record.kind == "merge"
         if (data is not None and not merged) or (record is not None and record.kind in ("train", "probe")):

@@ -10,7 +10,7 @@ from modelgit.errors import DataError, DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging.making import carry_out
-from modelgit.porcelain.merging.own_code import digest_of, is_own
+from modelgit.porcelain.merging.own_code import digest_of, enter_method, is_own
 from modelgit.porcelain.merging.preparing import prepare
 from modelgit.porcelain.merging.values import Align, Choices
 from modelgit.porcelain.records import read_record
@@ -114,6 +114,20 @@ def read_trailers(version: Version) -> Recorded:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
     return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
+
+
+def enter_recorded(repo: Repository, rev: str, text: str) -> None:
+    """Enters the method of somebody's own that a merge was made with, from the file that the user names.
+
+    Raises:
+        UsageError: it was made with none. DataError: with another one; nothing of the file was run.
+    """
+    version = repo.version(rev)
+    trailers = version.entry.trailers
+    if "Merge-Method-File" not in trailers or "Merge-Method" not in trailers:
+        what = f"{version.commit[:10]} was not made with a method of somebody's own"
+        raise UsageError(what, hint="leave --method out")
+    enter_method(text, (trailers["Merge-Method"][0], trailers["Merge-Method-File"][0]))
 
 
 def check_method(version: Version, name: str) -> None:

@@ -1,6 +1,8 @@
 """The list of methods, and methods of the user's own: run when they are named, and never because a commit says so."""
 
+import importlib.util
 import json
+import py_compile
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -113,8 +115,30 @@ def test_no_file_is_run_because_a_commit_says_so(models: Path, tell: Tell, tmp_p
     assert "running it is up to you" in error["message"]
     assert "--method path/to/blend.py:blend" in error["hint"]
     assert not ran.exists()
-    own.write_text(own.read_text() + "# changed\n")
-    assert "another file" in tell("verify", "--rerun", "--method", "blend.py:blend", code=17)["message"]
+    text = own.read_text()
+    own.write_text(text + "# changed\n")
+    for name in ("blend.py:blend", "blend.py:other"):
+        assert "another method than blend.py:blend" in tell("verify", "--rerun", "--method", name, code=17)["message"]
+    assert not ran.exists(), "the digest is compared before anything is run"
+    own.unlink()
+    (tmp_path / "moved.py").write_text(text)
+    assert tell("verify", "--rerun", "--method", f"{tmp_path}/moved.py:blend")["method"] == "blend.py:blend"
+    assert "leave --method out" in tell("verify", "--rerun", "a", "--method", "moved.py:blend", code=2)["hint"]
+
+
+def test_bytecode_beside_the_file_is_neither_run_nor_written(models: Path, tell: Tell, tmp_path: Path) -> None:
+    own, other, ran = models / "blend.py", tmp_path / "other.py", tmp_path / "ran"
+    own.write_text("def blend(inputs):\n    return inputs.heads[0]\n")
+    other.write_text(f"open({str(ran)!r}, 'a').write('x')\ndef blend(inputs):\n    return inputs.heads[0]\n")
+    cached = Path(importlib.util.cache_from_source(str(own)))
+    py_compile.compile(
+        str(other), str(cached), str(own), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    tell("merge", "a", "b", "--method", "blend.py:blend")
+    assert not ran.exists()
+    shutil.rmtree(cached.parent)
+    tell("verify", "--rerun", "--method", "blend.py:blend")
+    assert not cached.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,9 @@ def test_no_file_is_run_because_a_commit_says_so(models: Path, tell: Tell, tmp_p
         ("def f(inputs):\n    return inputs.heads[0][:1]\n", "f", "expected values of shape [8, 4], got [1, 4]"),
         ("x = 1\n", "x", "no 'x' there to call"),
         ("def f(:\n", "f", "cannot be run: SyntaxError"),
+        ("raise SystemExit(0)\n", "f", "cannot be run: SystemExit: 0"),
+        ("def f(inputs):\n    exit(0)\n", "f", "method 'own.py:f' failed: SystemExit: 0"),
+        ("def f(inputs):\n    pass\n", "", "expected FILE.py:NAME"),
         ("class C:\n    pass\n", "C", "got a plain class"),
         (
             "from dataclasses import dataclass\n@dataclass\nclass C:\n    pass\n",

@@ -5,16 +5,16 @@ method records the file's name and digest, and is recomputed only if the user na
 """
 
 import dataclasses
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 from blake3 import blake3
 
-from modelgit.errors import ModelgitError, UsageError
+from modelgit.errors import DataError, ModelgitError, UsageError
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.blocks.tensors import Inputs
 from modelgit.merge.methods.registry import METHODS, make
@@ -23,27 +23,53 @@ CALLED = ("linear_terms", "fitted_terms", "facts", "block", "combine", "__call__
 KINDS = "linear_terms, fitted_terms, facts and block, or combine"
 
 
-def loaded(text: str, what: str, option: str) -> Any:
-    """Returns what `FILE.py:NAME` names.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """What `FILE.py:NAME` names, read once: what is digested is what is run, never bytecode that lies beside it."""
 
-    Raises:
-        UsageError: no such file or name, or the file cannot be run.
-    """
+    text: str
+    place: Path
+    name: str
+    code: bytes
+
+    @property
+    def digest(self) -> str:
+        """Returns the digest of the file."""
+        return blake3(self.code).hexdigest()[:32]
+
+
+def loaded(text: str, what: str, option: str) -> Any:
+    """Returns what `FILE.py:NAME` names. Raises UsageError: no such file or name, or the file cannot be run."""
+    return run(read_source(text, what, option), what)
+
+
+def read_source(text: str, what: str, option: str) -> Source:
+    """Returns the file of `FILE.py:NAME`. Raises UsageError if there is none."""
     path, _, name = text.rpartition(":")
-    place = Path(path)
-    spec = importlib.util.spec_from_file_location(f"modelgit_{what}_{place.stem}", place)
-    if not place.is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"{what} '{text}': no file {path}", hint=f"{option} path/to/file.py:name")
-    module = importlib.util.module_from_spec(spec)
+    if not path.endswith(".py") or not name.isidentifier() or not path.isprintable():
+        raise UsageError(f"{what} '{text}': expected FILE.py:NAME", hint=f"{option} path/to/file.py:name")
+    try:
+        return Source(text, Path(path), name, Path(path).read_bytes())
+    except OSError as error:
+        what = f"{what} '{text}': no file {path}: {error.strerror}"
+        raise UsageError(what, hint=f"{option} path/to/file.py:name") from error
+
+
+def run(source: Source, what: str) -> Any:
+    """Runs a file and returns what is named in it. Raises UsageError: no such name, or the file cannot be run."""
+    module = ModuleType(f"modelgit_{what}_{source.place.stem}")
+    module.__file__ = str(source.place)
     sys.modules[module.__name__] = module  # where dataclasses look their annotations up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file raises
-        raise UsageError(f"{what} '{text}': the file cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
+        exec(compile(source.code, source.place, "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:  # whatever somebody's file raises
+        told = f"the file cannot be run: {type(error).__name__}: {error}"
+        raise UsageError(f"{what} '{source.text}': {told}") from error
+    found = getattr(module, source.name, None)
     if not callable(found):
         own = sorted(key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
-        raise UsageError(f"{what} '{text}': no '{name}' there to call", hint=f"it has: {', '.join(own) or 'none'}")
+        told = f"{what} '{source.text}': no '{source.name}' there to call"
+        raise UsageError(told, hint=f"it has: {', '.join(own) or 'none'}")
     return found
 
 
@@ -52,25 +78,31 @@ def is_own(name: str) -> bool:
     return ".py:" in name
 
 
-def enter_method(text: str) -> str:
+def enter_method(text: str, recorded: tuple[str, str] | None = None) -> str:
     """Enters the method that `FILE.py:NAME` names into the registry; returns its name there, as commits record it.
 
     NAME is a frozen dataclass as those of `modelgit.merge.methods`, or a function of one argument, the `Inputs` of a
-    tensor, that returns the merged values.
+    tensor, that returns the merged values. `recorded` are the name and digest that a commit says the method had: then
+    the file is run only if it is that one, and is entered by that name, whatever it is called now.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither. DataError: it is another file than the recorded one; nothing of it was run.
     """
-    found = loaded(text, "method", "--method")
-    place, _, name = text.rpartition(":")
-    known = f"{Path(place).name}:{name}"
+    source = read_source(text, "method", "--method")
+    known = f"{source.place.name}:{source.name}"
+    if recorded is not None:
+        wanted, digest = recorded
+        if source.digest != digest or wanted.rpartition(":")[2] != source.name:
+            raise DataError(f"{text}: another method than {wanted}", hint=f"the digest of its file was {digest}")
+        known = wanted
+    found = run(source, "method")
     cls = found if isinstance(found, type) else from_function(found)
     check_method(cls, text)
     guarded = type(cls.__name__, (cls,), {key: guard(getattr(cls, key), known) for key in CALLED if key in vars(cls)})
     guarded.__doc__ = cls.__doc__
     guarded.name = known  # type: ignore[attr-defined]
-    guarded.source = str(getattr(cls, "source", place))  # type: ignore[attr-defined]
-    guarded.digest = blake3(Path(place).read_bytes()).hexdigest()[:32]  # type: ignore[attr-defined]
+    guarded.source = str(getattr(cls, "source", source.place))  # type: ignore[attr-defined]
+    guarded.digest = source.digest  # type: ignore[attr-defined]
     METHODS[known] = guarded
     make(known, {})
     return known
@@ -103,7 +135,7 @@ def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return function(*arguments, **named)
         except ModelgitError:
             raise
-        except Exception as error:  # whatever somebody's method raises
+        except (Exception, SystemExit) as error:  # whatever somebody's method raises
             raise UsageError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
 
     return call

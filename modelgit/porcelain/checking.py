@@ -109,7 +109,10 @@ def read_trailers(version: Version) -> Recorded:
         layers = json.loads(trailers.get("Merge-Layer-Weights", ["{}"])[0])
         rows = {str(layer): tuple(float(weight) for weight in row) for layer, row in layers.items()}
         align = align_of(json.loads(trailers["Merge-Align"][0])) if "Merge-Align" in trailers else None
-        choices = Choices(trailers["Merge-Method"][0], settings, weights, **policy, layers=rows, align=align)
+        device = trailers.get("Merge-Device", ["cpu"])[0]
+        choices = Choices(
+            trailers["Merge-Method"][0], settings, weights, **policy, layers=rows, align=align, device=device
+        )
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error

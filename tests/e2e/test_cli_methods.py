@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import modelgit
 from modelgit.cli.app import main
 from modelgit.merge.methods import METHODS
+from modelgit.repo.repository import Repository
 
 Tell = Callable[..., Any]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method.py"
@@ -173,3 +174,10 @@ def test_a_value_that_is_not_finite_is_refused(models: Path, tell: Tell) -> None
     tell("merge", "a", "b", "--method", "own.py:f", code=1)
     assert value() == before
     sys.modules.pop("modelgit_method_own", None)
+
+
+def test_a_device_is_recorded(models: Path, tell: Tell) -> None:
+    assert "--device moon" in tell("merge", "a", "b", "--method", "tsvm", "--device", "moon", code=2)["message"]
+    tell("merge", "a", "b", "--method", "tsvm", "--device", "cpu:0")
+    assert Repository.open(models).version("HEAD").entry.trailers["Merge-Device"] == ["cpu:0"]
+    assert tell("verify", "--rerun")["tensors"] == 1

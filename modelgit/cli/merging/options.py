@@ -41,6 +41,7 @@ class How:
         list[str] | None,
         typer.Option("--model", metavar="NAME=REV", help="Which revision a name of that file is; repeat."),
     ] = None
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What decomposes matrices.")] = "cpu"
     gates: Annotated[
         list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
     ] = None
@@ -56,6 +57,7 @@ class How:
             "settings": pairs(self.settings or (), "--set"),
             "weights": numbers(self.weights, "--weights"),
             "base": self.base,
+            "device": self.device,
         }
 
 

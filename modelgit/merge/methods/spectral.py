@@ -3,7 +3,7 @@
 Notation: base b, task vectors d_i = x_i - b, M models. Matrices only; every other tensor takes the mean of the d_i.
 Task vectors are taken one after another, so that a few matrices are in memory, not M. The decompositions are LAPACK's,
 in float64 and in one thread: results are the same for any number of threads and order of models, but may differ in the
-last bits between kinds of processors, which `verify --rerun` then says.
+last bits between kinds of processors, which `verify --rerun` then says. With `--device` they are PyTorch's.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from modelgit.merge.blocks.linalg import Triple, decomposed, polar, product
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.blocks.tensors import Inputs
 from modelgit.merge.methods.registry import call_combined, method, setting, within
-
-Triple = tuple[Array, Array, Array]  # (m, r), (r,), (r, n)
-
-
-def decomposed(matrix: Array) -> Triple:
-    """Return the thin singular value decomposition of a matrix (m, n), r = min(m, n)."""
-    with threadpool_limits(1, "blas"):
-        u, s, v = np.linalg.svd(matrix, full_matrices=False)
-    return u, s, v
-
-
-def polar(matrix: Array) -> Array:
-    """Return the nearest matrix with orthonormal columns (or rows, where there are fewer)."""
-    u, _, v = decomposed(matrix)
-    return product(u, v)
-
-
-def product(*factors: Array) -> Array:
-    """Return the product of matrices, from the left."""
-    total = factors[0]
-    with threadpool_limits(1, "blas"):
-        for factor in factors[1:]:
-            total = total @ factor
-    return total
 
 
 def is_matrix(inputs: Inputs) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
+from modelgit.merge.blocks.linalg import using
 from modelgit.merge.engine.execution import MergeResult, execute
 from modelgit.merge.methods import settings_of
 from modelgit.porcelain.merging.own_code import digest_of
@@ -29,7 +30,7 @@ def carry_out(repo: Repository, prepared: Prepared, listener: Listener = ignore,
     Raises:
         MergeConflict: values that are not finite, or too large for their type. MissingObject, CorruptObject.
     """
-    with repo.store.begin() as pack:
+    with using(prepared.choices.device), repo.store.begin() as pack:
         results = {path: one_file(repo, prepared, path, (pack, listener)) for path in prepared.plans}
         repaired = None
         if prepared.choices.repair:
@@ -70,11 +71,17 @@ def merge_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str], ...
         ("Merge-Weights", compact([member.weight for member in prepared.heads])),
         *found_trailers(prepared),
         *alignment_trailers(prepared, made),
+        *device_trailer(prepared),
         ("Merge-Policy", compact(prepared.choices.policy())),
         *base,
         *inputs,
         ("Merge-Tool", f"modelgit {VERSION}"),
     )
+
+
+def device_trailer(prepared: Prepared) -> list[tuple[str, str]]:
+    """Returns the device that matrices were worked on by, where it is not the usual one."""
+    return [("Merge-Device", prepared.choices.device)] if prepared.choices.device != "cpu" else []
 
 
 def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:

@@ -75,7 +75,7 @@ class Choices:
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
     ordinary files on which the versions disagree, `vocabulary` where their tokens have other numbers. `layers` are
     weights of the heads for tensors whose names begin so.
-    `repair` is data on which the result's activations are set right.
+    `repair` is data on which the result's activations are set right, `device` what works on matrices.
     """
 
     method: str = "linear"
@@ -91,6 +91,7 @@ class Choices:
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     align: Align | None = None
     repair: str = ""
+    device: str = "cpu"
 
     @property
     def plain(self) -> bool:

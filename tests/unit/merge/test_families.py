@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import trim_mean
 
 from modelgit.errors import UsageError
+from modelgit.merge.blocks.linalg import using
 from modelgit.merge.blocks.tensors import Inputs
 from modelgit.merge.methods import make
 from modelgit.merge.methods.linear_form import Array
@@ -141,3 +143,23 @@ def test_lines_of_a_model_without_numbers_is_the_deep_end() -> None:
 def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, str | float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make(name, settings)
+
+
+@pytest.mark.parametrize("name", ["tsvm", "iso_c", "iso_cts"])
+def test_a_device_agrees_with_the_processor(name: str) -> None:
+    """PyTorch's decompositions, here on the processor: a GPU is held to the same tolerance where there is one."""
+    draws = np.random.default_rng(3)
+    base = draws.normal(size=(24, 16))
+    heads = [base + 0.1 * draws.normal(size=base.shape) for _ in range(3)]
+    chosen = make(name, {})
+    wanted = chosen(Inputs(heads, (1, 1, 1), base))
+    for device in ["cpu:0", *(["cuda"] if torch.cuda.is_available() else [])]:
+        with using(device):
+            merged = chosen(Inputs(heads, (1, 1, 1), base))
+        assert np.abs(merged - wanted).max() <= 1e-9 * np.abs(wanted).max()
+
+
+def test_a_device_that_is_not_there_is_told() -> None:
+    for device in ("nowhere", "cuda:99", "cpu; rm", "x" * 100):
+        with pytest.raises(UsageError, match="--device"), using(device):
+            pass

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from modelgit.errors import MergeConflict
 from modelgit.formats.manifest import write
 from modelgit.merge.engine.execution import MergeResult, execute
 from modelgit.merge.engine.plan import Head, Policy, plan
+from modelgit.merge.informed.checking import checked
+from modelgit.merge.informed.statistics import Statistics
 from modelgit.merge.methods import METHODS, Inputs, Method, make, settings_of
 from modelgit.merge.methods.linear_form import Array
 from modelgit.merge.methods.registry import Value
@@ -23,10 +26,12 @@ from modelgit.store.objects import ObjectStore
 VARIANTS: list[tuple[str, dict[str, Value]]] = [
     *((name, {}) for name in sorted(METHODS) if not hasattr(METHODS[name], "adapters")),
     ("breadcrumbs", {"signs": True, "gamma": 0.1}),
+    ("fisher", {"normalize": False}),
     ("linear", {"normalize": False}),
     ("lines", {"shallow": 0.2, "deep": 0.9}),
     ("multislerp", {"deltas": True}),
     ("nuslerp", {"deltas": True}),
+    ("regmean", {"alpha": 1.0}),
     ("nuslerp_vectors", {"along": "first"}),
     ("trimmed_mean", {"trim": 0.4}),
     ("slerp", {"deltas": True}),
@@ -36,7 +41,7 @@ VARIANTS: list[tuple[str, dict[str, Value]]] = [
 ]
 EVERY = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=[f"{n}-{s}" if s else n for n, s in VARIANTS])
 DTYPES = pytest.mark.parametrize("dtype", sorted(ARITHMETIC_WIDTHS))
-MOVED = {"coordinate_median", "geometric_median", "trimmed_mean"}  # without a base, and the same about any
+MOVED = {"coordinate_median", "fisher", "geometric_median", "regmean", "trimmed_mean"}  # no base, the same about any
 SHAPES = {"matrix": (24, 20), "vector": (33,), "scalar": (), "empty": (0, 3)}
 Model = dict[str, Array]
 
@@ -100,15 +105,42 @@ def merge(
     return result
 
 
-def heads_of(store: ObjectStore, models: Sequence[Model], weights: Sequence[float], dtype: str = "F32") -> list[Head]:
-    return [
-        Head(f"model-{i}", stored(store, model, dtype), weight)
-        for i, (model, weight) in enumerate(zip(models, weights, strict=True))
-    ]
+def heads_of(
+    store: ObjectStore, method: Method, models: Sequence[Model], weights: Sequence[float], dtype: str = "F32"
+) -> list[Head]:
+    heads = []
+    for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
+        source = stored(store, model, dtype)
+        heads.append(Head(f"model-{i}", source, weight, statistics=statistics_for(store, method, i, source)))
+    return heads
 
 
-def inputs(models: Sequence[Model], weights: Sequence[float], base: Model, name: str = "matrix") -> Inputs:
-    return Inputs([model[name] for model in models], weights, base[name], name, ("a", "b", "c")[: len(models)])
+def facts_of(method: Method, number: int) -> Model:
+    """Return what a method that asks for statistics is told of a model: made up, representable in F32."""
+    random, kind = np.random.default_rng(100 + number), getattr(method, "statistics", "")
+    if kind == "fisher":
+        return tuple_rounded({name: random.random(shape) ** 4 for name, shape in SHAPES.items()}, "F32")
+    rows = random.standard_normal((50, SHAPES["matrix"][1]))
+    return tuple_rounded({"matrix": rows.T @ rows / 50}, "F32") if kind == "gram" else {}
+
+
+def statistics_for(store: ObjectStore, method: Method, number: int, model: StoredTensors) -> Statistics | None:
+    kind: Any = getattr(method, "statistics", "")
+    return checked(kind, stored(store, facts_of(method, number)), model, f"model-{number}") if kind else None
+
+
+def told(method: Method, numbers: Sequence[int], name: str) -> dict[str, Any]:
+    """Return the statistics of one tensor of models, as a method is given them."""
+    facts = [facts_of(method, number) for number in numbers]
+    if not all(name in fact for fact in facts):
+        return {}
+    sizes = [float(np.sqrt(sum((values**2).sum() for values in fact.values()))) for fact in facts]
+    return {"statistics": [fact[name] for fact in facts], "sizes": sizes}
+
+
+def inputs(method: Method, models: Sequence[Model], weights: Sequence[float], base: Model) -> Inputs:
+    known, name = told(method, range(len(models)), "matrix"), "matrix"
+    return Inputs([model[name] for model in models], weights, base[name], name, "abc"[: len(models)], **known)
 
 
 @EVERY
@@ -119,7 +151,9 @@ def test_models_that_are_the_same_merge_into_themselves(
     base, _ = family(0, dtype)
     source, method = stored(store, base, dtype), make(name, settings)
     weights = weights_for(method, 2) if name != "linear" else (0.5, 0.5)
-    result = merge(store, method, [Head("a", source, weights[0]), Head("b", source, weights[1])], source)
+    known = statistics_for(store, method, 0, source)
+    heads = [Head(n, source, w, statistics=known) for n, w in zip("ab", weights, strict=True)]
+    result = merge(store, method, heads, source)
     assert [(t.name, t.oid) for t in result.manifest.tensors] == [(n, source.entry(n).oid) for n in sorted(base)]
     assert {outcome.action for outcome in result.outcomes} == {"copied"}
 
@@ -130,7 +164,7 @@ def test_equal_values_merge_into_themselves(name: str, settings: dict[str, Value
     method = make(name, settings)
     weights = (0.5, 0.5) if method.weighted else (1.0, 1.0)
     origin = head if method.needs_base else base
-    found = method(inputs([head, head], weights, origin))
+    found = method(inputs(method, [head, head], weights, origin))
     assert np.allclose(found, head["matrix"], rtol=1e-14, atol=1e-15)
 
 
@@ -141,7 +175,7 @@ def test_the_order_in_which_models_are_named_reaches_no_byte(
     method = make(name, settings)
     count = count_for(method)
     base, models = family(count)
-    heads, origin = heads_of(store, models, weights_for(method, count)), stored(store, base)
+    heads, origin = heads_of(store, method, models, weights_for(method, count)), stored(store, base)
     orders = list(itertools.permutations(heads))
     texts = {write(merge(store, method, order, origin).manifest) for order in orders}
     assert len(orders) >= 2
@@ -156,7 +190,7 @@ def test_the_engine_writes_the_methods_values_rounded_once(
     method = make(name, settings)
     count = count_for(method)
     base, models = family(count, dtype)
-    heads, origin = heads_of(store, models, weights_for(method, count), dtype), stored(store, base, dtype)
+    heads, origin = heads_of(store, method, models, weights_for(method, count), dtype), stored(store, base, dtype)
     result = merge(store, method, heads, origin)
     by_name = {head.name: (model, head) for model, head in zip(models, heads, strict=True)}
     ordered = [by_name[name] for name in result.order]
@@ -165,7 +199,13 @@ def test_the_engine_writes_the_methods_values_rounded_once(
         values = [model[tensor] for model, _ in ordered]
         keys = tuple(head.source.entry(tensor).oid for _, head in ordered)
         origin_values = base[tensor] if method.needs_base else None
-        wanted = method(Inputs(values, [head.weight for _, head in ordered], origin_values, tensor, keys))
+        known = told(method, [int(name.removeprefix("model-")) for name in result.order], tensor)
+        known = known and {
+            **known,
+            "sizes": [head.statistics.size for _, head in ordered if head.statistics is not None],
+        }
+        weights = [head.weight for _, head in ordered]
+        wanted = method(Inputs(values, weights, origin_values, tensor, keys, **known))
         assert merged.entry(tensor).shape == shape
         assert bytes(merged.read(tensor)) == raw(wanted, dtype), tensor
 
@@ -178,8 +218,8 @@ def test_moving_everything_moves_the_result(name: str, settings: dict[str, Value
     weights = weights_for(method, count)
     shift = np.random.default_rng(1).integers(-8, 8, SHAPES["matrix"]) / 4
     moved = [{**model, "matrix": model["matrix"] + shift} for model in models]
-    found = method(inputs(moved, weights, {**base, "matrix": base["matrix"] + shift}))
-    still = method(inputs(models, weights, base))
+    found = method(inputs(method, moved, weights, {**base, "matrix": base["matrix"] + shift}))
+    still = method(inputs(method, models, weights, base))
     about_the_base = method.needs_base or name in MOVED or (name == "linear" and settings.get("normalize", True))
     assert np.allclose(found, still + shift, rtol=0, atol=1e-12) == bool(about_the_base)
 
@@ -191,8 +231,8 @@ def test_scaling_everything_scales_the_result(name: str, settings: dict[str, Val
     base, models = family(count)
     weights = weights_for(method, count)
     scaled = [{key: 4 * values for key, values in model.items()} for model in models]
-    found = method(inputs(scaled, weights, {key: 4 * values for key, values in base.items()}))
-    assert np.allclose(found, 4 * method(inputs(models, weights, base)), rtol=1e-13, atol=0)
+    found = method(inputs(method, scaled, weights, {key: 4 * values for key, values in base.items()}))
+    assert np.allclose(found, 4 * method(inputs(method, models, weights, base)), rtol=1e-13, atol=0)
 
 
 @EVERY
@@ -204,7 +244,7 @@ def test_values_that_are_not_finite_are_refused(
     count = count_for(method)
     base, models = family(count)
     models[1]["vector"][5] = bad
-    heads = heads_of(store, models, weights_for(method, count))
+    heads = heads_of(store, method, models, weights_for(method, count))
     with pytest.raises(MergeConflict) as caught:
         merge(store, method, heads, stored(store, base))
     assert [(c.kind, c.where, c.got) for c in caught.value.conflicts] == [
@@ -221,7 +261,7 @@ def test_inputs_are_left_as_they_are(name: str, settings: dict[str, Value]) -> N
     before = [array.copy() for array in arrays]
     for array in arrays:
         array.flags.writeable = False
-    merged = method(inputs(models, weights_for(method, count), base))
+    merged = method(inputs(method, models, weights_for(method, count), base))
     assert merged.dtype == np.float64
     assert merged.shape == SHAPES["matrix"]
     assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))

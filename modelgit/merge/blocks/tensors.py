@@ -25,7 +25,8 @@ class Inputs:
     `name` is the tensor's and `keys` are the ids of the heads: what random methods are seeded from. `heads` may load
     each array when it is asked for, and keep none: go through them one after another (`delta`) where that is possible.
     A block is the same for a part of a tensor, which begins at element `start`; a method with `task_vectors` finds the
-    differences in `differences` there, and no heads.
+    differences in `differences` there, and no heads. Where a method asks for statistics, `statistics` are those of the
+    heads for this tensor (or part), none where nothing is known of it; `sizes` are their norms over whole models.
     """
 
     heads: Sequence[Array]
@@ -35,6 +36,8 @@ class Inputs:
     keys: Sequence[str] = ()
     start: int = 0
     differences: Sequence[Array] | None = None
+    statistics: Sequence[Array] = ()
+    sizes: Sequence[float] = ()
 
     def origin(self) -> Array:
         """Return the base. Raises UsageError without one."""
@@ -128,6 +131,7 @@ class ArrayTensor:
         """Return what `look` says of every block."""
         step, row = grid(self.shape, whole_rows=self.whole_rows)
         heads = [head.reshape(-1) for head in self.inputs.heads]
+        statistics = [values.reshape(-1) for values in self.inputs.statistics]
         base = None if self.inputs.base is None else self.inputs.base.reshape(-1)
 
         def part(values: Array, start: int) -> Array:
@@ -141,6 +145,7 @@ class ArrayTensor:
                     heads=[part(head, start) for head in heads],
                     base=None if base is None else part(base, start),
                     start=start,
+                    statistics=[part(values, start) for values in statistics],
                 )
             )
             for start in range(0, math.prod(self.shape), step * every)

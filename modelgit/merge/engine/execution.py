@@ -201,9 +201,10 @@ def _again(work: Work, step: Step, earlier: str) -> tuple[Done, Action]:
 
 
 def _method(work: Work, step: Step) -> Method:
-    """Return the method for a step: the mean for a tensor that a base is needed for and that the base lacks."""
+    """Return the method for a step: the mean for a tensor that the base, or what is known of models, has nothing of."""
     method = work.plan.method
-    return make("linear", {}) if method.needs_base and not step.use_base else method
+    uninformed = bool(getattr(method, "statistics", "")) and not step.statistics
+    return make("linear", {}) if uninformed or (method.needs_base and not step.use_base) else method
 
 
 def _inputs(work: Work, step: Step) -> list[Input]:
@@ -217,7 +218,11 @@ def _inputs(work: Work, step: Step) -> list[Input]:
 def _subject(work: Work, step: Step) -> Subject:
     places = tuple(given.place for given in _inputs(work, step))
     weights = step.weights or tuple(work.plan.heads[i].weight for i in step.members)
-    return Subject(step.name, step.dtype, step.shape, places, weights, step.use_base)
+    known = [work.plan.heads[i].statistics for i in step.members] if step.statistics else []
+    sources = [statistics for statistics in known if statistics is not None]
+    beside = tuple((each.source, entry) for each, entry in zip(sources, step.statistics, strict=True))
+    sizes = tuple(each.size for each in sources)
+    return Subject(step.name, step.dtype, step.shape, places, weights, step.use_base, beside, sizes)
 
 
 def _survey(work: Work) -> object:

@@ -14,6 +14,7 @@ from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import pair_of
+from modelgit.merge.informed.statistics import Statistics
 from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
@@ -26,6 +27,7 @@ HINTS: Mapping[str, str] = {
     "integers": "Take the integers of one model (--integers ours).",
     "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",
     "adapter": "Adapters are merged by their products: --method lora_cat (exact), or lora_svd (of a rank).",
+    "statistics": "Compute them of these very models (--stats-on DATA), or give the file of each, in order (--stats).",
     "overflow": "Merge with a smaller scale, or in a wider dtype.",
     "empty": "Check that these are versions of the same model.",
 }
@@ -33,12 +35,16 @@ HINTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One of the models to merge; `classes` are the labels of its outputs, in order, where they are known."""
+    """One of the models to merge; `classes` are the labels of its outputs, in order, where they are known.
+
+    `statistics` are what a method that asks for them is to know of it.
+    """
 
     name: str
     source: TensorSource
     weight: float = 1.0
     classes: tuple[str, ...] | None = None
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class Step:
     """One tensor of the result: copied from `members[0]`, or merged from all `members` (numbers of heads).
 
     `inputs` are the members' entries, then the base's where it takes part. `weights` are the members', where this
-    tensor has others than the heads.
+    tensor has others than the heads; `statistics` are the members' for it.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Step:
     use_base: bool = False
     same_as: str | None = None  # an earlier tensor with the very same inputs
     weights: tuple[float, ...] = ()
+    statistics: tuple[TensorEntry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,9 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     """
     if len(heads) > 1 or policy.on_missing != "keep" or method.heads[0] == 1:
         check_arguments(method, [head.weight for head in heads], has_base=base is not None)
+    if getattr(method, "statistics", "") and any(head.statistics is None for head in heads):
+        hint = "compute them: --stats-on DATA; or give a file for each model, in order: --stats FILE"
+        raise UsageError(f"method {method.name} needs statistics of every model, and there are none.", hint=hint)
     ordered = tuple(sorted(heads, key=content_key))
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
     conflicts, steps, dropped = _class_conflicts(ordered, policy), list[Step](), list[str]()
@@ -149,10 +159,11 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     return Plan(ordered, used, method, share_results(steps), tuple(dropped), _tied_notes(rows))
 
 
-def content_key(head: Head) -> tuple[tuple[tuple[str, str, tuple[int, ...], str], ...], float, str]:
-    """Return what heads are ordered by: their tensors' names, dtypes, shapes and ids; then weight, then name."""
+def content_key(head: Head) -> tuple[tuple[tuple[str, str, tuple[int, ...], str], ...], float, str, str]:
+    """Return what heads are ordered by: their tensors' names, dtypes, shapes and ids; weight; statistics; name."""
     entries = (head.source.entry(name) for name in head.source.names())
-    return tuple((e.name, e.dtype, e.shape, e.oid) for e in entries), head.weight, head.name
+    known = head.statistics.digest if head.statistics is not None else ""
+    return tuple((e.name, e.dtype, e.shape, e.oid) for e in entries), head.weight, known, head.name
 
 
 def conflict_error(conflicts: Sequence[Conflict]) -> MergeConflict:
@@ -218,6 +229,8 @@ def _against_base(row: Row, method: Method, policy: Policy) -> Decision:
         return [Conflict("dtype", row.name, f"one of {', '.join(ARITHMETIC_WIDTHS)} where values differ", entry.dtype)]
     inputs = tuple(row.entry(i) for i in row.present)
     step = Step(row.name, entry.dtype, entry.shape, row.present, inputs, False)
+    if getattr(method, "statistics", ""):
+        return _informed(row, step)
     if not method.needs_base:
         return step
     if base is None:
@@ -230,6 +243,31 @@ def _against_base(row: Row, method: Method, policy: Policy) -> Decision:
         wanted, got = (f"{e.dtype} {list(e.shape)}" for e in (entry, base))
         return [Conflict(kind, row.name, f"{wanted} as in the models", f"{got} in the merge base")]
     return replace(step, inputs=(*inputs, base), use_base=True)
+
+
+def _informed(row: Row, step: Step) -> Decision:
+    """Return the step with the statistics of its members, or as a mean where nothing is known of the tensor."""
+    entries = [_statistics_of(row, i) for i in row.present]
+    known = tuple(entry for entry in entries if entry is not None)
+    if not known:
+        return replace(step, why="mean: no statistics")
+    if len(known) < len(entries):
+        absent = ", ".join(row.heads[i].name for i, e in zip(row.present, entries, strict=True) if e is None)
+        return [Conflict("statistics", row.name, "statistics of every model or of none", f"none of {absent}")]
+    if dtypes := sorted({entry.dtype for entry in known} - {known[0].dtype}):
+        wanted = f"statistics in {known[0].dtype} as of {row.heads[row.present[0]].name}"
+        return [Conflict("statistics", row.name, wanted, f"some in {', '.join(dtypes)}")]
+    return replace(step, statistics=known)
+
+
+def _statistics_of(row: Row, number: int) -> TensorEntry | None:
+    """Return what is known of one head's tensor: under its name, or that of a tensor which is the same one, tied."""
+    head, oid = row.heads[number], row.entry(number).oid
+    if head.statistics is None:
+        return None
+    found = head.statistics.entry(row.name)
+    tied = (name for name in sorted(head.statistics.names) if head.source.entry(name).oid == oid)
+    return found or next((head.statistics.entry(name) for name in tied), None)
 
 
 def _unchanged(row: Row, method: Method) -> bool:
@@ -292,7 +330,7 @@ def share_results(steps: Sequence[Step]) -> tuple[Step, ...]:
     shared = []
     for step in steps:
         settings = (step.members, step.use_base, step.dtype, step.shape, step.weights)
-        inputs = (*settings, *(entry.oid for entry in step.inputs))
+        inputs = (*settings, *(entry.oid for entry in (*step.inputs, *step.statistics)))
         known = step.name if step.copied else first.setdefault(inputs, step.name)
         shared.append(step if known == step.name else replace(step, same_as=known))
     return tuple(shared)

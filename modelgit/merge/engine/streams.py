@@ -5,7 +5,8 @@ Both go frame by frame in several threads. The first look at the inputs also fin
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +38,10 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is merged: a tensor's name, type and shape, and for each input where it is; the base is the last."""
+    """What is merged: a tensor's name, type and shape, and for each input where it is; the base is the last.
+
+    `statistics` are where those of each head are, `sizes` their norms over whole models.
+    """
 
     name: str
     dtype: str
@@ -45,11 +49,20 @@ class Subject:
     inputs: tuple[tuple[TensorSource, TensorEntry], ...]
     weights: tuple[float, ...]
     has_base: bool
+    statistics: tuple[tuple[TensorSource, TensorEntry], ...] = ()
+    sizes: tuple[float, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The ids of the heads."""
         return tuple(entry.oid for _, entry in self.inputs[: len(self.weights)])
+
+    def known(self) -> "Subject | None":
+        """The statistics of the heads, as a subject of their own; None if there are none."""
+        if not self.statistics:
+            return None
+        entry = self.statistics[0][1]
+        return Subject(self.name, entry.dtype, entry.shape, self.statistics, self.weights, has_base=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,8 @@ class Stream:
         self._width, self._count = ARITHMETIC_WIDTHS[subject.dtype], math.prod(subject.shape)
         self._reading: Reading | None = None
         self._keys = subject.keys
+        known = subject.known()
+        self._known = Stream(shop.beside, known) if known is not None else None
 
     @property
     def name(self) -> str:
@@ -100,6 +115,8 @@ class Stream:
     def close(self) -> None:
         """Forget what was kept of the inputs."""
         self._reading = None
+        if self._known is not None:
+            self._known.close()
 
     def each(self, look: Callable[[Inputs], T], every: int = 1) -> list[T]:
         """Return what `look` says of each block, or of one in `every`, in order. Raises NotFinite."""
@@ -185,7 +202,24 @@ class Stream:
             rows = [row.reshape(-1, self._row) if self._row else row for row in values]
             base = rows.pop() if self.subject.has_base else None
             heads, differences = ([], rows) if self._deltas else (rows, None)
-            yield Inputs(heads, self.weights, base, self.name, self._keys, begin, differences)
+            block = Inputs(heads, self.weights, base, self.name, self._keys, begin, differences)
+            if self._known is None:
+                yield block
+            else:
+                with self._known.window() as window_beside:
+                    known = self._known.values(window_beside, begin, end)
+                    yield replace(block, statistics=known, sizes=self.subject.sizes)
+
+    def window(self) -> AbstractContextManager[Window]:
+        """Return a window of the workshop, when one is free."""
+        return self._shop.window()
+
+    def values(self, window: Window, start: int, stop: int) -> list[Array]:
+        """Return the values of some elements in every input, valid until the window is used again."""
+        raw = self._opened().read(window, start * self._width, stop * self._width)
+        values = window.values(len(raw), stop - start)
+        spread(raw, self.subject.dtype, values, minus=False)
+        return list(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +298,10 @@ def loaded(subject: Subject, number: int) -> Array:
 def combined_inputs(subject: Subject) -> Inputs:
     """Return a tensor's inputs for a method that must see all values: heads one after another, the base at hand."""
     base = loaded(subject, len(subject.weights)) if subject.has_base else None
-    return Inputs(LazyHeads(subject), subject.weights, base, subject.name, subject.keys)
+    known = subject.known()
+    told: Sequence[Array] = LazyHeads(known) if known is not None else ()
+    keys = subject.keys
+    return Inputs(LazyHeads(subject), subject.weights, base, subject.name, keys, statistics=told, sizes=subject.sizes)
 
 
 def raw_of(values: Array, dtype: str, size: int) -> bytearray:

@@ -127,6 +127,16 @@ class Workshop:
         self.pool, self.threads = pool, threads
         self._free: LifoQueue[Window] = LifoQueue()
         self._lock, self._made = Lock(), 0
+        self._beside: Workshop | None = None
+
+    @property
+    def beside(self) -> "Workshop":
+        """The same threads with windows of its own: for what is read while a window is in hand."""
+        with self._lock:
+            if self._beside is None:
+                self._beside = Workshop(self.pool, self.threads)
+        self._beside.limit(0)
+        return self._beside
 
     def limit(self, inputs: int) -> None:
         """Make the windows for this many inputs, before the first is taken."""

@@ -1,5 +1,6 @@
 """Merge methods, one file a family; importing this package fills the registry with all of them."""
 
+from modelgit.merge.informed import methods as informed
 from modelgit.merge.methods import (  # noqa: F401  their methods enter the registry
     adapters,
     agreement,
@@ -34,6 +35,7 @@ __all__ = [
     "Linear",
     "Method",
     "check_arguments",
+    "informed",
     "make",
     "setting_types",
     "settings_of",

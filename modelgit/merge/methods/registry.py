@@ -5,6 +5,7 @@ Four kinds, by how much of the inputs a method must see to merge one tensor:
 `Fitted`      inner products of the inputs, from which it gives coefficients;
 `Elementwise` the values at one place (or in one row) of all inputs, and a few facts about the tensor;
 `Combined`    all values at once.
+A method with `statistics`, a kind of them, is given those of each model too (`merge/informed`).
 The first two end in a weighted sum, which the store keeps as a recipe of a few bytes. The first three are streamed:
 their memory does not depend on the size of the tensor.
 """
@@ -207,6 +208,8 @@ def check_arguments(chosen: Method, weights: Sequence[float], *, has_base: bool)
         raise UsageError(f"method {chosen.name} needs a merge base, and there is none.", hint=hint)
     if isinstance(chosen, Linear):
         chosen.linear_terms(weights)
+    elif check := getattr(chosen, "check_weights", None):
+        check(weights)
 
 
 def within(where: str, value: float, low: float, high: float) -> None:

@@ -17,7 +17,7 @@ from modelgit.pipeline.keys import STEP_REFS, keep
 from modelgit.pipeline.outcome import StepScore
 from modelgit.porcelain.importing import Import, single_file
 from modelgit.porcelain.merging.making import carry_out, draft_of
-from modelgit.porcelain.merging.preparing import common_base, prepare
+from modelgit.porcelain.merging.preparing import common_bases, prepare
 from modelgit.porcelain.merging.values import Choices
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.scores import note, noted, split_key
@@ -103,7 +103,7 @@ class Steps:
             heads="drop" if job.drop_heads else "error",
             files="ours",
         )
-        prepared = prepare(self._repo, heads, choices, common_base(self._repo, list(heads.values()), choices))
+        prepared = prepare(self._repo, heads, choices, common_bases(self._repo, list(heads.values()), choices))
         made = carry_out(self._repo, prepared, self._listener)
         parents = tuple(self._repo.independent(list(heads.values())))
         return draft_of(self._repo, prepared, made, parents, f"{job.name}: average of {len(heads)} versions")

@@ -29,7 +29,7 @@ class Recorded:
     """What a merge commit says of how it was made; `inputs` are commits with the ids of their weights."""
 
     choices: Choices
-    base: str | None
+    bases: tuple[str, ...]
     inputs: tuple[tuple[str, str], ...]
 
 
@@ -66,7 +66,7 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore, dat
     check_method(version, recorded.choices.method)
     check_inputs(repo, version, recorded)
     names = {commit[:10]: commit for commit, _ in recorded.inputs}
-    prepared = prepare(repo, names, recorded.choices, recorded.base, listener)
+    prepared = prepare(repo, names, recorded.choices, recorded.bases, listener)
     again = carry_out(repo, prepared, listener, keep=False).manifests()
     refuse_differences(version, again)
     tensors = sum(len(manifest.tensors) for manifest in again.values())
@@ -116,7 +116,7 @@ def read_trailers(version: Version) -> Recorded:
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error
-    return Recorded(choices, trailers.get("Merge-Base", [None])[0], pairs)
+    return Recorded(choices, tuple(trailers.get("Merge-Base", [])), pairs)
 
 
 def enter_recorded(repo: Repository, rev: str, text: str) -> None:

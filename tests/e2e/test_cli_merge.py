@@ -66,7 +66,7 @@ def test_an_average_of_heads_and_what_is_written_of_it(models: Path, tell: Tell)
     repo = Repository.open(models)
     base, one, two = (repo.resolve(name) for name in ("main", "one", "two"))
     merged = tell("merge", "one", "two", "--weights", "3,1")
-    assert merged["base"] == base
+    assert merged["bases"] == [base]
     assert (merged["copied"], merged["recipes"], merged["computed"]) == (1, 1, 0)
     assert weights()["w"].tolist() == full(2.5).tolist()
     entry = repo.version("main").entry
@@ -128,7 +128,7 @@ def test_a_method_with_a_meaning_for_one_head_does_not_move_forward(models: Path
 def test_task_arithmetic_about_a_base_that_is_named(models: Path, tell: Tell) -> None:
     tell("switch", "one")
     merged = tell("merge", "two", "--method", "task_arithmetic", "--base", "main", "--set", "scale=0.5")
-    assert merged["base"] == Repository.open(models).resolve("main")
+    assert merged["bases"] == [Repository.open(models).resolve("main")]
     assert weights()["w"].tolist() == full(1 + 0.5 * (1 + 3)).tolist()
     tell("verify", "--rerun")
 

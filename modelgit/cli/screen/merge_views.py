@@ -44,7 +44,8 @@ def merged_models(result: "Merged") -> Iterator[Block]:
         yield line(f"Would merge {names} by {how}; nothing was changed")
     if len({head.weight for head in result.heads}) > 1:
         yield line(f"  weights: {', '.join(f'{head.name} {head.weight:g}' for head in result.heads)}")
-    yield line("  base: ", identity(result.base) if result.base else Span("none"))
+    bases = [part for base in result.bases for part in (", ", identity(base))][1:] or ["none"]
+    yield line("  base: ", *(["the mean of "] if len(result.bases) > 1 else []), *bases)
     yield line(faint(f"  tensors: {tensors_of(result)}"))
     if result.cost is not None:
         read, made = bytes_text(result.cost.read_bytes), bytes_text(result.cost.merged_bytes)

@@ -63,7 +63,7 @@ def draft_of(
 def merge_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str], ...]:
     """Returns what a merge commit says of itself; `read_trailers` of `checking` is its inverse."""
     inputs = [("Merge-Input", f"{v.commit} {contents_id(v)}") for v in prepared.versions]
-    base = [("Merge-Base", prepared.base.commit)] if prepared.base is not None else []
+    base = [("Merge-Base", base.commit) for base in prepared.bases]
     return (
         ("Merge-Method", prepared.method.name),
         *([("Merge-Method-File", digest)] if (digest := digest_of(prepared.method.name)) else []),
@@ -152,7 +152,7 @@ def merge_record(prepared: Prepared, made: Made) -> Record:
     details = {
         "method": prepared.method.name,
         "settings": dict(settings_of(prepared.method)),
-        "base": prepared.base.commit if prepared.base is not None else None,
+        "bases": [base.commit for base in prepared.bases],
         "inputs": [{"name": m.name, "commit": m.commit, "weight": m.weight} for m in prepared.heads],
         "dropped": sorted({name for result in made.results.values() for name in result.dropped}),
         **found_before(prepared),

@@ -14,7 +14,7 @@ from modelgit.merge.engine.plan import Step
 from modelgit.merge.methods import make, settings_of
 from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.pending import leave
-from modelgit.porcelain.merging.preparing import common_base, named_heads, prepare
+from modelgit.porcelain.merging.preparing import common_bases, named_heads, prepare
 from modelgit.porcelain.merging.values import Choices, Cost, Made, Merged, Prepared, Request
 from modelgit.porcelain.trials.trying import budget, check_trial, try_out
 from modelgit.porcelain.work import land, require_clean
@@ -49,8 +49,8 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
         told = f"{repo.branch() or 'HEAD'} cannot simply move forward: {', '.join(named.values())} have gone apart"
         raise MergeConflict(told, hint="average them: merge without --ff-only")
     every = taking_part if request.exact else list(named_heads(repo, request.revs))
-    base = request.choices.base or common_base(repo, every, request.choices)
-    prepared = prepare(repo, {name: commit for commit, name in named.items()}, request.choices, base, listener)
+    bases = common_bases(repo, every, request.choices)
+    prepared = prepare(repo, {name: commit for commit, name in named.items()}, request.choices, bases, listener)
     if request.dry_run:
         return told_more(rehearsed(repo, prepared, request), request)
     if request.trial.wanted:
@@ -138,7 +138,7 @@ def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scor
         branch=branch,
         method=prepared.method.name,
         settings=settings_of(prepared.method),
-        base=prepared.base.commit if prepared.base is not None else None,
+        bases=tuple(base.commit for base in prepared.bases),
         heads=prepared.heads,
         copied=made.count("copied"),
         recipes=made.count("recipe"),
@@ -161,7 +161,7 @@ def rehearsed(repo: Repository, prepared: Prepared, request: Request) -> Merged:
         branch=repo.branch(),
         method=prepared.method.name,
         settings=settings_of(prepared.method),
-        base=prepared.base.commit if prepared.base is not None else None,
+        bases=tuple(base.commit for base in prepared.bases),
         heads=prepared.heads,
         copied=sum(step.copied for step in steps),
         computed=sum(not step.copied for step in steps),

@@ -10,6 +10,7 @@ from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.source import TensorSource
+from modelgit.merge.engine.ancestors import MeanTensors
 from modelgit.merge.engine.layers import Weights, layered
 from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
@@ -36,23 +37,23 @@ def named_heads(repo: Repository, revs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def common_base(repo: Repository, commits: Sequence[str], choices: Choices) -> str | None:
-    """Returns the best common ancestor of the commits, None if they share no history.
-
-    Raises:
-        UsageError: there are several, and the method needs one.
-    """
-    bases = repo.merge_base(commits) if len(commits) > 1 else []
-    if len(bases) > 1 and make(choices.method, choices.settings).needs_base:
-        names = ", ".join(base[:10] for base in bases)
-        raise UsageError(f"there are {len(bases)} best common ancestors: {names}", hint="choose one with --base")
-    return min(bases, default=None)
+def common_bases(repo: Repository, commits: Sequence[str], choices: Choices) -> tuple[str, ...]:
+    """Returns the best common ancestors of the commits: none if they share no history, several if it criss-crosses."""
+    if choices.base is not None:
+        return (repo.resolve(choices.base),)
+    return tuple(sorted(repo.merge_base(commits))) if len(commits) > 1 else ()
 
 
 def prepare(
-    repo: Repository, heads: Mapping[str, str], choices: Choices, base: str | None, listener: Listener = ignore
+    repo: Repository,
+    heads: Mapping[str, str],
+    choices: Choices,
+    bases: Sequence[str],
+    listener: Listener = ignore,
 ) -> Prepared:
     """Returns the merge of versions, commits by their names, decided but not begun; the first one is "ours".
+
+    With several `bases`, the base is their mean.
 
     Raises:
         MergeConflict: naming every reason. UsageError: choices that make no sense together.
@@ -61,11 +62,11 @@ def prepare(
     weights = choices.weights or (1.0,) * len(heads)
     if len(weights) != len(heads):
         raise UsageError(f"{len(weights)} weights for {len(heads)} models", hint=f"in this order: {', '.join(heads)}")
-    check_arguments(method, weights, has_base=base is not None)
+    check_arguments(method, weights, has_base=bool(bases))
     members = tuple(MergedHead(n, c, w) for (n, c), w in zip(heads.items(), weights, strict=True))
     versions = tuple(repo.version(member.commit) for member in members)
     records = tuple(read_record(repo, member.commit) for member in members)
-    ancestor = repo.version(base) if base else None
+    ancestors = tuple(repo.version(base) for base in bases)
     policy = policy_of(choices, records)
     aligned, views = None, dict[str, View]()
     if choices.align is not None and choices.vocabulary != "error":
@@ -77,10 +78,10 @@ def prepare(
 
         choices = replace(choices, align=replace(choices.align, to=choices.align.to or members[0].commit))
         aligned, views = line_up(repo, members, choices, listener)
-    tokens, told = tokens_of(repo, members, versions, ancestor, choices)
+    tokens, told = tokens_of(repo, members, versions, ancestors, choices)
     if tokens is not None:
         views.update({commit: partial(tokens.view, commit) for commit in tokens.layout.models})
-    setting = ancestor, records, method, policy, choices.layers, views
+    setting = ancestors, records, method, policy, choices.layers, views
     settled: Mapping[str, Blob | bytes] = {} if tokens is None else tokens.files
     if hasattr(method, "adapters"):
         from modelgit.porcelain.merging.matching.adapters import adapter_plans
@@ -88,10 +89,10 @@ def prepare(
         plans, settled, conflicts = adapter_plans(repo, members, versions, method, policy)
     else:
         plans, conflicts = weight_plans(repo, members, versions, setting)
-    files, more = ordinary_files(members, versions, ancestor, choices, settled)
+    files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled)
     if told or conflicts or more:
         raise conflicts_error([*told, *conflicts, *more])
-    return Prepared(members, versions, ancestor, method, choices, plans, files, records, aligned=aligned)
+    return Prepared(members, versions, ancestors, method, choices, plans, files, records, aligned=aligned)
 
 
 def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
@@ -109,14 +110,14 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
 
 
 View = Callable[[TensorSource], TensorSource]  # a model's tensors, its units in another order
-Setting = tuple[Version | None, Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
+Setting = tuple[Sequence[Version], Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
 
 
 def weight_plans(
     repo: Repository, members: Sequence[MergedHead], versions: Sequence[Version], setting: Setting
 ) -> tuple[dict[str, Plan], list[Conflict]]:
     """Returns a plan for each weight file, and the conflicts of all of them."""
-    base, records, method, policy, layers, views = setting
+    bases, records, method, policy, layers, views = setting
     plans: dict[str, Plan] = {}
     conflicts: list[Conflict] = []
     for path in sorted({path for version in versions for path in version.manifests}):
@@ -127,7 +128,7 @@ def weight_plans(
                 conflicts.append(Conflict("missing", path, "in every version", f"absent from {absent}"))
             continue
         heads = [member_head(repo, members[i], versions[i].manifests[path], records[i], views) for i in have]
-        origin = None if base is None else base_tensors(repo, base, path, views)
+        origin = base_tensors(repo, bases, path, views) if bases else None
         try:
             rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
             plans[path] = layered(heads, origin, method, policy, rows)
@@ -149,49 +150,59 @@ def member_head(
     return Head(member.name, source, member.weight, classes)
 
 
-def base_tensors(repo: Repository, base: Version, path: str, views: Mapping[str, View]) -> TensorSource:
-    """Returns the base's tensors of one weight file as the merge sees them."""
-    source: TensorSource = StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
-    return views[base.commit](source) if base.commit in views else source
+def base_tensors(repo: Repository, bases: Sequence[Version], path: str, views: Mapping[str, View]) -> TensorSource:
+    """Returns the base's tensors of one weight file as the merge sees them: the mean of several bases'."""
+    sources: list[TensorSource] = []
+    for base in bases:
+        source = StoredTensors(repo.store, base.manifests.get(path, NO_TENSORS))
+        sources.append(views[base.commit](source) if base.commit in views else source)
+    return sources[0] if len(sources) == 1 else MeanTensors(sources)
+
+
+def files_of(bases: Sequence[Version]) -> Mapping[str, Blob] | None:
+    """Returns the ordinary files on which all bases agree, None without a base."""
+    if not bases:
+        return None
+    return {path: blob for path, blob in bases[0].files.items() if all(b.files.get(path) == blob for b in bases[1:])}
 
 
 def tokens_of(
     repo: Repository,
     members: Sequence[MergedHead],
     versions: Sequence[Version],
-    base: Version | None,
+    bases: Sequence[Version],
     choices: Choices,
 ) -> tuple["Tokens | None", list[Conflict]]:
     """Returns how the rows of tokens are lined up, if they are to be; else the conflicts of vocabularies."""
     from modelgit.porcelain.merging.matching.vocabularies import differ, line_up_tokens, vocabulary_conflicts
 
-    if not differ([*versions, *([base] if base is not None else [])]):
+    if not differ([*versions, *bases]):
         return None, []
     if choices.vocabulary == "error":
         named = [*((member.name, version) for member, version in zip(members, versions, strict=True))]
-        if base is not None and make(choices.method, choices.settings).needs_base:
-            named.append(("the merge base", base))
+        if make(choices.method, choices.settings).needs_base:
+            named.extend(("the merge base", base) for base in bases)
         return None, vocabulary_conflicts(repo, named)
-    return line_up_tokens(repo, versions, base, choices.vocabulary), []
+    return line_up_tokens(repo, versions, bases, choices.vocabulary), []
 
 
 def ordinary_files(
     members: Sequence[MergedHead],
     versions: Sequence[Version],
-    base: Version | None,
+    before: Mapping[str, Blob] | None,
     choices: Choices,
     settled: Mapping[str, Blob | bytes] = MappingProxyType({}),
 ) -> tuple[dict[str, Blob | bytes], list[Conflict]]:
     """Returns the other files of the result, merged three-way as git does, and those on which versions disagree.
 
-    Those that are `settled` are so.
+    `before` are the base's, None without a base. Those that are `settled` are so.
     """
     files: dict[str, Blob | bytes] = {**settled}
     conflicts: list[Conflict] = []
     for path in sorted({path for version in versions for path in version.files} - {RECORD_PATH} - settled.keys()):
         found = [version.files.get(path) for version in versions]
-        origin = base.files.get(path) if base is not None else None
-        changed = list(dict.fromkeys(blob for blob in found if blob != origin or base is None))
+        origin = before.get(path) if before is not None else None
+        changed = list(dict.fromkeys(blob for blob in found if blob != origin or before is None))
         if len(changed) > 1 and choices.files == "error":
             names = ", ".join(m.name for m, blob in zip(members, found, strict=True) if blob != found[0])
             conflicts.append(Conflict("file", path, f"as in {members[0].name}", f"another content in {names}"))

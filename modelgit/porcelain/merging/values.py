@@ -159,7 +159,7 @@ class Merged:
     branch: str | None
     method: str | None = None
     settings: Mapping[str, Value] = field(default_factory=dict)
-    base: str | None = None
+    bases: tuple[str, ...] = ()
     heads: tuple[MergedHead, ...] = ()
     copied: int = 0
     recipes: int = 0
@@ -179,7 +179,7 @@ class Prepared:
 
     heads: tuple[MergedHead, ...]
     versions: tuple[Version, ...]
-    base: Version | None
+    bases: tuple[Version, ...]
     method: Method
     choices: Choices
     plans: Mapping[str, Plan]

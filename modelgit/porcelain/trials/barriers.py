@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
-from modelgit.porcelain.merging.preparing import common_base, prepare
+from modelgit.porcelain.merging.preparing import common_bases, prepare
 from modelgit.porcelain.merging.values import Align, Choices, Prepared
 from modelgit.porcelain.trials.contenders import Contender, among, commits_of, contenders, merged, require_whole
 from modelgit.porcelain.trials.measuring import Judge, judge_of, require_score
@@ -50,7 +50,7 @@ def barrier(
     if len(set(named.values())) < 2:
         raise UsageError("a path has two ends: name two versions", hint="modelgit barrier A B --on DATA")
     choices = Choices(files="ours", align=align)
-    prepared = prepare(repo, named, choices, common_base(repo, list(named.values()), choices), listener)
+    prepared = prepare(repo, named, choices, common_bases(repo, list(named.values()), choices), listener)
     judge = judge_of(repo, aim, named, listener)
     return paths(repo, prepared, judge, points, listener)
 

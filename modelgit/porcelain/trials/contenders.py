@@ -10,7 +10,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
 from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import conflicts_error, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import conflicts_error, files_of, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -100,7 +100,7 @@ def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepa
     heads = tuple(replace(prepared.heads[i], weight=w) for i, w in zip(kept, weights, strict=True))
     versions = tuple(prepared.versions[i] for i in kept)
     records = tuple(prepared.records[i] for i in kept)
-    files, conflicts = ordinary_files(heads, versions, prepared.base, choices)
+    files, conflicts = ordinary_files(heads, versions, files_of(prepared.bases), choices)
     if conflicts:
         raise conflicts_error(conflicts)
     method = make(choices.method, choices.settings)

@@ -8,7 +8,7 @@ from modelgit.errors import FormatError, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.porcelain.checking import differing, read_trailers
 from modelgit.porcelain.importing import config_classes
-from modelgit.porcelain.merging.preparing import conflicts_error, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import conflicts_error, files_of, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score, parse_scores
@@ -43,7 +43,7 @@ def manifest(**oids: str) -> Manifest:
 
 def merged(a: dict[str, str], b: dict[str, str], base: dict[str, str] | None) -> tuple[dict[str, str], list[str]]:
     """Returns what becomes of the files of two versions, and the paths in conflict."""
-    origin = version(base) if base is not None else None
+    origin = files_of((version(base),) if base is not None else ())
     files, conflicts = ordinary_files(MEMBERS, (version(a), version(b)), origin, Choices())
     return {path: blob.sha for path, blob in files.items() if isinstance(blob, Blob)}, [
         conflict.where for conflict in conflicts
@@ -72,8 +72,13 @@ def test_files_merge_as_git_would(
 
 def test_ours_is_the_first() -> None:
     pair = (version({"x": "1"}), version({"x": "2"}))
-    files, conflicts = ordinary_files(MEMBERS, pair, version({"x": "0"}), Choices(files="ours"))
+    files, conflicts = ordinary_files(MEMBERS, pair, {"x": Blob("0")}, Choices(files="ours"))
     assert (files, conflicts) == ({"x": Blob("1")}, [])
+
+
+def test_files_on_which_several_bases_differ_are_in_none() -> None:
+    assert files_of((version({"x": "0", "y": "1"}), version({"x": "0", "y": "2"}))) == {"x": Blob("0")}
+    assert files_of(()) is None
 
 
 def test_conflicts_of_files_have_their_own_words() -> None:
@@ -94,7 +99,7 @@ def test_which_tensors_are_the_head() -> None:
 def test_trailers_say_all_that_is_needed_to_do_it_again() -> None:
     recorded = read_trailers(version(message=with_trailers("Merge a, b", TRAILERS)))
     assert recorded.choices == Choices("linear", {"normalize": True}, (1.0, 2.0), heads="drop", head_names=("head",))
-    assert recorded.base == "c" * 40
+    assert recorded.bases == ("c" * 40,)
     assert recorded.inputs == (("a" * 40, "1" * 64), ("b" * 40, "2" * 64))
 
 

@@ -106,7 +106,7 @@ def tokenizer(repo: Repository, version: Version) -> Tokenizer | None:
     return found[0] if found else None
 
 
-def line_up_tokens(repo: Repository, versions: Sequence[Version], base: Version | None, how: str) -> Tokens | None:
+def line_up_tokens(repo: Repository, versions: Sequence[Version], bases: Sequence[Version], how: str) -> Tokens | None:
     """Returns how the rows of tokens are lined up with those of the first version; None where all agree.
 
     `how` is "ours" (the first version's tokens) or "union" (those of all).
@@ -114,7 +114,7 @@ def line_up_tokens(repo: Repository, versions: Sequence[Version], base: Version 
     Raises:
         UsageError: some version has no tokenizer that can be read. FormatError: a malformed one.
     """
-    every = [*versions, *([base] if base is not None else [])]
+    every = [*versions, *bases]
     if not differ(every):
         return None
     found = tokenizers(repo, every)

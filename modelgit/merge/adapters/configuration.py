@@ -16,8 +16,10 @@ from modelgit.errors import Conflict, FormatError, UsageError
 
 MAX_BYTES = 1 << 20
 MAX_RANK = 1 << 16
-SAME = ("base_model_name_or_path", "fan_in_fan_out", "task_type")  # and what differs between adapters is a conflict
+# What differs between adapters in one of these is a conflict.
+SAME = ("base_model_name_or_path", "fan_in_fan_out", "task_type", "layer_replication")
 REFUSED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "arrow_config")
+REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights too
 Table = dict[str, Any]
 
 
@@ -75,6 +77,9 @@ def read_configuration(data: bytes, where: str) -> Configuration:
     for name in REFUSED:
         if table.get(name):
             raise UsageError(f"{where}: '{name}' is set: its change is no plain product, and cannot be merged as one")
+    begun = table.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(REBASED):
+        raise UsageError(f"{where}: init_lora_weights is {begun!r}, which changes the base: convert it first")
     return Configuration(table)
 
 
@@ -96,9 +101,14 @@ def merged_configuration(configurations: Sequence[Configuration], ranks: Mapping
     table = dict(configurations[0].table)
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else table["r"]
     pattern = {re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != common}
+    if any(found_by(pattern, module, common) != rank for module, rank in ranks.items()):  # one name ends another
+        pattern = {"^" + name: rank for name, rank in pattern.items()}
     table.update(r=common, lora_alpha=common, use_rslora=False, rank_pattern=pattern, alpha_pattern=dict(pattern))
-    for key in ("target_modules", "modules_to_save"):
-        values = [c.table.get(key) for c in configurations]
-        if all(isinstance(value, list) for value in values):
-            table[key] = sorted({str(name) for value in values for name in value or ()})
+    targets = [c.table.get("target_modules") for c in configurations]
+    if all(isinstance(target, list) for target in targets):
+        table["target_modules"] = sorted({str(name) for target in targets for name in target or ()})
+    elif any(target != targets[0] for target in targets):  # patterns: only the modules' own names say all
+        table["target_modules"] = sorted(ranks)
+    saved = {str(name) for c in configurations for name in c.table.get("modules_to_save") or ()}
+    table["modules_to_save"] = sorted(saved) or None
     return (json.dumps(table, indent=2, sort_keys=True) + "\n").encode()

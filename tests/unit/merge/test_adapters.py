@@ -190,3 +190,24 @@ def test_names() -> None:
         make("lora_cat", {})(Inputs([np.ones(2)], [1.0]))
     with pytest.raises(UsageError, match="rank: expected a number of 1 or more"):
         make("lora_svd", {"rank": 0})
+
+
+def test_a_name_that_ends_another_keeps_its_own_rank() -> None:
+    plain = read_configuration(b'{"r": 4, "lora_alpha": 4}', "c")
+    ranks = {"q": 8, "x.q": 4, "y.q": 4}
+    merged = read_configuration(merged_configuration([plain, plain], ranks), "c")
+    assert [merged.scaling(module, rank) for module, rank in ranks.items()] == [1.0, 1.0, 1.0]
+    assert merged.table["rank_pattern"] == {"^q": 8}
+
+
+def test_targets_and_heads_of_all_adapters_are_in_the_result() -> None:
+    one = read_configuration(b'{"r": 4, "lora_alpha": 4, "target_modules": ".*q"}', "c")
+    two = read_configuration(b'{"r": 4, "lora_alpha": 4, "target_modules": ["v"], "modules_to_save": ["head"]}', "c")
+    table = read_configuration(merged_configuration([one, two], {"a.q": 4, "a.v": 4}), "c").table
+    assert (table["target_modules"], table["modules_to_save"]) == (["a.q", "a.v"], ["head"])
+
+
+def test_an_initialisation_that_changes_the_base_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"pissa_niter_4.*changes the base"):
+        read_configuration(b'{"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "c")
+    read_configuration(b'{"r": 4, "lora_alpha": 4, "init_lora_weights": "gaussian"}', "c")

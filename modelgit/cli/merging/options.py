@@ -82,7 +82,8 @@ class Matching:
         str, typer.Option(metavar="error|keep|drop", help="Tensors that some models lack.", rich_help_panel=POLICY)
     ] = "error"
     heads: Annotated[
-        str, typer.Option(metavar="error|drop|ours", help="Classifiers that differ.", rich_help_panel=POLICY)
+        str,
+        typer.Option(metavar="error|drop|ours|theirs|mean", help="Classifiers that differ.", rich_help_panel=POLICY),
     ] = "error"
     head_names: Annotated[
         list[str] | None,
@@ -98,14 +99,19 @@ class Matching:
         str, typer.Option(metavar="error|ours|union", help="Tokens numbered otherwise.", rich_help_panel=POLICY)
     ] = "error"
 
+    tied: Annotated[
+        str, typer.Option(metavar="error|untie", help="Embeddings tied in some.", rich_help_panel=POLICY)
+    ] = "error"
+
     def choices(self) -> dict[str, Any]:
         """Returns the policy. Raises UsageError for words that are none of those allowed."""
         return {
             "on_missing": choice(self.on_missing, ("error", "keep", "drop"), "--on-missing"),
-            "heads": choice(self.heads, ("error", "drop", "ours"), "--heads"),
+            "heads": choice(self.heads, ("error", "drop", "ours", "theirs", "mean"), "--heads"),
             "head_names": tuple(self.head_names or ()),
             "integers": choice(self.integers, ("ours", "error"), "--integers"),
             "files": choice(self.files, ("error", "ours"), "--files"),
+            "tied": choice(self.tied, ("error", "untie"), "--tied"),
             "vocabulary": choice(self.vocabulary, ("error", "ours", "union"), "--vocabulary"),
         }
 

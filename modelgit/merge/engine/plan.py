@@ -16,6 +16,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import pair_of
 from modelgit.merge.informed.statistics import Statistics
 from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
+from modelgit.merge.vocabulary.naming import is_embedding
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
 HINTS: Mapping[str, str] = {
@@ -23,11 +24,12 @@ HINTS: Mapping[str, str] = {
     "shape": "If it is the head of another task, go on without heads (--heads drop) or with your own (--heads ours).",
     "dtype": "Convert the models to one dtype first.",
     "vocabulary": "Line tokens up by their strings: your own (--vocabulary ours) or those of all (--vocabulary union).",
-    "classes": "Go on without heads (--heads drop) or with your own (--heads ours).",
+    "classes": "Average them by class (--heads mean), take one model's (--heads ours, theirs), or none (--heads drop).",
     "integers": "Take the integers of one model (--integers ours).",
     "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",
     "adapter": "Adapters are merged by their products: --method lora_cat (exact), or lora_svd (of a rank).",
     "statistics": "Compute them of these very models (--stats-on DATA), or give the file of each, in order (--stats).",
+    "tied": "Keep two matrices (--tied untie), and see to it that the model's configuration does not tie them again.",
     "overflow": "Merge with a smaller scale, or in a wider dtype.",
     "empty": "Check that these are versions of the same model.",
 }
@@ -52,13 +54,15 @@ class Policy:
     """How to go on where models do not match.
 
     `head_names` are the classifier's tensors, or modules that hold them. "ours" for heads is the model named first,
-    the one place where that order counts; "ours" for integers is the first in the order that follows from content.
+    the one place where that order counts, and "theirs" the other of two; "ours" for integers is the first in the order
+    that follows from content. `tied` is about an embedding and an output layer that are one matrix in some models only.
     """
 
     on_missing: Literal["error", "keep", "drop"] = "error"
-    heads: Literal["error", "drop", "ours"] = "error"
+    heads: Literal["error", "drop", "ours", "theirs"] = "error"
     head_names: tuple[str, ...] = ()
     integers: Literal["error", "ours"] = "ours"
+    tied: Literal["error", "untie"] = "error"
 
     def is_head(self, name: str) -> bool:
         """Return whether the tensor belongs to the classifier."""
@@ -139,10 +143,15 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     if getattr(method, "statistics", "") and any(head.statistics is None for head in heads):
         hint = "compute them: --stats-on DATA; or give a file for each model, in order: --stats FILE"
         raise UsageError(f"method {method.name} needs statistics of every model, and there are none.", hint=hint)
+    if policy.heads == "theirs" and len(heads) != 2:
+        raise UsageError(
+            f"--heads theirs: expected two models, got {len(heads)}", hint="name yours first: --heads ours"
+        )
     ordered = tuple(sorted(heads, key=content_key))
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
     conflicts, steps, dropped = _class_conflicts(ordered, policy), list[Step](), list[str]()
-    conflicts.extend(_factor_conflicts(rows))
+    notes, untied = _tied_notes(rows)
+    conflicts.extend([*_factor_conflicts(rows), *(untied if policy.tied == "error" else [])])
     for row in rows:
         decision = _decide(row, method, policy)
         if isinstance(decision, list):
@@ -156,7 +165,7 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     if conflicts:
         raise conflict_error(conflicts)
     used = base if method.needs_base else None
-    return Plan(ordered, used, method, share_results(steps), tuple(dropped), _tied_notes(rows))
+    return Plan(ordered, used, method, share_results(steps), tuple(dropped), notes)
 
 
 def content_key(head: Head) -> tuple[tuple[tuple[str, str, tuple[int, ...], str], ...], float, str, str]:
@@ -191,9 +200,10 @@ def _rows(heads: tuple[Head, ...], base: TensorSource | None, *, ours: int) -> l
 def _decide(row: Row, method: Method, policy: Policy) -> Decision:
     """Return the step for one tensor, None to leave it out, or the conflicts that forbid it."""
     if policy.is_head(row.name) and policy.heads != "error":
-        if policy.heads == "drop" or row.ours not in row.present:
+        taken = row.ours if policy.heads == "ours" else 1 - row.ours
+        if policy.heads == "drop" or taken not in row.present:
             return None
-        return row.copy(row.ours, f"head of {row.heads[row.ours].name}")
+        return row.copy(taken, f"head of {row.heads[taken].name}")
     if len(row.present) < len(row.heads) and policy.on_missing != "keep":
         absent = ", ".join(head.name for i, head in enumerate(row.heads) if i not in row.present)
         missing = Conflict("missing", row.name, "in every model", f"absent from {absent}")
@@ -336,8 +346,11 @@ def share_results(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(shared)
 
 
-def _tied_notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return a note for each pair of matrices that is one tensor in some models and two in others."""
+def _tied_notes(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[Conflict]]:
+    """Return a note for each pair of matrices that is one in some models and two in others, and which are conflicts.
+
+    A conflict are an embedding and an output layer: loading the result by its configuration would drop one of them.
+    """
     tied_in: dict[tuple[str, str], set[int]] = {}
     heads = rows[0].heads if rows else ()
     for i in range(len(heads)):
@@ -348,8 +361,12 @@ def _tied_notes(rows: Sequence[Row]) -> tuple[str, ...]:
                 first = seen.setdefault(entry.oid, row.name)
                 if first != row.name:
                     tied_in.setdefault((first, row.name), set()).add(i)
-    return tuple(
-        f"{a} and {b} are one tensor in {', '.join(heads[i].name for i in sorted(where))} only: the result has two"
-        for (a, b), where in sorted(tied_in.items())
-        if len(where) < len(heads)
-    )
+    notes, conflicts = [], []
+    for (a, b), where in sorted(tied_in.items()):
+        if len(where) < len(heads):
+            names = ", ".join(heads[i].name for i in sorted(where))
+            notes.append(f"{a} and {b} are one tensor in {names} only: the result has two")
+            if is_embedding(a) and is_embedding(b):
+                others = ", ".join(heads[i].name for i in range(len(heads)) if i not in where)
+                conflicts.append(Conflict("tied", f"{a}, {b}", f"one matrix, as in {names}", f"two in {others}"))
+    return tuple(notes), conflicts

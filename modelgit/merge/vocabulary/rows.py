@@ -4,7 +4,6 @@ A row whose token the model does not know is the mean of the rows of the models 
 the mean of those, and a task vector says nothing about a token that its task never met.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,13 +14,13 @@ from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import FRAME_BYTES, TensorSource
 from modelgit.merge.engine.reading import widened
+from modelgit.merge.vocabulary.naming import is_embedding
 from modelgit.merge.vocabulary.tokens import Vocabulary
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, NARROW
 from modelgit.store.codec.arrays import Array as Typed
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import frame_count, frame_size, leaf, root
 
-EMBEDDING = re.compile(r"embed\w*|(to?k(en)?|word)_embed\w*|wte|shared|lm_head|decoder|predictions|output|vocab\w*")
 NONE = -1
 
 Index = Typed[np.int64]
@@ -61,7 +60,7 @@ def token_tensors(models: Sequence[Model]) -> tuple[str, ...]:
         shapes = [(shapes[name], model.rows) for shapes, model in zip(have, models, strict=True) if name in shapes]
         if all(shape and shape[0] == rows for shape, rows in shapes):
             differ = apart and len({rows for _, rows in shapes}) > 1 and "position" not in name
-            if differ or EMBEDDING.fullmatch(name.split(".")[-2:][0]):
+            if differ or is_embedding(name):
                 found.append(name)
     return tuple(found)
 

@@ -144,9 +144,10 @@ def merge_record(prepared: Prepared, made: Made) -> Record:
     architectures = {record.architecture for record in known} if agreed else {None}
     classes: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
-    if heads == "ours" and first is not None:
-        classes, head = first.classes, first.head
-    elif heads == "error" and agreed:
+    taken = {"ours": first, "theirs": prepared.records[-1]}.get(heads)
+    if taken is not None:
+        classes, head = taken.classes, taken.head
+    elif heads in ("error", "mean") and agreed:
         classes = known[0].classes if len({record.classes for record in known}) == 1 else ()
         head = known[0].head if len({record.head for record in known}) == 1 else ()
     details = {

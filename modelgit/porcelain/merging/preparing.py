@@ -1,6 +1,6 @@
 """A merge decided but not begun: everything that could speak against it is found here, before anything is written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -81,6 +81,13 @@ def prepare(
     tokens, told = tokens_of(repo, members, versions, ancestors, choices)
     if tokens is not None:
         views.update({commit: partial(tokens.view, commit) for commit in tokens.layout.models})
+    classes: tuple[str, ...] = ()
+    if choices.heads == "mean":
+        from modelgit.porcelain.merging.matching.classes import line_up_classes
+
+        lined = line_up_classes(repo, versions, records, ancestors, policy)
+        classes, views = lined.names, {**views, **chained(views, lined.view, lined.layout.models)}
+        records = tuple(record and replace(record, classes=classes) for record in records)
     setting = ancestors, records, method, policy, choices.layers, views
     settled: Mapping[str, Blob | bytes] = {} if tokens is None else tokens.files
     if hasattr(method, "adapters"):
@@ -92,7 +99,9 @@ def prepare(
     files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled)
     if told or conflicts or more:
         raise conflicts_error([*told, *conflicts, *more])
-    return Prepared(members, versions, ancestors, method, choices, plans, files, records, aligned=aligned)
+    return Prepared(
+        members, versions, ancestors, method, choices, plans, files, records, aligned=aligned, classes=classes
+    )
 
 
 def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
@@ -106,11 +115,23 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
     if choices.heads != "error" and not names:
         hint = "name the classifier's tensors or modules: --head-name classifier"
         raise UsageError(f"--heads {choices.heads}: no record says which tensors are the head", hint=hint)
-    return Policy(choices.on_missing, choices.heads, names, choices.integers)
+    heads = "error" if choices.heads == "mean" else choices.heads  # lined up, they are merged as any tensor
+    return Policy(choices.on_missing, heads, names, choices.integers, choices.tied)
 
 
 View = Callable[[TensorSource], TensorSource]  # a model's tensors, its units in another order
 Setting = tuple[Sequence[Version], Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
+
+
+def chained(
+    views: Mapping[str, View], view: Callable[[str, TensorSource], TensorSource], commits: Iterable[str]
+) -> dict[str, View]:
+    """Returns views that look through those there are."""
+
+    def through(commit: str, source: TensorSource) -> TensorSource:
+        return view(commit, views[commit](source) if commit in views else source)
+
+    return {commit: partial(through, commit) for commit in commits}
 
 
 def weight_plans(

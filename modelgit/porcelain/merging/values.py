@@ -83,11 +83,12 @@ class Choices:
     weights: tuple[float, ...] = ()
     base: str | None = None
     on_missing: Literal["error", "keep", "drop"] = "error"
-    heads: Literal["error", "drop", "ours"] = "error"
+    heads: Literal["error", "drop", "ours", "theirs", "mean"] = "error"
     head_names: tuple[str, ...] = ()
     integers: Literal["error", "ours"] = "ours"
     files: Literal["error", "ours"] = "error"
     vocabulary: Literal["error", "ours", "union"] = "error"
+    tied: Literal["error", "untie"] = "error"
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     align: Align | None = None
     repair: str = ""
@@ -107,6 +108,7 @@ class Choices:
             "integers": self.integers,
             "files": self.files,
             **({"vocabulary": self.vocabulary} if self.vocabulary != "error" else {}),
+            **({"tied": self.tied} if self.tied != "error" else {}),
         }
 
 
@@ -175,7 +177,10 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A merge that nothing speaks against: the versions in order, a plan for each weight file, the other files."""
+    """A merge that nothing speaks against: the versions in order, a plan for each weight file, the other files.
+
+    `classes` are those of classifiers that were lined up by class.
+    """
 
     heads: tuple[MergedHead, ...]
     versions: tuple[Version, ...]
@@ -187,6 +192,7 @@ class Prepared:
     records: tuple[Record | None, ...]
     findings: Findings = field(default_factory=Findings)
     aligned: Aligned | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

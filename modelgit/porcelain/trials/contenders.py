@@ -93,8 +93,9 @@ def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepa
 
     Raises: MergeConflict, UsageError as `prepare` does.
     """
-    if choices.vocabulary != "error":
-        raise UsageError("--select does not go with --vocabulary", hint="merge two with --vocabulary, then select")
+    if choices.vocabulary != "error" or choices.heads == "mean":
+        hint = "merge with those first, then select among the results"
+        raise UsageError("--select does not go with --vocabulary, nor with --heads mean", hint=hint)
     kept = [i for i, member in enumerate(prepared.heads) if member.name in names]
     weights = choices.weights or (1.0,) * len(kept)
     heads = tuple(replace(prepared.heads[i], weight=w) for i, w in zip(kept, weights, strict=True))

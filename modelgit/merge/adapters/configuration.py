@@ -16,6 +16,8 @@ from modelgit.errors import Conflict, FormatError, UsageError
 
 MAX_BYTES = 1 << 20
 MAX_RANK = 1 << 16
+MAX_PATTERN, MAX_REPEATS = 256, 3  # expressions of other people: matching must end
+REPEATS, REPEATED_GROUP = re.compile(r"(?<!\\)[*+{]"), re.compile(r"\)[*+{]")
 # What differs between adapters in one of these is a conflict.
 SAME = ("base_model_name_or_path", "fan_in_fan_out", "task_type", "layer_replication")
 REFUSED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "arrow_config")
@@ -41,6 +43,9 @@ class Configuration:
 def found_by(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Returns the value of the pattern that a module's name matches as its last parts, as PEFT matches."""
     for pattern, value in patterns.items():
+        if len(pattern) > MAX_PATTERN or len(REPEATS.findall(pattern)) > MAX_REPEATS or REPEATED_GROUP.search(pattern):
+            told = f"at most {MAX_PATTERN} characters and {MAX_REPEATS} repetitions, none of a group"
+            raise FormatError(f"adapter_config.json: pattern {pattern[:40]!r}: expected {told}: it could take for ever")
         try:
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
                 return value

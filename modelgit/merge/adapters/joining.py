@@ -21,7 +21,7 @@ from modelgit.merge.adapters.configuration import Configuration
 from modelgit.merge.adapters.naming import UNKNOWN, Pair, pair_of
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.engine.plan import Policy, conflict_error
-from modelgit.merge.engine.reading import whole
+from modelgit.merge.engine.reading import frame_peak, whole
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, NARROW
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import frame_count, frame_size, leaf, root
@@ -92,6 +92,9 @@ class Joined:
         if not np.isfinite(values).all():
             raise conflict_error([Conflict("non-finite", name, "finite values", "infinity or not-a-number")])
         data = NARROW[dtype](np.ascontiguousarray(values).reshape(-1)).view(np.uint8)
+        if frame_peak(data.data, dtype) == math.inf:
+            wanted = f"a result that {dtype} can hold"
+            raise conflict_error([Conflict("overflow", name, wanted, "a value beyond its range")])
         return dtype, values.shape, data
 
     def _product(self, pair: Pair) -> tuple[Array, Array]:

@@ -211,3 +211,21 @@ def test_an_initialisation_that_changes_the_base_is_refused() -> None:
     with pytest.raises(UsageError, match=r"pissa_niter_4.*changes the base"):
         read_configuration(b'{"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "c")
     read_configuration(b'{"r": 4, "lora_alpha": 4, "init_lora_weights": "gaussian"}', "c")
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", ".*.*.*.*x", "a" * 300, "(a|aa){9}b"])
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
+    chosen = configured(4, 8, rank_pattern={pattern: 2})
+    with pytest.raises(FormatError, match="it could take for ever"):
+        chosen.scaling("a" * 100, 4)
+
+
+def test_a_result_that_its_type_cannot_hold_is_told(tmp_path: Path) -> None:
+    tensors = {
+        f"{STEM}.lora_A.weight": np.ones((2, 3), np.float16),
+        f"{STEM}.lora_B.weight": np.ones((3, 2), np.float16),
+    }
+    save_file(tensors, tmp_path / "half")
+    big = Adapter("half", FileTensors(tmp_path / "half"), 1.0, configured(2, 400_000))
+    with pytest.raises(MergeConflict, match="a value beyond its range"):
+        Joined([big], Policy()).entry(f"{STEM}.lora_B.weight")

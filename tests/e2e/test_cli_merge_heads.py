@@ -170,3 +170,22 @@ def test_what_is_tied_in_some_is_a_conflict(languages: Path, tell: Tell) -> None
     state = load_file("model.safetensors")
     assert (state["model.embed_tokens.weight"][0, 0], state["lm_head.weight"][0, 0]) == (2.5, 3.5)
     assert tell("verify", "--rerun")["tensors"] == 2
+
+
+def test_what_is_tied_in_the_models_but_not_in_their_base_is_a_conflict(languages: Path, tell: Tell) -> None:
+    tell("switch", "apart")
+    for branch, value in (("left", 6.0), ("right", 7.0)):
+        tell("switch", "-c", branch, "apart")
+        tied(value, None)
+        tell("commit", "-a", "-m", branch)
+    error = tell("merge", "left", "--method", "task_arithmetic", code=1)
+    assert [(c["kind"], c["got"]) for c in error["conflicts"]] == [("tied", "two in the merge base")]
+    assert tell("merge", "left")["notes"] == []  # the mean needs no base
+
+
+def test_what_does_not_go_with_classes_by_name(models: Path, tell: Tell) -> None:
+    assert (
+        "--align does not go with" in tell("merge", "birds", "--heads", "mean", "--align", "weights", code=2)["message"]
+    )
+    told = tell("merge", "birds", "--heads", "mean", "--head-name", "body", code=2)["message"]
+    assert "expected a row for each of its 2 classes, got shape [4, 4]" in told

@@ -352,21 +352,22 @@ def _tied_notes(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[Conflict]]:
     A conflict are an embedding and an output layer: loading the result by its configuration would drop one of them.
     """
     tied_in: dict[tuple[str, str], set[int]] = {}
-    heads = rows[0].heads if rows else ()
-    for i in range(len(heads)):
+    models = [*(head.name for head in rows[0].heads), "the merge base"] if rows else []
+    for i in range(len(models)):
         seen: dict[str, str] = {}
         for row in rows:
-            entry = row.entries[i]
+            entry = (*row.entries, row.base)[i]
             if entry is not None and len(entry.shape) > 1 and 0 not in entry.shape:
                 first = seen.setdefault(entry.oid, row.name)
                 if first != row.name:
                     tied_in.setdefault((first, row.name), set()).add(i)
     notes, conflicts = [], []
+    among = set(range(len(models) - all(row.base is None for row in rows)))
     for (a, b), where in sorted(tied_in.items()):
-        if len(where) < len(heads):
-            names = ", ".join(heads[i].name for i in sorted(where))
+        if where != among and where != {len(models) - 1}:
+            names = ", ".join(models[i] for i in sorted(where))
             notes.append(f"{a} and {b} are one tensor in {names} only: the result has two")
             if is_embedding(a) and is_embedding(b):
-                others = ", ".join(heads[i].name for i in range(len(heads)) if i not in where)
+                others = ", ".join(models[i] for i in sorted(among - where))
                 conflicts.append(Conflict("tied", f"{a}, {b}", f"one matrix, as in {names}", f"two in {others}"))
     return tuple(notes), conflicts

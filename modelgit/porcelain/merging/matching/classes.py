@@ -38,8 +38,8 @@ def line_up_classes(
     """Returns how classifiers are lined up: our classes, then those that only others have, in their order.
 
     Raises:
-        UsageError: a version whose classes nobody knows. FormatError: a record that names a class twice, or a
-        classifier with another number of rows.
+        UsageError: a version whose classes nobody knows, or a classifier with another number of rows. FormatError: a
+        record that names a class twice.
     """
     known: dict[str, Vocabulary] = {}
     for version, record in zip(versions, records, strict=True):
@@ -49,8 +49,10 @@ def line_up_classes(
         known[version.commit] = classes_of(record, version.commit)
     for base in bases:
         record = read_record(repo, base.commit)
-        if record is not None and record.classes:
-            known.setdefault(base.commit, classes_of(record, base.commit))
+        if record is None or not record.classes:
+            hint = "a method that uses no base needs no classes of it; or keep one model's classifier: --heads ours"
+            raise UsageError(f"--heads mean: nobody knows the classes of the merge base {base.commit[:10]}", hint=hint)
+        known.setdefault(base.commit, classes_of(record, base.commit))
     first, *others = (known[version.commit] for version in versions)
     wanted = united(first, others)
     models = {c: Model(weights_of(repo, c), vocabulary, vocabulary.size) for c, vocabulary in known.items()}
@@ -72,10 +74,11 @@ def classes_of(record: Record, commit: str) -> Vocabulary:
 
 
 def check_rows(models: Mapping[str, Model], tensors: frozenset[str]) -> None:
-    """Raises FormatError unless each model's classifier has a row for each of its classes."""
+    """Raises UsageError unless each model's classifier has a row for each of its classes."""
     for commit, model in models.items():
         for name in sorted(tensors.intersection(model.source.names())):
             shape = model.source.entry(name).shape
             if not shape or shape[0] != model.rows:
                 told = f"expected a row for each of its {model.rows} classes, got shape {list(shape)}"
-                raise FormatError(f"{name} in {commit[:10]}: {told}", hint="--head-name names the classifier's tensors")
+                hint = "--head-name names the classifier's tensors"
+                raise UsageError(f"--heads mean: {name} in {commit[:10]}: {told}", hint=hint)

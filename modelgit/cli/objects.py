@@ -143,6 +143,12 @@ def register_checks(app: typer.Typer) -> None:
         method: Annotated[
             str | None, typer.Option(metavar="FILE.py:NAME", help="The method of somebody's own that it was made with.")
         ] = None,
+        stats: Annotated[
+            list[str] | None, typer.Option(metavar="FILE", help="The statistics of each input that it was made with.")
+        ] = None,
+        stats_on: Annotated[
+            list[str] | None, typer.Option(metavar="DATA", help="Where the data of each input's statistics lies.")
+        ] = None,
     ) -> "Verified | Retrained":
         """Check that a merge or a fine-tuning is what it says.
 
@@ -163,4 +169,7 @@ def register_checks(app: typer.Typer) -> None:
             from modelgit.pipeline.rerun import rerun as train_again  # brings PyTorch
 
             return train_again(session.repo(), rev, data, listener=session.listener)
-        return checking.verify(session.repo(), rev, session.listener, data)
+        from modelgit.porcelain.merging.values import Informing
+
+        informing = Informing(tuple(stats or ()), tuple(stats_on or ())) if stats or stats_on else None
+        return checking.verify(session.repo(), rev, session.listener, data, informing)

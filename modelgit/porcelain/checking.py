@@ -10,9 +10,10 @@ from modelgit.errors import DataError, DifferencesFound, FormatError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, compare
 from modelgit.porcelain.merging.making import carry_out
+from modelgit.porcelain.merging.matching.informing import informing_of, refuse_others
 from modelgit.porcelain.merging.own_code import digest_of, enter_method, is_own
 from modelgit.porcelain.merging.preparing import prepare
-from modelgit.porcelain.merging.values import Align, Choices
+from modelgit.porcelain.merging.values import Align, Choices, Informing
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.replaying.verifying import is_replay, recompute
 from modelgit.porcelain.versions import contents_id
@@ -48,10 +49,17 @@ class Verified:
     taken: tuple[str, ...] = ()
 
 
-def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore, data: str | None = None) -> Verified:
+def verify(
+    repo: Repository,
+    rev: str = "HEAD",
+    listener: Listener = ignore,
+    data: str | None = None,
+    statistics: Informing | None = None,
+) -> Verified:
     """Recomputes the merge that `rev` names from what its commit says, and compares every id. Stores nothing.
 
-    `data` is where the data lies on which units were lined up or activations set right.
+    `data` is where the data lies on which units were lined up, activations set right or statistics computed;
+    `statistics` is where those of the models are, or the data of each.
 
     Raises:
         UsageError: no merge commit, or one made by git alone. DifferencesFound: naming what differs.
@@ -63,10 +71,13 @@ def verify(repo: Repository, rev: str = "HEAD", listener: Listener = ignore, dat
         inputs = (change.base, change.theirs, *version.entry.parents)
         return Verified(version.commit, change.verb, inputs, len(again), sum(len(m.tensors) for m in again.values()))
     recorded = with_data(repo, version, read_trailers(version), data)
+    again_from = informing_of(version, statistics, data)
+    recorded = replace(recorded, choices=replace(recorded.choices, statistics=again_from))
     check_method(version, recorded.choices.method)
     check_inputs(repo, version, recorded)
     names = {commit[:10]: commit for commit, _ in recorded.inputs}
     prepared = prepare(repo, names, recorded.choices, recorded.bases, listener)
+    refuse_others(version, prepared)
     again = carry_out(repo, prepared, listener, keep=False).manifests()
     refuse_differences(version, again)
     tensors = sum(len(manifest.tensors) for manifest in again.values())

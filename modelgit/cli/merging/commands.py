@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelgit.cli.command import command
-from modelgit.cli.merging.options import Apart, How, Matching, Trials, Whether, entered, from_mergekit, landing
+from modelgit.cli.merging.options import Apart, How, Known, Matching, Trials, Whether, entered, from_mergekit, landing
 from modelgit.cli.session import Session
 from modelgit.errors import UsageError
 
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
         matching: Matching,
         trials: Trials,
         apart: Apart,
+        known: Known,
         revs: Revs = None,
     ) -> "Merged | Committed | MethodList":
         """Average versions into the branch you are on.
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
         from modelgit.porcelain.merging.values import Choices, Request
 
         choices = Choices(**how.choices(), **matching.choices(), **apart.choices(trials.seed, how.data))
+        choices = replace(choices, **known.choices(choices.method, how.data))
         taken = tuple(revs or ())
         told = from_mergekit(session, how, taken, choices.vocabulary) if how.configuration else None
         if told is not None:

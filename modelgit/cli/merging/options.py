@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from modelgit.porcelain.trials.values import Trial
 
 POLICY = "Where models do not match"
+KNOWING = "Statistics of models, for fisher and regmean"
+INFORMED = ("fisher", "regmean")
 TRIALS = "Measured first, on the data of --on"
 
 
@@ -166,6 +168,37 @@ class Trials:
             "points": self.points,
         }
         return Trial(**said, **counts, lower_is_better=self.lower_is_better)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of models besides their weights."""
+
+    stats: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Statistics of each head, HEAD's first; repeat.", rich_help_panel=KNOWING),
+    ] = None
+    stats_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA", help="Compute them: on one for all, or one for each.", rich_help_panel=KNOWING),
+    ] = None
+    stats_images: Annotated[
+        int, typer.Option(metavar="N", help="Images to compute them on, at most.", rich_help_panel=KNOWING)
+    ] = 1024
+    stats_labels: Annotated[
+        str, typer.Option(metavar="model|data", help="Expected, or those of the data.", rich_help_panel=KNOWING)
+    ] = "model"
+
+    def choices(self, method: str, data: str | None) -> dict[str, Any]:
+        """Returns where statistics come from; for a method that asks for them, from the data of --on if need be."""
+        labels: Any = choice(self.stats_labels, ("model", "data"), "--stats-labels")
+        if not self.stats and not self.stats_on and not (data and method in INFORMED):
+            return {}
+        from modelgit.porcelain.merging.values import Informing
+
+        shared = not self.stats and not self.stats_on
+        places = (data,) if shared and data else tuple(self.stats_on or ())
+        return {"statistics": Informing(tuple(self.stats or ()), places, labels, self.stats_images, shared)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from modelgit.events import Listener, ignore
@@ -12,7 +12,7 @@ from modelgit.merge.blocks.linalg import using
 from modelgit.merge.engine.execution import MergeResult, execute
 from modelgit.merge.methods import settings_of
 from modelgit.porcelain.merging.own_code import digest_of
-from modelgit.porcelain.merging.values import Made, Prepared
+from modelgit.porcelain.merging.values import Informed, Made, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import contents_id
 from modelgit.repo.repository import Repository
@@ -102,9 +102,17 @@ def alignment_trailers(prepared: Prepared, made: Made) -> tuple[tuple[str, str],
     if (lined := prepared.aligned) is not None:
         told = {key: value for key, value in asdict(lined).items() if key not in ("heads", "difference", "units")}
         rows.append(("Merge-Align", compact(told)))
+    if (known := prepared.informed) is not None:
+        taking_part = {member.commit for member in prepared.heads}
+        rows.append(("Merge-Statistics", compact(asdict(among_those(known, taking_part)))))
     if made.repaired is not None:
         rows.append(("Merge-Repair", compact(asdict(made.repaired))))
     return tuple(rows)
+
+
+def among_those(known: Informed, commits: Collection[str]) -> Informed:
+    """Returns the statistics of some of the models."""
+    return replace(known, heads=tuple(head for head in known.heads if head.commit in commits))
 
 
 def found_before(prepared: Prepared) -> dict[str, Any]:

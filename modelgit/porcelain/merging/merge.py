@@ -117,8 +117,9 @@ def check_landing(request: Request) -> None:
 
 
 def needs_data(choices: Choices) -> bool:
-    """Returns whether data is looked at to line units up, or to set the result right."""
-    return bool(choices.repair) or (choices.align is not None and choices.align.by == "activations")
+    """Returns whether data is looked at to line units up, to know more of models, or to set the result right."""
+    shared = choices.statistics is not None and choices.statistics.shared
+    return bool(choices.repair) or shared or (choices.align is not None and choices.align.by == "activations")
 
 
 def needs_head(repo: Repository, head: str, taking_part: Sequence[str], request: Request) -> bool:
@@ -149,6 +150,7 @@ def report(prepared: Prepared, made: Made, commit: str, branch: str | None, scor
         findings=prepared.findings,
         aligned=prepared.aligned,
         repaired=made.repaired,
+        informed=prepared.informed,
     )
 
 
@@ -168,6 +170,7 @@ def rehearsed(repo: Repository, prepared: Prepared, request: Request) -> Merged:
         dropped=tuple(name for one in prepared.plans.values() for name in one.dropped),
         notes=(*(note for one in prepared.plans.values() for note in one.notes), *budget(prepared, request.trial)),
         aligned=prepared.aligned,
+        informed=prepared.informed,
         cost=cost_of(steps),
     )
 

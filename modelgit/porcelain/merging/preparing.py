@@ -14,7 +14,7 @@ from modelgit.merge.engine.ancestors import MeanTensors
 from modelgit.merge.engine.layers import Weights, layered
 from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
-from modelgit.porcelain.merging.values import Choices, MergedHead, Prepared
+from modelgit.porcelain.merging.values import Choices, Informed, MergedHead, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, Version
@@ -69,10 +69,9 @@ def prepare(
     ancestors = tuple(repo.version(base) for base in bases)
     policy = policy_of(choices, records)
     aligned, views = None, dict[str, View]()
-    if choices.align is not None and choices.vocabulary != "error":
-        raise UsageError(
-            "--vocabulary does not go with --align", hint="line up one of them first, then merge the result"
-        )
+    if choices.align is not None and (choices.vocabulary != "error" or choices.heads == "mean"):
+        hint = "line up one of them first, then merge the result"
+        raise UsageError("--align does not go with --vocabulary, nor with --heads mean", hint=hint)
     if choices.align is not None:
         from modelgit.porcelain.merging.matching.aligning import line_up  # brings PyTorch
 
@@ -85,23 +84,27 @@ def prepare(
     if choices.heads == "mean":
         from modelgit.porcelain.merging.matching.classes import line_up_classes
 
-        lined = line_up_classes(repo, versions, records, ancestors, policy)
+        lined = line_up_classes(repo, versions, records, ancestors if method.needs_base else (), policy)
         classes, views = lined.names, {**views, **chained(views, lined.view, lined.layout.models)}
         records = tuple(record and replace(record, classes=classes) for record in records)
     setting = ancestors, records, method, policy, choices.layers, views
     settled: Mapping[str, Blob | bytes] = {} if tokens is None else tokens.files
+    informed: Informed | None = None
     if hasattr(method, "adapters"):
         from modelgit.porcelain.merging.matching.adapters import adapter_plans
 
         plans, settled, conflicts = adapter_plans(repo, members, versions, method, policy)
+    elif hasattr(method, "statistics") or choices.statistics is not None:
+        from modelgit.porcelain.merging.matching.informing import informed_plans
+
+        plans, conflicts, informed = informed_plans(repo, members, versions, setting, choices, listener)
     else:
         plans, conflicts = weight_plans(repo, members, versions, setting)
     files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled)
     if told or conflicts or more:
         raise conflicts_error([*told, *conflicts, *more])
-    return Prepared(
-        members, versions, ancestors, method, choices, plans, files, records, aligned=aligned, classes=classes
-    )
+    settled_so = members, versions, ancestors, method, choices, plans, files, records
+    return Prepared(*settled_so, aligned=aligned, classes=classes, informed=informed)
 
 
 def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:

@@ -69,12 +69,51 @@ class Repaired:
 
 
 @dataclass(frozen=True, slots=True)
+class Informing:
+    """Where statistics of the models come from: a file for each, or data to compute them on, one for all or for each.
+
+    `labels` are those that the model expects itself, or the data's. `shared` says that the data is that which models
+    are measured on too. With `fresh`, none are taken from the cache.
+    """
+
+    files: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    labels: Literal["model", "data"] = "model"
+    images: int = 1024
+    shared: bool = False
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InformedHead:
+    """One of the models with the digest of its statistics, and the data and number of images they are of."""
+
+    name: str
+    commit: str
+    digest: str
+    data: str = ""
+    data_digest: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Informed:
+    """The statistics that a merge was made with; `labels` is empty for those of files. `images` is what was asked."""
+
+    kind: str
+    heads: tuple[InformedHead, ...]
+    labels: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """How to merge. `weights` is empty (all alike) or one number a head; `base` None means the graph's.
 
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
     ordinary files on which the versions disagree, `vocabulary` where their tokens have other numbers. `layers` are
     weights of the heads for tensors whose names begin so.
+    `statistics` is where a method that asks for them has them from.
     `repair` is data on which the result's activations are set right, `device` what works on matrices.
     """
 
@@ -93,11 +132,13 @@ class Choices:
     align: Align | None = None
     repair: str = ""
     device: str = "cpu"
+    statistics: Informing | None = None
 
     @property
     def plain(self) -> bool:
         """Whether one model merged this way is the model itself: then a branch can simply move forward."""
-        return self.method == "linear" and not (self.settings or self.weights or self.layers or self.repair)
+        more = self.settings or self.weights or self.layers or self.repair or self.statistics
+        return self.method == "linear" and not more
 
     def policy(self) -> dict[str, object]:
         """Returns how to go on where models do not match, as the commit records it."""
@@ -172,6 +213,7 @@ class Merged:
     findings: Findings = field(default_factory=Findings)
     aligned: Aligned | None = None
     repaired: Repaired | None = None
+    informed: Informed | None = None
     cost: Cost | None = None
 
 
@@ -193,6 +235,7 @@ class Prepared:
     findings: Findings = field(default_factory=Findings)
     aligned: Aligned | None = None
     classes: tuple[str, ...] = ()
+    informed: Informed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,27 +55,33 @@ class Running:
 
 
 def running(records: Sequence[Record | None], state: Mapping[str, Tensor]) -> Running | None:
-    """Returns the network that all versions are weights of; None where a record does not say, or they differ."""
+    """Returns the network that all versions are weights of; None where a record does not say, or says another."""
     architectures = {record.architecture if record is not None else None for record in records}
     architecture = architectures.pop() if len(architectures) == 1 else None
     if architecture is None:
         return None
     weight = head_tensors(build_network(architecture, 2))[0]
-    return Running(Whole(build_network(architecture, state[weight].shape[0] if weight in state else 2)))
+    network = build_network(architecture, state[weight].shape[0] if weight in state else 2)
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in state.items()}:
+        return None
+    return Running(Whole(network))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Images of a data set, prepared, in batches of one size; `digest` is of the whole data set."""
+    """Images of a data set, prepared, in batches of one size, with labels; `digest` is of the whole data set."""
 
     batches: tuple[Tensor, ...]
     images: int
     label: str
     digest: str
+    labels: tuple[Tensor, ...]
+    classes: tuple[str, ...]
 
 
-def sample(network: Running, data: str) -> Sample:
-    """Returns up to IMAGES images in an order drawn once for all: of a pipeline's data set, training images alone.
+def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
+    """Returns up to `most` images in an order drawn once for all: of a pipeline's data set, training images alone.
 
     Raises:
         DataError: no such data, or fewer than two images.
@@ -85,14 +91,15 @@ def sample(network: Running, data: str) -> Sample:
     chosen = np.arange(len(dataset.labels))
     if name.has_splits:
         chosen = np.unique(np.concatenate(list(split(dataset, name.config).train.values())))
-    chosen = np.random.default_rng(SEED).permutation(chosen)[:IMAGES]
+    chosen = np.random.default_rng(SEED).permutation(chosen)[:most]
     whole = len(chosen) // BATCH * BATCH or len(chosen)  # a smaller last batch would count as much as the others
     if whole < 2:
         raise DataError(f"{data}: {whole} images, expected at least 2")
     prepare = network.whole.network.prepare
     parts = [chosen[start : start + BATCH] for start in range(0, whole, BATCH)]
     batches = tuple(prepare(torch.from_numpy(dataset.pixels(part.tolist()))) for part in parts)
-    return Sample(batches, whole, name.label, dataset.digest)
+    labels = tuple(torch.from_numpy(dataset.labels[part]) for part in parts)
+    return Sample(batches, whole, name.label, dataset.digest, labels, dataset.classes)
 
 
 def digest_of(data: str) -> str:

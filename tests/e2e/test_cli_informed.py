@@ -1,6 +1,7 @@
 """Merging with statistics: networks fine-tuned on different data, the formulas' values, what is recorded, refused."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,24 @@ def test_what_makes_no_sense_is_refused(
     assert "no such data set" in tell(*fisher, "--stats-on", str(tmp_path / "absent"), code=17)["message"]
     repo.commit(tuned(None), message="unknown", branch="unknown", parents=[])
     assert "no record says which architecture" in tell(*fisher[:1], "unknown", *fisher[2:], *on, code=17)["message"]
+
+
+def test_coefficients_are_searched_with_the_same_statistics(
+    repo: modelgit.Repository, pictures: tuple[Path, Path], tell: Tell
+) -> None:
+    words = ("--on", str(pictures[1]), "--search", "weights", "--evaluations", "4", "--gate", "accuracy>=0.1")
+    merged = tell("merge", "other", "--method", "fisher", *words)
+    assert (merged["method"], merged["findings"]["search"]["what"]) == ("fisher", "weights")
+    assert merged["scores"]["accuracy"] >= 0.1
+    assert tell("verify", "--rerun", "--on", str(pictures[1]))["tensors"] == 6
+
+
+def test_git_has_no_statistics_to_give(repo: modelgit.Repository, tell: Tell) -> None:
+    git = ("git", "-C", str(repo.path), "-c", "user.name=n", "-c", "user.email=e")
+    subprocess.run([*git, "config", "modelgit.merge.method", "fisher"], check=True)
+    done = subprocess.run([*git, "merge", "other"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "fisher needs statistics of every model, which git does not give" in done.stdout + done.stderr
 
 
 def test_what_is_said(repo: modelgit.Repository, pictures: tuple[Path, Path], tell: Tell, capfd: Any) -> None:

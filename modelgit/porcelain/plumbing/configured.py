@@ -36,6 +36,10 @@ class Configured:
             check_arguments(method, self.weights, has_base=has_base)
         except UsageError as error:
             raise MergeConflict(f"git config {PREFIX}*: {error.message}", hint=error.hint) from error
+        if getattr(method, "statistics", ""):
+            hint = f"modelgit merge BRANCH --method {method.name} --stats-on DATA"
+            told = f"{method.name} needs statistics of every model, which git does not give"
+            raise MergeConflict(f"git config {PREFIX}method: {told}", hint=hint)
         return method
 
 

@@ -268,6 +268,9 @@ def refuse_others(version: Version, prepared: Prepared) -> None:
     table, found = recorded(version), prepared.informed
     if table is None or found is None:
         return
+    if len(table["heads"]) != len(found.heads):
+        told = f"statistics of {len(table['heads'])} models, {len(found.heads)} inputs"
+        raise FormatError(f"commit {version.commit[:10]}: malformed merge trailers: {told}")
     for row, head in zip(table["heads"], found.heads, strict=True):
         if row["commit"] != head.commit:
             raise DifferencesFound(f"{version.commit[:10]}: statistics of {row['commit'][:10]}, which is no input")

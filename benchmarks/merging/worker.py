@@ -14,6 +14,8 @@ import json
 import sys
 from pathlib import Path
 
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")  # their masks follow from object ids
+
 
 def from_files(method: str, settings: str, out: str, *files: str) -> None:
     """Merge files into a file."""
@@ -23,7 +25,7 @@ def from_files(method: str, settings: str, out: str, *files: str) -> None:
     from modelgit.store.files.tensors import FileTensors
 
     chosen = make(method, json.loads(settings))
-    base, *models = (FileTensors(Path(file)) for file in files)
+    base, *models = (FileTensors(Path(file), quick=method not in RANDOM) for file in files)
     for source in (*models, *([base] if chosen.needs_base else [])):
         source.entries()
     heads = [Head(f"ft{i}", model) for i, model in enumerate(models)]

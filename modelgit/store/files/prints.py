@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from modelgit.formats.safetensors import Header, read_header
 from modelgit.formats.source import FRAME_BYTES
@@ -69,19 +69,25 @@ def print_of(path: Path) -> str | None:
         for tensor, span in enumerate(header.tensors):
             size, start = span.end - span.start, header.data_start + span.start
             for number in range(frame_count(size)):
-                hashed = frame_print(file.fileno(), start + number * FRAME_BYTES, frame_size(size, number), buffer)
-                if hashed is None:
+                hasher, place = xxh3_64(), start + number * FRAME_BYTES
+                if not take_in(hasher, file.fileno(), place, frame_size(size, number), buffer):
                     return None
-                found.note(tensor, number, hashed)
+                found.note(tensor, number, hasher.intdigest())
     return found.digest()
 
 
-def frame_print(handle: int, start: int, size: int, buffer: memoryview) -> int | None:
-    """Returns what the bytes of a file from `start` on hash to, None if it ends before."""
-    hasher = xxh3_64()
+def tensor_print(handle: int, start: int, size: int) -> str | None:
+    """Returns a print of the bytes of an open file from `start` on, None if it ends before."""
+    hasher = xxh3_128()
+    whole = take_in(hasher, handle, start, size, memoryview(bytearray(READ_BYTES)))
+    return f"xxh3:{hasher.hexdigest()}" if whole else None
+
+
+def take_in(hasher: xxh3_64 | xxh3_128, handle: int, start: int, size: int, buffer: memoryview) -> bool:
+    """Hashes the bytes of an open file from `start` on; returns whether they are all there."""
     for at in range(start, start + size, len(buffer)):
         part = buffer[: min(len(buffer), start + size - at)]
         if read_all(handle, at, part) < len(part):
-            return None
+            return False
         hasher.update(part)
-    return hasher.intdigest()
+    return True

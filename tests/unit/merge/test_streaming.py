@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save_file
 
-from modelgit.errors import MergeConflict, UsageError
+from modelgit.errors import FormatError, MergeConflict, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry, write
 from modelgit.formats.safetensors import build_header
 from modelgit.formats.source import TensorSource
@@ -276,3 +277,29 @@ def test_a_result_beyond_the_type_is_an_overflow(tmp_path: Path) -> None:
     with pytest.raises(MergeConflict) as caught:
         write_merged(planned, tmp_path / "out")
     assert [(c.kind, c.where) for c in caught.value.conflicts] == [("overflow", "w")]
+
+
+def test_quick_ids_of_files_give_the_same_merge(tmp_path: Path) -> None:
+    """The order of two summands is all that ids decide here, and that reaches no byte of their mean."""
+    paths = []
+    for number in range(2):
+        draws = np.random.default_rng(number)
+        values = {"big": draws.normal(size=(300, 5000)).astype(np.float32), "same": np.ones(9, np.float32)}
+        save_file(values, tmp_path / f"{number}.safetensors")
+        paths.append(tmp_path / f"{number}.safetensors")
+    made = []
+    for quick in (False, True):
+        heads = [Head(path.name, FileTensors(path, quick=quick)) for path in paths]
+        for head in heads:
+            assert [e.name for e in head.source.entries()] == ["big", "same"]  # type: ignore[attr-defined]
+            assert head.source.entry("big").oid.startswith("xxh3:") is quick
+        found = plan(heads, None, make("linear", {}), Policy())
+        assert [step.copied for step in found.steps] == [False, True]
+        write_merged(found, tmp_path / f"merged-{quick}")
+        made.append((tmp_path / f"merged-{quick}").read_bytes())
+    assert made[0] == made[1]
+    with paths[0].open("r+b") as file:
+        source = FileTensors(paths[0], quick=True)
+        file.truncate(1000)
+    with pytest.raises(FormatError, match="became shorter"):
+        source.entry("big")

@@ -38,21 +38,30 @@ def diagonal_fisher(
         chosen = labels[number] if labels is not None else None
         if chosen is None and shares.shape[1] > EXACT:
             chosen = torch.multinomial(shares, 1, generator=draws).squeeze(1)
-        size = room(weights, shares.shape[1] if chosen is None else 1)
+        size = room(weights, shares.shape[1] if chosen is None and fits(weights, shares.shape[1]) else 1)
         for start in range(0, len(batch), size):
             part = slice(start, start + size)
             found = squares(model, weights, batch[part], shares[part] if chosen is None else chosen[part])
             for name, values in found.items():
                 totals[name] += values.double().sum(0)
+            listener(Advanced("statistics", len(batch[part])))
         count += len(batch)
-        listener(Advanced("statistics", len(batch)))
     return {name: (total / count).float() for name, total in totals.items()}
 
 
 def room(weights: Mapping[str, Tensor], labels: int) -> int:
     """Returns how many images can be looked at together, with so many gradients for each."""
-    numbers = labels * sum(weight.numel() for weight in weights.values())
-    return max(1, min(AT_ONCE, ROOM // max(1, numbers)))
+    return max(1, min(AT_ONCE, ROOM // max(1, labels * count_of(weights))))
+
+
+def fits(weights: Mapping[str, Tensor], labels: int) -> bool:
+    """Returns whether the gradients of all labels of an image fit into memory at once; else it is label by label."""
+    return labels * count_of(weights) <= ROOM
+
+
+def count_of(weights: Mapping[str, Tensor]) -> int:
+    """Returns how many numbers a network has."""
+    return sum(weight.numel() for weight in weights.values())
 
 
 def squares(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -70,6 +79,12 @@ def squares(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, lab
         found = jacrev(lambda values: told(values, image))(dict(weights))
         return {name: torch.tensordot(shares, value**2, 1) for name, value in found.items()}
 
+    if labels.dim() == 2 and not fits(weights, labels.shape[1]):
+        total = {name: torch.zeros(len(images), *weight.shape) for name, weight in weights.items()}
+        for label, shares in enumerate(labels.T):
+            for name, values in vmap(of_label)(images, torch.full((len(images),), label)).items():
+                total[name] += values * shares.reshape(-1, *[1] * weights[name].dim())
+        return total
     found: dict[str, Tensor] = vmap(of_all if labels.dim() == 2 else of_label)(images, labels)
     return found
 

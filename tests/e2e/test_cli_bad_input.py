@@ -176,7 +176,7 @@ def test_two_models_of_different_shapes(models: Path, command: Command) -> None:
 def test_arguments_that_make_no_sense(models: Path, command: Command) -> None:
     before = state(models)
     check(command("mrege", "tune"), 2, "'mrege' is not a modelgit command", "did you mean merge?")
-    check(command("merge"), 2, "Missing argument", "modelgit merge --help")
+    check(command("merge"), 2, "nothing to merge", "modelgit merge BRANCH")
     check(command("merge", "tune", "--method", "tise"), 2, "no merge method 'tise'", "ties")
     check(command("merge", "wide", "tune", "--weights", "1,2,3"), 2, "3 weights for 2 models", "wide, tune")
     check(command("merge", "tune", "--gate", "accuracy>=0.5"), 2, "belong together", "--on")

@@ -17,9 +17,9 @@ from modelgit.porcelain.scores import drop_features
 from modelgit.recipe.pipeline import Pipeline, load_pipeline, part_of
 from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import split
 from modelgit.train.models import ARCHITECTURES
-from modelgit.train.splits import split
 from modelgit.train.task import choose_device
 
 GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels

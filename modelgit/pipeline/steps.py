@@ -27,7 +27,7 @@ from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
 from modelgit.train.config import DataConfig
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.loading import load_dataset
 from modelgit.train.models import ARCHITECTURES
 from modelgit.train.pretrained import pretrained_file
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelgit.train.datasets import Integers
+from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features, run_stages
 from modelgit.train.fitting.loop import apply_head
 from modelgit.train.models import Network

@@ -23,7 +23,7 @@ from torch.nn import functional
 from modelgit.errors import StorageFull, TrainingError
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import Augment, seed_hash
-from modelgit.train.datasets import Dataset, Integers
+from modelgit.train.data.dataset import Dataset, Integers, arrays_of
 from modelgit.train.models import Network
 
 CHUNK = 64
@@ -109,7 +109,7 @@ class Wanted:
 def features_key(network: Network, dataset: Dataset, wanted: Wanted, stages: int) -> str:
     """Returns the name that features are kept under: a digest of all that decides them."""
     frozen = [GENERATION, type(network).__name__, stages, frozen_digest(network, stages)]
-    data = [dataset.digest, dataset.image_size, wanted.clean.tolist(), wanted.viewed.tolist(), wanted.views]
+    data = [dataset.digest, dataset.shape, wanted.clean.tolist(), wanted.viewed.tolist(), wanted.views]
     return blake3(repr([*frozen, *data, wanted.augment]).encode()).hexdigest()[:32]
 
 
@@ -164,7 +164,7 @@ def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, fi
     task = f"features of {Path(dataset.path).name}"
     everything = np.union1d(wanted.clean, wanted.viewed)
     place.listener(Started(task, len(wanted.clean) + wanted.passes * len(wanted.viewed), "images"))
-    first = dataset.pixels(everything[:1].tolist())
+    first = arrays_of(dataset, everything[:1].tolist())
     shape = embedded(network, torch.from_numpy(first), place).shape[1:]
     shapes = (len(wanted.clean), *shape), (wanted.passes, len(wanted.viewed), *shape)
     with filled(files, shapes) as arrays:
@@ -179,7 +179,7 @@ def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, fi
 def put(network: Network, dataset: Dataset, wanted: Wanted, place: Place, target: tuple[Integers, Arrays]) -> int:
     """Puts the features of a chunk of images where they belong and returns how many there were."""
     chunk, (clean, views) = target
-    pixels = torch.from_numpy(dataset.pixels(chunk.tolist()))
+    pixels = torch.from_numpy(arrays_of(dataset, chunk.tolist()))
     plain, seen = np.isin(chunk, wanted.clean), np.isin(chunk, wanted.viewed)
     if plain.any():
         clean[np.searchsorted(wanted.clean, chunk[plain])] = embedded(network, pixels[plain], place).numpy()

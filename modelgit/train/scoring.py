@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modelgit.train.config import Augment, DataConfig
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import Accuracy, accuracy, class_scores
 from modelgit.train.features import Place, Wanted, features
 from modelgit.train.models import build_network

@@ -15,14 +15,15 @@ from torch import Tensor
 from modelgit.errors import DataError, TrainingError
 from modelgit.events import Listener, ignore
 from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
-from modelgit.train.datasets import Dataset, Integers, load_dataset
+from modelgit.train.data.dataset import Dataset, Integers
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import Split, split
 from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
 from modelgit.train.fitting.loop import Point, Run, Task, Validation, fit, freeze, give, start
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.models import Network, build_network, head_tensors
-from modelgit.train.splits import Split, split
 
 NOTHING = np.empty(0, np.int64)
 KEPT = 4  # how many data sets' features a workbench keeps

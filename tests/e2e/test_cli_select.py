@@ -17,7 +17,7 @@ from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scores import note, parse_data_name, split_key
 from modelgit.porcelain.trials.measuring import metrics_of
 from modelgit.repo.repository import Repository
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.loading import load_dataset
 
 CLASSES = ("dark", "light")
 Tell = Callable[..., Any]

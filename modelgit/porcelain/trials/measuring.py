@@ -110,7 +110,7 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
     """Return the judge by one of the metrics that `evaluate` reports."""
     from modelgit.porcelain.scores import gauge_of, parse_data_name, split_key
     from modelgit.store.objects import available_threads
-    from modelgit.train.datasets import load_dataset
+    from modelgit.train.data.loading import load_dataset
     from modelgit.train.task import Workbench
 
     name, model = parse_data_name(aim.data), model_of(repo, commits)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import FineTune, seed_hash
-from modelgit.train.datasets import Integers
+from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features, frozen_modules, run_stages
 from modelgit.train.fitting.averaging import Average, Weights, average_of, copies
 from modelgit.train.fitting.objectives import Domain, Step, begins_afresh, loss_of

@@ -13,7 +13,8 @@ from torch import Tensor
 from modelgit.errors import StorageFull
 from modelgit.events import Event, Finished, Started
 from modelgit.train.config import Augment, DataConfig
-from modelgit.train.datasets import Dataset, load_dataset
+from modelgit.train.data.dataset import Dataset, arrays_of
+from modelgit.train.data.loading import load_dataset
 from modelgit.train.features import Features, Place, Wanted, augment, features, run_stages
 from modelgit.train.models import Network, build_network
 
@@ -44,7 +45,7 @@ def kept(network: Network, dataset: Dataset, folder: Path | None, events: list[E
 def test_clean_features_are_what_the_frozen_stages_make(network: Network, dataset: Dataset) -> None:
     found = kept(network, dataset, None)
     with torch.no_grad():
-        expected = run_stages(network, network.prepare(torch.from_numpy(dataset.pixels([4, 22]))), 0, 2)
+        expected = run_stages(network, network.prepare(torch.from_numpy(arrays_of(dataset, [4, 22]))), 0, 2)
     assert found.clean.shape == (12, 32, 8, 8) and found.views.shape == (3, 6, 32, 8, 8)
     assert found.views.dtype == torch.float16
     assert torch.equal(found.of(np.array([4, 22])), expected)
@@ -137,7 +138,7 @@ import sys, torch
 from pathlib import Path
 import numpy as np
 from modelgit.train.config import Augment, DataConfig
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.loading import load_dataset
 from modelgit.train.features import Place, Wanted, features
 from modelgit.train.models import build_network
 torch.manual_seed(1)

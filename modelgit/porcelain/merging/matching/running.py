@@ -11,10 +11,11 @@ from torch.func import functional_call
 from modelgit.errors import DataError
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scores import parse_data_name
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data.dataset import arrays_of
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import split
 from modelgit.train.fitting.loop import apply_head
 from modelgit.train.models import Network, build_network, head_tensors
-from modelgit.train.splits import split
 
 IMAGES, BATCH = 2048, 256  # of a data set that are looked at, and at once
 SIZE, DRAWN = 64, 4  # of pictures drawn at random: their sides, how many
@@ -97,7 +98,7 @@ def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
         raise DataError(f"{data}: {whole} images, expected at least 2")
     prepare = network.whole.network.prepare
     parts = [chosen[start : start + BATCH] for start in range(0, whole, BATCH)]
-    batches = tuple(prepare(torch.from_numpy(dataset.pixels(part.tolist()))) for part in parts)
+    batches = tuple(prepare(torch.from_numpy(arrays_of(dataset, part.tolist()))) for part in parts)
     labels = tuple(torch.from_numpy(dataset.labels[part]) for part in parts)
     return Sample(batches, whole, name.label, dataset.digest, labels, dataset.classes)
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from modelgit.errors import DataError, DependencyMissing
-from modelgit.train import datasets
 from modelgit.train.config import DataConfig
-from modelgit.train.datasets import load_dataset
+from modelgit.train.data import images
+from modelgit.train.data.dataset import arrays_of
+from modelgit.train.data.loading import load_dataset
 
 MakeZip = Callable[..., Path]
 
@@ -30,7 +31,7 @@ def test_domains_classes_and_pixels(make_zip: MakeZip) -> None:
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1] * 3
     assert found.domain_ids.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert found.names[:3] == ("lying-0", "lying-1", "lying-2")
-    pixels = found.pixels([0, 17])
+    pixels = arrays_of(found, [0, 17])
     assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == np.uint8
     assert sorted(np.unique(pixels[1, 0]).tolist()) == [220, 255]  # rose on white, red channel
 
@@ -40,7 +41,7 @@ def test_a_folder_is_the_same_data_set_as_a_zip(make_zip: MakeZip, tmp_path: Pat
     zipfile.ZipFile(path).extractall(tmp_path / "out")
     packed, unpacked = load_dataset(config(path)), load_dataset(config(tmp_path / "out"))
     assert packed.digest == unpacked.digest
-    assert np.array_equal(packed.pixels(range(12)), unpacked.pixels(range(12)))
+    assert np.array_equal(packed.inputs(range(12)), unpacked.inputs(range(12)))
 
 
 def test_the_digest_follows_contents_and_names_not_the_order_in_the_zip(make_zip: MakeZip, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_what_is_transparent_becomes_white_and_sizes_fit(tmp_path: Path) -> None
     for label in ("a", "b"):
         (tmp_path / "d" / label).mkdir(parents=True)
         Image.new("RGBA", (50, 30), (255, 0, 0, 0)).save(tmp_path / "d" / label / "x.png")
-    pixels = load_dataset(config(tmp_path)).pixels([0])
+    pixels = arrays_of(load_dataset(config(tmp_path)), [0])
     assert pixels.shape == (1, 3, 32, 32)
     assert pixels.min() == 255
 
@@ -100,7 +101,7 @@ def test_too_many_and_too_large_are_refused(make_zip: MakeZip, monkeypatch: pyte
     limits = {"MAX_IMAGES": "12 images", "MAX_FILE_BYTES": "bytes, expected at most 5", "MAX_TOTAL_BYTES": "unpacked"}
     for limit, said in limits.items():
         with monkeypatch.context() as patch, pytest.raises(DataError, match=said):
-            patch.setattr(datasets, limit, 5)
+            patch.setattr(images, limit, 5)
             load_dataset(config(path))
 
 
@@ -113,7 +114,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: 
         (tmp_path / "d" / label).mkdir(parents=True)
         (tmp_path / "d" / label / "x.png").write_bytes(png)
     with pytest.raises(DataError, match=r"d/a/x: .*pixels.*64000000"):
-        load_dataset(config(tmp_path)).pixels([0])
+        load_dataset(config(tmp_path)).inputs([0])
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         (tmp_path / "d" / label).mkdir(parents=True)
         (tmp_path / "d" / label / "x.png").write_bytes(b"hello")
     with pytest.raises(DataError, match=r"d/b/x: not an image"):
-        load_dataset(config(tmp_path)).pixels([1])
+        load_dataset(config(tmp_path)).inputs([1])
 
 
 def test_a_damaged_zip_is_named(make_zip: MakeZip) -> None:
@@ -163,5 +164,5 @@ def test_without_pillow_the_package_to_install_is_named(make_zip: MakeZip, monke
     found = load_dataset(config(make_zip(count=1)))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DependencyMissing) as caught:
-        found.pixels([0])
+        found.inputs([0])
     assert caught.value.hint == "pip install 'modelgit[vision]'"

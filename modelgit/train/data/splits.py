@@ -10,7 +10,7 @@ import numpy as np
 
 from modelgit.errors import DataError
 from modelgit.train.config import DataConfig, seed_hash
-from modelgit.train.datasets import Dataset, Integers
+from modelgit.train.data.dataset import Dataset, Integers
 
 PLACES = 10_000
 FINE = 1000

@@ -7,8 +7,9 @@ import pytest
 
 from modelgit.errors import DataError
 from modelgit.train.config import DataConfig
-from modelgit.train.datasets import Dataset, load_dataset
-from modelgit.train.splits import Split, is_test_name, shuffled_keys, split
+from modelgit.train.data.dataset import Dataset
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import Split, is_test_name, shuffled_keys, split
 
 MakeZip = Callable[..., Path]
 

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from modelgit.errors import DataError, DependencyMissing
 from modelgit.train.config import DataConfig, seed_hash
+from modelgit.train.data.dataset import Dataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,6 @@ MAX_IMAGES = 5_000_000
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_TOTAL_BYTES = 64 * 1024**3
 MAX_PIXELS = 64_000_000
-Integers = npt.NDArray[np.int64]
 Read = Callable[[], bytes]
 
 
@@ -41,39 +41,11 @@ class Item:
     read: Read
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """`n` images by index; `digest` identifies their names and contents."""
-
-    path: str
-    classes: tuple[str, ...]
-    domains: tuple[str, ...]
-    labels: Integers  # (n,)
-    domain_ids: Integers  # (n,)
-    names: tuple[str, ...]
-    digest: str
-    image_size: int
-    items: tuple[Item, ...]
-
-    def pixels(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Returns the images at `indices` as (n, 3, size, size), RGB on white.
-
-        Raises:
-            DataError: a file that is no image, or one too large to decode safely.
-        """
-        size = self.image_size
-        out = np.empty((len(indices), 3, size, size), np.uint8)
-        for row, index in enumerate(indices):
-            item = self.items[index]
-            out[row] = decode(item.read(), size, f"{self.path}: {item.domain}/{item.label}/{item.name}")
-        return out
-
-
-def load_dataset(config: DataConfig) -> Dataset:
-    """Returns the data set that `config` names; pixels are decoded when they are asked for.
+def load_images(config: DataConfig) -> Dataset:
+    """Returns the images that `config` names; they are decoded when they are asked for.
 
     Raises:
-        DataError: it is missing, empty, not in the layout, or its domains have different classes.
+        DataError: they are missing, not in the layout, or domains have different classes.
     """
     path = Path(config.path)
     items = sorted(items_of(path), key=lambda item: (item.domain, item.label, item.name))
@@ -82,20 +54,28 @@ def load_dataset(config: DataConfig) -> Dataset:
     classes = tuple(sorted({item.label for item in items}))
     domains = tuple(sorted({item.domain for item in items}))
     check_classes(items, classes, domains, path)
-    if config.held_out is not None and config.held_out not in domains:
-        raise DataError(f"{path}: no domain is called '{config.held_out}'", hint=f"domains: {', '.join(domains)}")
     kept = limited(items, config.limit_per_class)
     return Dataset(
         path=str(path),
+        kind="images",
         classes=classes,
         domains=domains,
         labels=np.array([classes.index(item.label) for item in kept], np.int64),
         domain_ids=np.array([domains.index(item.domain) for item in kept], np.int64),
         names=tuple(item.name for item in kept),
         digest=digest_of(kept),
-        image_size=config.image_size,
-        items=tuple(kept),
+        shape=(3, config.image_size, config.image_size),
+        read=partial(decoded, kept, config.image_size, str(path)),
     )
+
+
+def decoded(items: Sequence[Item], size: int, path: str, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Returns the images at `indices` as (n, 3, size, size), RGB on white."""
+    out = np.empty((len(indices), 3, size, size), np.uint8)
+    for row, index in enumerate(indices):
+        item = items[index]
+        out[row] = decode(item.read(), size, f"{path}: {item.domain}/{item.label}/{item.name}")
+    return out
 
 
 def items_of(path: Path) -> Iterator[Item]:

@@ -1,0 +1,106 @@
+"""How sure a figure is: intervals that know which examples belong together.
+
+The same thing drawn by four vendors is one thing, and three seeds tested on the same pictures have seen one set of
+pictures. So things and domains are what is drawn anew, not single answers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from modelgit.errors import DataError
+
+DRAWS, LEVEL = 10_000, 0.95
+AT_ONCE = 1 << 24  # numbers drawn at once, at most
+Z = 1.959963984540054  # of the 95 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with the ends of its interval at the level asked for."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the interval lies "above" 0, "below" it, or is "undecided"."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "undecided"
+
+
+def wilson(correct: int, n: int) -> Interval:
+    """Returns the 95 % interval of a share (Wilson 1927): never outside 0 to 1, right for small n too.
+
+    Raises:
+        DataError: no examples, or more correct ones than there are.
+    """
+    if not 0 <= correct <= n or n == 0:
+        raise DataError(f"{correct} correct of {n}: expected 0 to n of at least 1")
+    share, spread = correct / n, Z * Z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Values summed by domain and thing: `sums` and `counts` (domains, things)."""
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.float64]
+
+
+def tabulated(values: npt.NDArray[np.floating], things: Sequence[str], domains: Sequence[str]) -> Table:
+    """Returns values (n,), one of each example (and seed), by the domain and the thing they belong to.
+
+    Raises:
+        DataError: not one thing and one domain for every value, or none at all.
+    """
+    if not len(values) == len(things) == len(domains) > 0:
+        raise DataError(f"{len(values)} values, {len(things)} things, {len(domains)} domains: expected one for each")
+    rows, row = np.unique(np.asarray(domains, dtype=str), return_inverse=True)
+    columns, column = np.unique(np.asarray(things, dtype=str), return_inverse=True)
+    sums, counts = np.zeros((len(rows), len(columns))), np.zeros((len(rows), len(columns)))
+    np.add.at(sums, (row, column), values)
+    np.add.at(counts, (row, column), 1)
+    return Table(sums, counts)
+
+
+def bootstrap(table: Table, *, domains: bool, seed: int = 0, draws: int = DRAWS, level: float = LEVEL) -> Interval:
+    """Returns the mean over domains of the mean in each, with a percentile interval.
+
+    Things are drawn with replacement; with `domains` the domains too, independently (the pigeonhole bootstrap, Owen
+    2007, arXiv:0711.1080): what holds for other domains of the same kind, and not for these alone. A domain in which
+    a draw has no value is left out of that draw.
+    """
+    stream, count = np.random.default_rng(seed), table.sums.shape[1]
+    means, left = list[npt.NDArray[np.float64]](), draws
+    while left:
+        size = min(left, max(1, AT_ONCE // count))
+        drawn = stream.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+        means.append(over_domains(table, drawn, stream if domains else None))
+        left -= size
+    found = np.concatenate(means)
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    whole = over_domains(table, np.ones((1, count)), None)
+    return Interval(float(whole[0]), float(low), float(high))
+
+
+def over_domains(
+    table: Table, drawn: npt.NDArray[np.float64], stream: np.random.Generator | None
+) -> npt.NDArray[np.float64]:
+    """Returns the mean over domains for each draw of things (draws, things); with a stream domains are drawn too."""
+    counts = drawn @ table.counts.T  # (draws, domains)
+    means = np.divide(drawn @ table.sums.T, counts, out=np.zeros_like(counts), where=counts > 0)
+    weights = (counts > 0).astype(np.float64)
+    if stream is not None:
+        size = table.sums.shape[0]
+        weights *= stream.multinomial(size, np.full(size, 1 / size), size=len(drawn))
+    total = weights.sum(1)
+    found = np.full(len(drawn), np.nan)
+    np.divide((weights * means).sum(1), total, out=found, where=total > 0)
+    return found

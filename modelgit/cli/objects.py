@@ -11,9 +11,9 @@ from modelgit.cli.words import Remote, Rev
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.pipeline.rerun import Retrained
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+    from modelgit.porcelain.training.rerunning import Retrained
 
 SHARING = "Repositories and sharing"
 TRUST = "Trust"
@@ -166,7 +166,7 @@ def register_checks(app: typer.Typer) -> None:
         record = read_record(session.repo(), rev)
         merged = record is not None and record.kind == "merge"
         if (data is not None and not merged) or (record is not None and record.kind in ("train", "probe")):
-            from modelgit.pipeline.rerun import rerun as train_again  # brings PyTorch
+            from modelgit.porcelain.training.rerunning import rerun as train_again  # brings PyTorch
 
             return train_again(session.repo(), rev, data, listener=session.listener)
         from modelgit.porcelain.merging.values import Informing

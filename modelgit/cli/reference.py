@@ -29,7 +29,7 @@ HOMES = (
     "modelgit.porcelain.scores",
     "modelgit.porcelain.trials.values",
     "modelgit.porcelain.executing",
-    "modelgit.pipeline.rerun",
+    "modelgit.porcelain.training.rerunning",
     "modelgit.pipeline.start",
 )
 HEADING = """# Commands

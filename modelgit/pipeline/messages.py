@@ -8,27 +8,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from modelgit.events import Advanced, Event, Finished, Noted, Started
+from modelgit.porcelain.training.values import TrainRequest
 from modelgit.recipe.binding import bind
-from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.config import DataConfig
 
 EVENTS: dict[str, type[Event]] = {"started": Started, "advanced": Advanced, "finished": Finished, "noted": Noted}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """Fine-tune (or probe) and commit: the commit is kept by the ref of its step's key."""
-
-    step: str
-    kind: Literal["probe", "train"]
-    key: str
-    architecture: str
-    start: str  # commit
-    head: str | None  # commit whose head is taken, None for the start's own
-    data: DataConfig
-    config: FineTune
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from modelgit import errors
 from modelgit.events import Advanced, Finished, Listener, Noted, Started
 from modelgit.pipeline.keys import step_key
-from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, TrainRequest
+from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest
 from modelgit.pipeline.outcome import Row, StepScore, table
 from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.steps import Steps
+from modelgit.porcelain.training.values import TrainRequest
 from modelgit.recipe.pipeline import Job, Pipeline
 
 

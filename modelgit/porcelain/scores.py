@@ -149,7 +149,9 @@ def split_key(config: DataConfig, digest: str) -> str:
     """Returns what tells one split of one data set from all others."""
     parts = {"digest": digest, "held_out": config.held_out, "group": config.group, "fold": config.fold}
     more = {"trial": config.trial, "test": config.test_fraction, "validation": config.validation_fraction}
-    return json.dumps({**parts, **more, "size": config.image_size}, sort_keys=True)
+    looked_at = {"validate_on": config.validate_on, "domains": list(config.domains)}
+    told = {key: value for key, value in looked_at.items() if value}  # usually nothing is
+    return json.dumps({**parts, **more, **told, "size": config.image_size}, sort_keys=True)
 
 
 def noted(repo: Repository, commit: str, split: str) -> Row | None:

@@ -14,7 +14,7 @@ from modelgit.train.choices import ERM, NO_AVERAGING, Averaging, Objective, Sma,
 T = TypeVar("T")
 Group = Literal["none", "name"]
 Keep = Literal["last", "best"]
-Trains = Literal["all", "head"]
+Trains = Literal["all", "head", "featurizer"]
 NewHead = Literal["probe", "random"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["constant", "cosine", "linear"]
@@ -28,6 +28,10 @@ class DataConfig:
     `held_out` is the domain never trained on. With `group = "name"` images of one name (the same thing in several
     domains) stay on one side of every split, and `test_fraction` of the names are kept for the held-out domain.
     `fold` rotates those test names; `trial` draws another validation split.
+
+    `domains` are those to train on, all but the held-out one if empty; `shard` "2/4" is the second of four parts of the
+    training examples. Validation is on a part of each training domain, unless `validate_on` names another domain, which
+    is then not trained on (leave-one-out), or the held-out one, a part of which is looked at (DomainBed's oracle).
     """
 
     path: str
@@ -39,6 +43,9 @@ class DataConfig:
     trial: int = 0
     limit_per_class: int | None = None
     image_size: int = 64
+    domains: tuple[str, ...] = ()
+    shard: str | None = None
+    validate_on: str | None = None
 
     def __post_init__(self) -> None:
         check("path", repr(self.path), bool(self.path), "a folder or a .zip")
@@ -51,6 +58,19 @@ class DataConfig:
         enough = self.limit_per_class is None or self.limit_per_class >= 1
         check("limit_per_class", self.limit_per_class, enough, "at least 1")
         check("image_size", self.image_size, 8 <= self.image_size <= 1024, "between 8 and 1024 pixels")
+        for domain in self.domains:
+            lost = domain in (self.held_out, self.validate_on)
+            check("domains", list(self.domains), not lost, f"no domain that is held out or validated on, as {domain}")
+        if self.shard is not None:
+            part, parts = shard_of(self.shard)
+            check("shard", repr(self.shard), 1 <= part <= parts <= 10_000, "K/N, 1 <= K <= N <= 10000")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Returns K and N of "K/N", zeros if it is not of that form."""
+    part, _, parts = text.partition("/")
+    plain = part.isascii() and parts.isascii() and part.isdigit() and parts.isdigit() and len(text) < 12
+    return (int(part), int(parts)) if plain else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +104,15 @@ class Augment:
 class FineTune:
     """One fine-tuning: `steps` steps of an optimiser, the learning rate warmed up linearly, then on its `schedule`.
 
-    `batch` examples a step, in equal parts from every training domain; `accumulate` such batches to a step. The first
-    `frozen_stages` stages of the network stay as they are; what they make of `views` augmented copies of every image is
-    computed once and kept. With `trains = "head"`, and for the first `reprobe_steps` steps, the head alone is trained
-    (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps to starts from other tasks). Where the start has
-    no head for the task, `new_head` says how it gets one: by linear probing, or at random from the seed. `clip` bounds
-    the gradient's norm, 0 does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that
-    scored best on validation, before the first step and at every evaluation, instead of the last.
-    With `commit_raw` the weights before averaging are committed too, as the parent of the average.
+    `batch` examples a step, in equal parts from every training domain, or `batch_per_domain` of each if that is given;
+    `accumulate` such batches to a step. The first `frozen_stages` stages of the network stay as they are; what they
+    make of `views` augmented copies of every image is computed once and kept. With `trains = "head"`, and for the first
+    `reprobe_steps` steps, the head alone is trained (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps
+    to starts from other tasks); with "featurizer" everything but the head. Where the start has no head for the task,
+    `new_head` says how it gets one: by linear probing, or at random from the seed. `clip` bounds the gradient's norm, 0
+    does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that scored best on
+    validation, before the first step and at every evaluation, instead of the last. With `commit_raw` the weights before
+    averaging are committed too, as the parent of the average.
     """
 
     steps: int
@@ -100,6 +121,7 @@ class FineTune:
     weight_decay: float = 1e-4
     dropout: float = 0.0
     batch: int = 33
+    batch_per_domain: int | None = None
     accumulate: int = 1
     warmup_steps: int = 10
     schedule: Schedule = "constant"
@@ -124,6 +146,8 @@ class FineTune:
         check("weight_decay", self.weight_decay, 0 <= self.weight_decay <= 10, "from 0 to 10")
         check("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 up to, but not, 1")
         check("batch", self.batch, self.batch >= 1, "at least 1")
+        some = self.batch_per_domain is None or self.batch_per_domain >= 1
+        check("batch_per_domain", self.batch_per_domain, some, "at least 1")
         check("accumulate", self.accumulate, 1 <= self.accumulate <= 10_000, "from 1 to 10000")
         check("clip", self.clip, self.clip >= 0, "0 or more")
         for name in ("warmup_steps", "frozen_stages", "eval_every"):
@@ -133,6 +157,8 @@ class FineTune:
             value = getattr(self, name)
             check(name, repr(value), value in words, f"one of {', '.join(map(repr, words))}")
         check("reprobe_steps", self.reprobe_steps, 0 <= self.reprobe_steps < self.steps, "0 or more, below steps")
+        body = self.trains == "featurizer" and self.reprobe_steps
+        check("reprobe_steps", self.reprobe_steps, not body, 'none with trains = "featurizer": the head stays as it is')
         check_averaging(self)
 
 

@@ -5,7 +5,7 @@ A `Workbench` keeps what many calls share: the device, the data sets, the featur
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class TrainResult:
     device: str
     seconds: float
     raw: dict[str, Tensor] | None = None  # the weights before averaging, where they are wanted
+    trained_on: Mapping[str, int] = field(default_factory=dict)  # examples of each domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,13 @@ def probe(
     state = {name: t.contiguous() for name, t in {**init, **head}.items()}
     seconds = time.monotonic() - began
     names = head_tensors(network)
-    return TrainResult(state, (), scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+    found = TrainResult(state, (), scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+    return replace(found, trained_on=counts(ready.split))
+
+
+def counts(parts: Split) -> dict[str, int]:
+    """Returns how many examples of each domain are trained on."""
+    return {domain: len(indices) for domain, indices in parts.train.items()}
 
 
 def set_head(network: Network, ready: Prepared, config: FineTune) -> None:
@@ -244,7 +251,8 @@ def fine_tune(
         give(run.parameters, run.raw)
         raw = state_of(network)
     names, seconds = head_tensors(network), time.monotonic() - began
-    return TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds, raw)
+    found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
+    return replace(found, raw=raw, trained_on=counts(ready.split))
 
 
 def forget(_run: Run) -> None:

@@ -12,7 +12,6 @@ from modelgit.cli.screen.views import VIEWS, view_of
 from modelgit.formats.manifest import ManifestDiff, TensorEntry
 from modelgit.merge.methods.describing import MethodInfo, MethodList, SettingInfo
 from modelgit.pipeline.outcome import Row, Spread
-from modelgit.pipeline.rerun import Retrained
 from modelgit.pipeline.start import Ran
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
@@ -24,6 +23,7 @@ from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+from modelgit.porcelain.training.rerunning import Retrained
 from modelgit.porcelain.trials.values import (
     Attempt,
     Barriers,

@@ -130,9 +130,9 @@ def test_every_metric_that_is_reported_can_be_asked_for(pictures: Path, repo: mo
     values = tell("evaluate", "good", "--on", str(pictures))["values"]
     assert metrics_of(["grey", "tinted"], None, has_splits=False) == list(values)
     Path("p.toml").write_text(PIPELINE.format(path=pictures))
-    for data, held_out in (("plain", None), ("apart", "grey")):
+    for data, held_out, validated in (("plain", None, ["grey", "tinted"]), ("apart", "grey", ["tinted"])):
         values = tell("evaluate", "good", "--on", f"p.toml#{data}")["values"]
-        assert metrics_of(["grey", "tinted"], held_out, has_splits=True) == list(values)
+        assert metrics_of(validated, held_out, has_splits=True) == list(values)
 
 
 PIPELINE = """

@@ -8,8 +8,8 @@ from modelgit.cli.screen.blocks import Block, Span, count_text, faint, identity,
 from modelgit.cli.screen.views import some, view
 
 if TYPE_CHECKING:
-    from modelgit.pipeline.rerun import Retrained
     from modelgit.porcelain.executing import Executed
+    from modelgit.porcelain.training.rerunning import Retrained
 
 
 @view("Retrained", lambda result: [result.commit])

@@ -111,6 +111,7 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
     from modelgit.porcelain.scores import gauge_of, parse_data_name, split_key
     from modelgit.store.objects import available_threads
     from modelgit.train.data.loading import load_dataset
+    from modelgit.train.data.splits import split
     from modelgit.train.task import Workbench
 
     name, model = parse_data_name(aim.data), model_of(repo, commits)
@@ -118,7 +119,8 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
     check_classes(repo, commits, dataset.classes, aim.data)
     bench = Workbench("auto", None, available_threads(), listener)
     metric = str(aim.metric) or ("val_accuracy" if name.has_splits else "accuracy")
-    known = metrics_of(dataset.domains, name.config.held_out, has_splits=name.has_splits)
+    domains = list(split(dataset, name.config).validation) if name.has_splits else dataset.domains
+    known = metrics_of(domains, name.config.held_out, has_splits=name.has_splits)
     if metric not in known:
         hint = f"measured: {', '.join(known)}; FILE.py:FUNCTION is a metric of your own"
         raise UsageError(f"metric '{metric}': none of that name on {name.label}", hint=hint)
@@ -129,10 +131,10 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
 
 
 def metrics_of(domains: Sequence[str], held_out: str | None, *, has_splits: bool) -> list[str]:
-    """Return the names of the metrics that `evaluate` reports on a data set."""
+    """Return the names of the metrics that `evaluate` reports on a data set, validated on those domains."""
     if not has_splits:
         return ["accuracy", "worst_domain_accuracy", *(f"accuracy/{domain}" for domain in domains)]
-    trained = [f"val_accuracy/{domain}" for domain in domains if domain != held_out]
+    trained = [f"val_accuracy/{domain}" for domain in domains]
     return ["val_accuracy", *(["ood_accuracy"] if held_out is not None else []), *trained]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelgit.errors import DataError
-from modelgit.train.config import DataConfig, seed_hash
+from modelgit.train.config import DataConfig, seed_hash, shard_of
 from modelgit.train.data.dataset import Dataset, Integers
 
 PLACES = 10_000
@@ -29,9 +29,14 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     """Returns the split of `dataset` that `config` describes.
 
     Raises:
-        DataError: a part is empty: too few images for the split.
+        DataError: a part is empty: too few images for the split; a domain that the data does not have.
     """
+    for domain in (*config.domains, *([config.validate_on] if config.validate_on is not None else [])):
+        if domain not in dataset.domains:
+            hint = f"domains: {', '.join(dataset.domains)}"
+            raise DataError(f"{dataset.path}: no domain is called '{domain}'", hint=hint)
     parts = named_split(dataset, config) if config.group == "name" else domainbed_split(dataset, config)
+    parts = sharded(narrowed(parts, dataset, config), dataset, config)
     for kind, domains in (("training", parts.train), ("validation", parts.validation)):
         for domain, indices in domains.items():
             if not len(indices):
@@ -39,6 +44,43 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     if config.held_out is not None and not len(parts.test):
         raise DataError(f"{dataset.path}: too few images in domain '{config.held_out}' for a test split")
     return parts
+
+
+def narrowed(parts: Split, dataset: Dataset, config: DataConfig) -> Split:
+    """Returns the split with training on the domains that are asked for, and validation where it is."""
+    chosen = [d for d in parts.train if d != config.validate_on and (not config.domains or d in config.domains)]
+    train = {domain: parts.train[domain] for domain in chosen}
+    if not train:
+        raise DataError(f"{dataset.path}: no domain is left to train on", hint="held_out, validate_on, domains")
+    if config.validate_on is None:
+        return Split(train, {domain: parts.validation[domain] for domain in chosen}, parts.test)
+    if config.validate_on != config.held_out:  # another domain, whole
+        both = parts.train[config.validate_on], parts.validation[config.validate_on]
+        return Split(train, {config.validate_on: np.sort(np.concatenate(both))}, parts.test)
+    number = dataset.domains.index(config.validate_on)
+    looked_at = np.array([is_validation_name(dataset.names[i], config) for i in parts.test], bool)
+    if config.group != "name":
+        count = int(len(parts.test) * config.validation_fraction)
+        looked_at = np.zeros(len(parts.test), bool)
+        looked_at[shuffled_keys(len(parts.test), config.trial, number)[:count]] = True
+    return Split(train, {config.validate_on: parts.test[looked_at]}, parts.test[~looked_at])
+
+
+def sharded(parts: Split, dataset: Dataset, config: DataConfig) -> Split:
+    """Returns the split with one part of the training images: images of one name go to one part if they are grouped."""
+    if config.shard is None:
+        return parts
+    part, count = shard_of(config.shard)
+
+    def kept(domain: str, indices: Integers) -> Integers:
+        if config.group == "name":
+            return indices[[seed_hash("shard", dataset.names[i]) % count == part - 1 for i in indices]]
+        order = np.random.RandomState(seed_hash("shard", domain)).permutation(len(indices))
+        return indices[np.sort(order[part - 1 :: count])]
+
+    return Split(
+        {domain: kept(domain, indices) for domain, indices in parts.train.items()}, parts.validation, parts.test
+    )
 
 
 def domainbed_split(dataset: Dataset, config: DataConfig) -> Split:

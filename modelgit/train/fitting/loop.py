@@ -82,9 +82,10 @@ Keep = Callable[[Run], None]
 def start(network: Network, task: Task, config: FineTune) -> Run:
     """Returns a run that has not taken a step; what stays as it is has lost its gradients."""
     freeze(network, config.frozen_stages)
-    if config.trains == "head":
-        network.requires_grad_(False)
-        network.get_submodule(network.head_name).requires_grad_(True)
+    if config.trains != "all":
+        head = set(network.get_submodule(network.head_name).parameters())
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.requires_grad and (parameter in head) == (config.trains == "head"))
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))
     optimiser = optimiser_for(trained_at(network, parameters, config, 1), config)
@@ -199,7 +200,7 @@ def update(run: Run, number: int) -> Tensor:
 def batch(run: Run) -> list[Domain]:
     """Returns equal parts of every domain, drawn with replacement, each image in a random view."""
     features, count = run.task.features, len(run.domains)
-    per_domain = max(1, run.config.batch // count)
+    per_domain = run.config.batch_per_domain or max(1, run.config.batch // count)
     drawn = [torch.randint(len(rows), (per_domain,), generator=run.draws) for rows, _ in run.domains]
     view = torch.randint(features.views.shape[0], (per_domain * count,), generator=run.draws)
     rows = torch.cat([rows[chosen.to(rows.device)] for (rows, _), chosen in zip(run.domains, drawn, strict=True)])

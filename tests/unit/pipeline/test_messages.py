@@ -2,7 +2,8 @@
 
 import pytest
 
-from modelgit.pipeline.messages import TrainRequest, decode, encode
+from modelgit.pipeline.messages import decode, encode
+from modelgit.porcelain.training.values import TrainRequest
 from modelgit.train.choices import Averaging, Ema, Irm, Lawa, Mixup, Objective, Swad
 from modelgit.train.config import DataConfig, FineTune
 

@@ -138,3 +138,21 @@ def test_settings_load_no_torch() -> None:
     code = "import sys, modelgit.train.config; print('torch' in sys.modules, 'numpy' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/", "-1/2", "1/99999"])
+def test_a_shard_is_one_of_some(shard: str) -> None:
+    with pytest.raises(RecipeError, match="shard = "):
+        DataConfig("x", shard=shard)
+    assert DataConfig("x", shard="2/4").shard == "2/4"
+
+
+def test_a_domain_is_not_trained_on_and_held_back_at_once() -> None:
+    for held_out, validate_on in (("a", None), (None, "a")):
+        with pytest.raises(RecipeError, match="as a"):
+            DataConfig("x", held_out, domains=("a", "b"), validate_on=validate_on)
+
+
+def test_a_head_that_stays_cannot_be_probed_again() -> None:
+    with pytest.raises(RecipeError, match="reprobe_steps = 3"):
+        FineTune(steps=5, lr=0.1, trains="featurizer", reprobe_steps=3)

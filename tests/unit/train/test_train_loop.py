@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
-from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.config import DataConfig, FineTune, Trains
 from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Mean
 from modelgit.train.fitting.loop import Task, in_place, start, update
@@ -224,3 +224,21 @@ def test_cuda_where_there_is_none_is_refused_at_once() -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(TrainingError, match="unknown device 'abacus'"):
         Workbench("abacus")
+
+
+def test_the_head_alone_or_all_but_the_head_is_trained(init: dict[str, Tensor], data: DataConfig) -> None:
+    whole = trained(init, data, replace(CONFIG, steps=1)).state
+    ways: tuple[Trains, ...] = ("head", "featurizer")
+    for trains in ways:
+        config = replace(CONFIG, trains=trains)
+        state = fine_tune(Workbench("cpu"), whole, "cnn", data, config, fresh_head=False).state
+        changed = {name for name in state if not torch.equal(state[name], whole[name])}
+        heads = {name for name in changed if name.startswith("head.")}
+        assert changed and (changed == heads if trains == "head" else not heads)
+        assert not any(name.startswith("convolutions.0.") for name in changed)
+
+
+def test_a_batch_can_be_counted_by_domain(init: dict[str, Tensor], data: DataConfig) -> None:
+    by_domain = trained(init, data, replace(CONFIG, batch=999, batch_per_domain=4)).state
+    in_all = trained(init, data, replace(CONFIG, batch=8)).state
+    assert all(torch.equal(by_domain[name], in_all[name]) for name in in_all)

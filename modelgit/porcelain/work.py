@@ -344,10 +344,11 @@ def require_clean(repo: Repository) -> None:
     """Refuses a work tree with changes, before a step that would overwrite them.
 
     Raises:
-        DirtyWorktree: naming the paths.
+        RepositoryError: in the middle of a merge. DirtyWorktree: naming the paths.
     """
     if repo.worktree is None:
         return
+    worktree.refuse_merge(repo)
     changed = [change.path for change in worktree.status(repo).changes if change.kind != "new"]
     if changed:
         hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"

@@ -197,3 +197,58 @@ def test_a_branch_that_moves_meanwhile_is_not_moved_over(
     error = tell("merge", "two", code=10)
     assert "one has moved" in error["message"]
     assert (git("rev-parse", "one"), value()) == (other, 2.0)
+
+
+def test_giving_up_a_merge_of_git_with_conflicts(models: Path, tell: Tell) -> None:
+    for branch in ("one", "two"):
+        tell("switch", branch)
+        Path("notes.txt").write_text(branch)
+        git("add", "notes.txt")
+        tell("commit", "-m", "notes")
+    git("-c", "user.name=A", "-c", "user.email=a@b", "merge", "one", code=1)
+    assert "modelgit merge --abort" in tell("merge", "one", code=10)["hint"]
+    assert tell("merge", "--abort")["kind"] == "aborted"
+    assert clean() and value() == 4.0 and Path("notes.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize("tool", ["git", "modelgit"])
+def test_giving_up_leaves_other_changes_alone(models: Path, tell: Tell, tool: str) -> None:
+    tell("switch", "one")
+    for name in ("notes.txt", "plan.txt"):
+        Path(name).write_text("mine")
+        git("add", name)
+    tell("commit", "-m", "notes")
+    if tool == "git":
+        Path("notes.txt").write_text("changed before")
+        git("-c", "user.name=A", "-c", "user.email=a@b", "merge", "--no-commit", "two")
+    else:
+        tell("merge", "two", "--no-commit")
+        Path("notes.txt").write_text("changed before")
+    Path("plan.txt").write_text("changed after")
+    assert tell("merge", "--abort")["kind"] == "aborted"
+    assert (value(), Path("notes.txt").read_text(), Path("plan.txt").read_text()) == (
+        2.0,
+        "changed before",
+        "changed after",
+    )
+    assert git("status", "--porcelain").split() == ["M", "notes.txt", "M", "plan.txt"]
+
+
+def test_weights_changed_after_the_merge_are_not_thrown_away(models: Path, tell: Tell) -> None:
+    tell("switch", "one")
+    tell("merge", "two", "--no-commit")
+    save_file({"w": full(3.5), "b": full(0.5)}, "model.safetensors")
+    error = tell("merge", "--abort", code=10)
+    assert "model.safetensors" in error["message"] and "git reset --hard" in error["hint"]
+    assert value() == 3.5 and git("rev-parse", "MERGE_HEAD") == git("rev-parse", "two")
+    git("reset", "--hard")
+    assert clean() and value() == 2.0
+
+
+def test_no_merge_begins_in_the_middle_of_another(models: Path, tell: Tell) -> None:
+    tell("switch", "one")
+    tell("merge", "two", "--no-commit")
+    for words in (("merge", "two"), ("cherry-pick", "two"), ("revert", "HEAD")):
+        error = tell(*words, code=10)
+        assert "a merge is under way" in error["message"] and "modelgit merge --abort" in error["hint"]
+    assert git("rev-parse", "MERGE_HEAD") == git("rev-parse", "two")

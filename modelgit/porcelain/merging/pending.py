@@ -5,18 +5,21 @@ going on or giving up works for a merge that `git merge` left with conflicts.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelgit.errors import RepositoryError, UsageError
+from modelgit.errors import DirtyWorktree, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.merging.values import Merged
 from modelgit.porcelain.work import Committed, committed, refuse_conflicts
 from modelgit.repo import worktree
+from modelgit.repo.gitdir import failure
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
 
 HEADS, MESSAGE, MODE = "MERGE_HEAD", "MERGE_MSG", "MERGE_MODE"
+CHANGED = re.compile(r"^error: Entry '(.+)' not uptodate", re.MULTILINE)  # git's complaint
 
 
 def leave(repo: Repository, commit: str, parents: Sequence[str], listener: Listener = ignore) -> None:
@@ -54,16 +57,22 @@ def go_on(repo: Repository, listener: Listener = ignore) -> Committed:
 
 
 def give_up(repo: Repository, listener: Listener = ignore) -> Merged:
-    """Makes work tree and index those of HEAD again, and forgets the merge that is under way.
+    """Undoes what the merge that is under way did to work tree and index, as git does: other changes stay.
 
     Raises:
-        RepositoryError: none is under way.
+        RepositoryError: none is under way. DirtyWorktree: what was merged has been changed since; nothing is lost.
     """
     under_way(repo)
-    head = repo.head()
+    head, command = repo.head(), ("merge", "--abort")
     if head is None:
         raise RepositoryError("a merge is under way on a branch without a commit", hint="end it: git merge --abort")
-    worktree.rewrite(repo, repo.version(head), force=True, listener=listener)
+    code, _, complaint = repo.git.attempt(*command)
+    if changed := CHANGED.findall(complaint):
+        hint = "keep them: modelgit merge --continue; or throw all changes away: git reset --hard"
+        raise DirtyWorktree(f"changed since the merge: {', '.join(changed)}", hint=hint)
+    if code:
+        raise failure(command, code, complaint)
+    worktree.rewrite(repo, repo.version(head), listener=listener)
     finish(repo)
     return Merged("aborted", head, repo.branch())
 

@@ -268,6 +268,44 @@ def test_inputs_are_left_as_they_are(name: str, settings: dict[str, Value]) -> N
 
 
 @EVERY
+def test_how_arrays_lie_in_memory_reaches_no_value(name: str, settings: dict[str, Value]) -> None:
+    method = make(name, settings)
+    count = count_for(method)
+    base, models = family(count)
+    weights = weights_for(method, count)
+    wanted = method(inputs(method, models, weights, base))
+    for lay in (np.asfortranarray, spaced, reversed_twice):
+        laid = [{**model, "matrix": lay(model["matrix"])} for model in (base, *models)]
+        assert not all(model["matrix"].flags.c_contiguous for model in laid)
+        assert np.array_equal(method(inputs(method, laid[1:], weights, laid[0])), wanted)
+
+
+def spaced(values: Array) -> Array:
+    """Return every second element of an array twice as large."""
+    return np.repeat(np.repeat(values, 2, 0), 2, 1)[::2, ::2]
+
+
+def reversed_twice(values: Array) -> Array:
+    """Return the values by negative strides."""
+    return values[::-1, ::-1].copy()[::-1, ::-1]
+
+
+@EVERY
+@pytest.mark.parametrize("tensor", ["scalar", "empty"])
+def test_single_values_and_none_keep_their_shape(name: str, settings: dict[str, Value], tensor: str) -> None:
+    method = make(name, settings)
+    count = count_for(method)
+    base, models = family(count)
+    known = told(method, range(count), tensor)
+    if getattr(method, "statistics", "") and not known:
+        return  # the engine takes the mean of a tensor that nothing is known of
+    heads = [model[tensor] for model in models]
+    merged = method(Inputs(heads, weights_for(method, count), base[tensor], tensor, "abc"[:count], **known))
+    assert merged.shape == SHAPES[tensor]
+    assert np.isfinite(merged).all()
+
+
+@EVERY
 def test_settings_survive_a_record(name: str, settings: dict[str, Value]) -> None:
     method = make(name, settings)
     assert make(method.name, asdict(method)) == method

@@ -151,17 +151,6 @@ def test_sources_of_all_kinds_mix(files: list[Path], tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- whole model
 
 
-def test_ties_over_the_whole_model_gives_the_numbers_of_the_papers_code(tmp_path: Path) -> None:
-    base, *models = (FileTensors(DATA / f"{name}.safetensors") for name in ("base", "ft0", "ft1", "ft2"))
-    method = make("ties", {"scope": "model", "density": 0.2})
-    planned = plan([Head(str(i), model) for i, model in enumerate(models)], base, method, Policy())
-    write_merged(planned, tmp_path / "merged")
-    found, wanted = FileTensors(tmp_path / "merged"), FileTensors(DATA / "ties_paper.safetensors")
-    for name in wanted.names():
-        a, b = (np.frombuffer(source.read(name), np.float32).astype(np.float64) for source in (found, wanted))
-        assert np.abs(a - b).max() < 3e-6 * np.abs(b).max(), name
-
-
 def test_tensors_that_nobody_changed_count_for_the_threshold(tmp_path: Path) -> None:
     same, zeros = np.ones(90, np.float32), np.zeros(10, np.float32)
     base = save(tmp_path / "base", {"same": same, "w": zeros})

@@ -89,8 +89,6 @@ class Joined:
             if self._last is None or self._last[0] != pair:
                 self._last = (pair, *self._product(pair))
             values = self._last[1] if name == pair.a else self._last[2]
-        if not np.isfinite(values).all():
-            raise conflict_error([Conflict("non-finite", name, "finite values", "infinity or not-a-number")])
         data = NARROW[dtype](np.ascontiguousarray(values).reshape(-1)).view(np.uint8)
         if frame_peak(data.data, dtype) == math.inf:
             wanted = f"a result that {dtype} can hold"
@@ -104,7 +102,7 @@ class Joined:
         holders = [adapter for adapter in self.adapters if pair.a in set(adapter.source.names())]
         shapes = [holders[0].source.entry(name).shape for name in (pair.a, pair.b)]
         for adapter in holders:
-            a, b = (whole(adapter.source, adapter.source.entry(name)) for name in (pair.a, pair.b))
+            a, b = finite(adapter, pair.a), finite(adapter, pair.b)
             factor = adapter.weight / total * adapter.configuration.scaling(pair.module, len(a))
             below.append(a.reshape(len(a), -1))
             beside.append(factor * b.reshape(len(b), -1))
@@ -126,10 +124,19 @@ def relative(lost: float, size: float) -> float:
     return math.sqrt(lost / size) if size > 0 else 0.0
 
 
+def finite(adapter: Adapter, name: str) -> Array:
+    """Returns a tensor of an adapter as float64. Raises MergeConflict, naming both, if a value is not finite."""
+    values = whole(adapter.source, adapter.source.entry(name))
+    if not np.isfinite(values).all():
+        got = f"infinity or not-a-number in {adapter.name}"
+        raise conflict_error([Conflict("non-finite", name, "finite values", got)])
+    return values
+
+
 def mean_of(holders: Sequence[Adapter], name: str) -> Array:
     """Returns the weighted mean of a tensor that is no factor: a trained head, a bias."""
     total = math.fsum(adapter.weight for adapter in holders)
-    parts = [adapter.weight * whole(adapter.source, adapter.source.entry(name)) for adapter in holders]
+    parts = [adapter.weight * finite(adapter, name) for adapter in holders]
     return np.asarray(sum(parts[1:], parts[0]) / total)
 
 

@@ -142,6 +142,11 @@ def test_a_dry_run_changes_nothing(models: Path, tell: Tell) -> None:
     assert weights()["w"].tolist() == full(1.0).tolist()
 
 
+def test_weights_that_leave_every_model_out_are_refused(models: Path, tell: Tell) -> None:
+    for words in ([], ["--method", "ties"], ["--method", "task_arithmetic"], ["--set", "normalize=false"]):
+        assert "all 0" in tell("merge", "one", "two", "--weights", "0,0", *words, code=2)["message"]
+
+
 def test_files_merge_three_way_and_disagreement_is_a_conflict(models: Path, tell: Tell) -> None:
     for branch, text in (("one", "1"), ("two", "2")):
         tell("switch", branch)

@@ -149,7 +149,7 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
         )
     ordered = tuple(sorted(heads, key=content_key))
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
-    conflicts, steps, dropped = _class_conflicts(ordered, policy), list[Step](), list[str]()
+    conflicts, steps, dropped = _class_conflicts(heads, policy), list[Step](), list[str]()
     notes, untied = _tied_notes(rows)
     conflicts.extend([*_factor_conflicts(rows), *(untied if policy.tied == "error" else [])])
     for row in rows:
@@ -214,10 +214,11 @@ def _decide(row: Row, method: Method, policy: Policy) -> Decision:
 
 
 def _mismatches(row: Row) -> list[Conflict]:
-    """Return the conflicts between the heads' dtypes and shapes, the first head being what is expected."""
-    first, name = row.entry(row.present[0]), row.heads[row.present[0]].name
+    """Return the conflicts between the heads' dtypes and shapes; what is expected is the one named first."""
+    expected, *others = sorted(row.present, key=lambda head: head != row.ours)
+    first, name = row.entry(expected), row.heads[expected].name
     found = []
-    for i in row.present[1:]:
+    for i in others:
         entry, other = row.entry(i), row.heads[i].name
         if entry.dtype != first.dtype:
             found.append(Conflict("dtype", row.name, f"{first.dtype} as in {name}", f"{entry.dtype} in {other}"))

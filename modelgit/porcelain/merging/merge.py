@@ -32,6 +32,8 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     """
     bars = [parse_bar(text) for text in request.gates]
     make(request.choices.method, request.choices.settings)
+    if request.choices.weights and not any(request.choices.weights):
+        raise UsageError("weights are all 0: no model would take part", hint="leave out what is not to be merged")
     check_trial(request.trial, request.data)
     check_landing(request)
     if bool(bars or request.trial.wanted or needs_data(request.choices)) != bool(request.data):

@@ -99,8 +99,7 @@ def test_all_structural_conflicts_are_found_before_anything_is_read(store: Objec
     rows = {c.kind: [c.expected, c.got] for c in caught.value.conflicts}
     assert rows["classes"] in sides
     assert rows["missing"] == ["in every model", "absent from B"]
-    assert rows["dtype"] in (["F32 as in A", "F16 in B"], ["F16 as in B", "F32 in A"])
-    assert rows["shape"] in (["[2] as in A", "[3] in B"], ["[3] as in B", "[2] in A"])
+    assert (rows["dtype"], rows["shape"]) == (["F32 as in A", "F16 in B"], ["[2] as in A", "[3] in B"])
     assert {c.kind: c.where for c in caught.value.conflicts} == {
         "classes": "classes",
         "missing": "only.a",
@@ -116,6 +115,18 @@ def test_every_kind_of_conflict_has_a_hint() -> None:
     kinds = {"missing", "shape", "dtype", "classes", "integers", "non-finite", "overflow", "empty"}
     later = {"adapter", "statistics", "vocabulary", "tied"}
     assert set(HINTS) == kinds | later and all(hint.endswith(".") for hint in HINTS.values())
+
+
+def test_what_is_expected_is_the_model_named_first(store: ObjectStore) -> None:
+    heads = [
+        Head(name, stored(store, {"w": np.zeros(2, dtype)}), classes=(name,))
+        for name, dtype in (("A", "float32"), ("B", "float16"), ("C", "float32"))
+    ]
+    for first, others in (("A", ["F16 in B"]), ("B", ["F32 in A", "F32 in C"]), ("C", ["F16 in B"])):
+        named = sorted(heads, key=lambda head: head.name != first)
+        found = conflicts(named)
+        assert {c.expected.split()[-1] for c in found} == {first}
+        assert sorted(c.got for c in found if c.kind == "dtype") == others
 
 
 def test_base_of_another_shape_or_without_a_tensor_is_a_conflict_for_methods_that_use_it(store: ObjectStore) -> None:

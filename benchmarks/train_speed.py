@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from modelgit.train.config import FineTune
 from modelgit.train.features import Features, Place, embedded, run_stages
-from modelgit.train.fitting.loop import Task, apply_head, freeze, start, take_step
+from modelgit.train.fitting.loop import Task, start, take_step
+from modelgit.train.fitting.passes import apply_head, freeze
 from modelgit.train.models import Network, build_network
 
 IMAGES, SIZE, BATCH, CLASSES, RATE = 96, 64, 33, 10, 1e-5
@@ -55,7 +56,7 @@ def ours(architecture: str, stages: int) -> Steps:
     def steps(count: int) -> None:
         for _ in range(count):
             take_step(run)
-        run.losses.clear()
+        run.pending.clear()
 
     return steps
 

@@ -113,6 +113,10 @@ class FineTune:
     does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that scored best on
     validation, before the first step and at every evaluation, instead of the last. With `commit_raw` the weights before
     averaging are committed too, as the parent of the average.
+
+    How the device does it: `compile` hands the network to torch.compile (on CUDA into graphs that are replayed);
+    `checkpoint` computes each stage again for its gradient, which saves memory and costs a third more work;
+    `deterministic` allows only operations whose result does not depend on what else a GPU is at.
     """
 
     steps: int
@@ -139,6 +143,9 @@ class FineTune:
     eval_every: int = 0
     keep: Keep = "last"
     commit_raw: bool = False
+    compile: bool = False
+    checkpoint: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")

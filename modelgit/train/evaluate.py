@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features, run_stages
-from modelgit.train.fitting.loop import apply_head
+from modelgit.train.fitting.passes import apply_head
 from modelgit.train.models import Network
 
 CHUNK = 256

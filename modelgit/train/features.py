@@ -7,7 +7,7 @@ computing the same twice.
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelgit.errors import StorageFull, TrainingError
+from modelgit.errors import StorageFull
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import Augment, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers, arrays_of
@@ -29,6 +29,8 @@ from modelgit.train.models import Network
 CHUNK = 64
 CPU_CHUNK = 16  # what one core's caches hold: a third faster than 64
 GENERATION = "2"  # counts changes of the augmentation or of how features are computed
+CPU = torch.device("cpu")
+FREE_SHARE = 0.5  # of a GPU's free memory that features may take: the rest is for training
 Array = npt.NDArray[np.floating[Any]]  # of single or half precision
 Arrays = tuple[Array, Array]
 Files = tuple[Path, Path]
@@ -43,15 +45,20 @@ class Features:
     views: Tensor
     position: dict[int, int]  # image index -> row of `clean`
     viewed: dict[int, int]  # image index -> row of `views`
+    device: torch.device = CPU  # where they are wanted; they lie on the host where they do not fit there
 
     def of(self, indices: Integers) -> Tensor:
         """Returns the clean features of images, in single precision."""
         rows = torch.tensor([self.position[int(i)] for i in indices], device=self.clean.device)
-        return laid_out(self.clean[rows].float())
+        return laid_out(self.clean[rows].to(self.device).float())
 
-    def augmented(self, rows: Tensor, view: Tensor) -> Tensor:
-        """Returns the features of an augmented view of each image: `rows` (n,) of `views`, `view` (n,) which."""
-        return laid_out(self.views[view.to(self.views.device), rows].float())
+    def augmented(self, rows: Tensor, view: Tensor, send: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Returns the features of an augmented view of each image: `rows` (n,) of `views`, `view` (n,) which.
+
+        `send` brings them to where they are wanted, while they are still in half precision.
+        """
+        found = self.views[view, rows]
+        return laid_out((found if send is None else send(found)).float())
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -124,11 +131,15 @@ def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -
     else:
         arrays = cached(network, dataset, wanted, place, place.folder)
     rows = [{int(index): row for row, index in enumerate(group)} for group in (wanted.clean, wanted.viewed)]
-    try:
-        clean, views = (torch.from_numpy(array).to(place.device) for array in arrays)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"features do not fit into the memory of {place.device}", hint="turn down views") from error
-    return Features(clean, views, rows[0], rows[1])
+    clean, views = (torch.from_numpy(array) for array in arrays)
+    if fits(clean.nbytes + views.nbytes, place.device):
+        clean, views = clean.to(place.device), views.to(place.device)
+    return Features(clean, views, rows[0], rows[1], place.device)
+
+
+def fits(size_bytes: int, device: torch.device) -> bool:
+    """Tells whether features may lie on the device, and leave it room to train."""
+    return device.type != "cuda" or size_bytes <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def cached(network: Network, dataset: Dataset, wanted: Wanted, place: Place, folder: Path) -> Arrays:

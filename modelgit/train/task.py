@@ -4,7 +4,7 @@ A `Workbench` keeps what many calls share: the device, the data sets, the featur
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
 from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
-from modelgit.train.fitting.loop import Point, Run, Task, Validation, fit, freeze, give, start
+from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
+from modelgit.train.fitting.passes import freeze
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
+from modelgit.train.fitting.together import COMMON, fit_together, go_together
 from modelgit.train.models import Network, build_network, head_tensors
 
 NOTHING = np.empty(0, np.int64)
@@ -205,6 +207,27 @@ def head_of(network: Network) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What one of several fine-tunings begins with, who is told of it, and the file it goes on from, if any."""
+
+    init: Mapping[str, Tensor]
+    config: FineTune
+    fresh_head: bool
+    listener: Listener = ignore
+    resume: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """A fine-tuning that has been set up."""
+
+    network: Network
+    ready: Prepared
+    member: Member
+    began: float
+
+
 def fine_tune(
     bench: Workbench,
     init: Mapping[str, Tensor],
@@ -224,15 +247,38 @@ def fine_tune(
     Raises:
         DataError: the data does not fit. TrainingError: the run went wrong.
     """
-    began = time.monotonic()
+    fitting = set_up(bench, architecture, data, Start(init, config, fresh_head, bench.listener, bench.resume))
+    fit(fitting.member)
+    return result_of(bench, fitting)
+
+
+def fine_tune_many(bench: Workbench, architecture: str, data: DataConfig, starts: Sequence[Start]) -> list[TrainResult]:
+    """Returns what `fine_tune` would for each start, the runs sharing their passes through the network.
+
+    The same draws, up to rounding the same weights: products of stacked matrices add in another order.
+
+    Raises:
+        DataError, TrainingError: as `fine_tune`, or the settings of two runs ask for different passes.
+    """
+    for start_ in starts:
+        if not go_together(starts[0].config, start_.config):
+            raise TrainingError("these runs cannot go together", hint=f"equal in all: {', '.join(COMMON)}")
+    fittings = [set_up(bench, architecture, data, start_) for start_ in starts]
+    fit_together([fitting.member for fitting in fittings])
+    return [result_of(bench, fitting) for fitting in fittings]
+
+
+def set_up(bench: Workbench, architecture: str, data: DataConfig, given: Start) -> Fitting:
+    """Returns a fine-tuning that is ready to go on from where it was saved, or to begin."""
+    began, config = time.monotonic(), given.config
     dataset, _ = bench.dataset(data)
-    network = loaded(bench, architecture, init, len(dataset.classes))
-    check_head(network, init, dataset, fresh_head)
+    network = loaded(bench, architecture, given.init, len(dataset.classes))
+    check_head(network, given.init, dataset, given.fresh_head)
     ready = bench.prepare(network, data, config)
     freeze(network, config.frozen_stages)
-    if fresh_head and config.new_head == "probe":
+    if given.fresh_head and config.new_head == "probe":
         set_head(network, ready, config)
-    elif fresh_head:
+    elif given.fresh_head:
         draw_head(network, config.seed)
     task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
 
@@ -241,18 +287,25 @@ def fine_tune(
         return Validation(found.scores().val_accuracy, found.val_loss)
 
     run = start(network, task, config)
-    saved = Resume(bench.resume) if bench.resume is not None else None
+    saved = Resume(given.resume) if given.resume is not None else None
     if saved is not None:
         saved.restore(run)
-    history = tuple(fit(run, validate, bench.listener, saved.save if saved is not None else forget))
-    scores = measure(network, ready, config.frozen_stages)
+    member = Member(run, validate, given.listener, saved.save if saved is not None else forget)
+    return Fitting(network, ready, member, began)
+
+
+def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
+    """Returns what a fine-tuning that is over came to."""
+    network, run, dataset = fitting.network, fitting.member.run, fitting.ready.dataset
+    scores = measure(network, fitting.ready, run.config.frozen_stages)
     state, raw = state_of(network), None
-    if config.commit_raw and run.raw is not None:
+    if run.config.commit_raw and run.raw is not None:
         give(run.parameters, run.raw)
         raw = state_of(network)
-    names, seconds = head_tensors(network), time.monotonic() - began
-    found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, str(bench.device), seconds)
-    return replace(found, raw=raw, trained_on=counts(ready.split))
+    names, seconds = head_tensors(network), time.monotonic() - fitting.began
+    history, device = tuple(run.points), str(bench.device)
+    found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
+    return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
 
 
 def forget(_run: Run) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelgit.train.features import frozen_modules, run_stages
-from modelgit.train.fitting.loop import apply_head, freeze
+from modelgit.train.fitting.passes import apply_head, freeze
 from modelgit.train.models import ARCHITECTURES, Network, build_network, head_tensors
 
 PIXELS = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -18,7 +18,7 @@ import modelgit
 from modelgit.cli.app import main
 from modelgit.porcelain.records import Record
 from modelgit.repo.repository import Repository
-from modelgit.train.fitting.loop import apply_head
+from modelgit.train.fitting.passes import apply_head
 from modelgit.train.models import Perceptron
 
 CLASSES, HEAD = ("dark", "light"), ("head.weight", "head.bias")

@@ -5,9 +5,10 @@ and resumed: every random number comes from generators seeded here, and all that
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,10 +18,12 @@ from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import FineTune, seed_hash
 from modelgit.train.data.dataset import Integers
-from modelgit.train.features import Features, frozen_modules, run_stages
+from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Average, Weights, average_of, copies
-from modelgit.train.fitting.objectives import Domain, Step, begins_afresh, loss_of
+from modelgit.train.fitting.batches import Source, drawn, source_of
+from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
+from modelgit.train.fitting.passes import Passes, Tail, dropped, freeze, passes_of
 from modelgit.train.models import Network
 
 REPORT_EVERY = 10
@@ -65,11 +68,13 @@ class Run:
     average: Average
     draws: torch.Generator
     optimiser: torch.optim.Optimizer
-    domains: list[Domain]  # of every domain: rows of the features' views, labels
+    source: Source
+    passes: Passes  # inputs to features and class scores
     step: int = 0
     carried: dict[str, Tensor] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)  # since the last point
+    losses: list[float] = field(default_factory=list)  # since the last point, as far as they have been looked at
+    pending: list[Tensor] = field(default_factory=list)  # those after: on a GPU a look waits for all that is queued
     best: tuple[float, Weights] | None = None
     raw: Weights | None = None  # the last weights, where their average is what the run is for
     over: bool = False
@@ -89,54 +94,98 @@ def start(network: Network, task: Task, config: FineTune) -> Run:
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))
     optimiser = optimiser_for(trained_at(network, parameters, config, 1), config)
-    run = Run(network, task, config, parameters, average_of(config.averaging), draws, optimiser, domains_of(task))
+    source = source_of(task.features, task.labels, task.train)
+    passes = passes_of(Tail(network, config), config, task.labels.device)
+    run = Run(network, task, config, parameters, average_of(config.averaging), draws, optimiser, source, passes)
     set_trained(run, 1)
     return run
 
 
-def domains_of(task: Task) -> list[Domain]:
-    """Returns where the images of every domain stand among the views, and their labels."""
-    features = task.features
-    return [
-        (torch.tensor([features.viewed[int(i)] for i in indices], device=features.views.device), task.labels[indices])
-        for indices in task.train.values()
-    ]
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A run and those around it: who validates it, who is told, who keeps it between validations."""
+
+    run: Run
+    validate: Validate
+    listener: Listener
+    keep: Keep
 
 
-def fit(run: Run, validate: Validate, listener: Listener, keep: Keep = lambda _run: None) -> list[Point]:
-    """Trains the run's network in place and returns the curve; `keep` is called after every validation but the last.
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When a run began to take steps, and at which."""
+
+    began: float
+    first: int
+
+
+def fit(member: Member) -> None:
+    """Trains the run's network in place; it is kept after every validation but the last.
 
     Raises:
         TrainingError: the loss is not finite, or memory runs out.
     """
-    config, task = run.config, run.task
-    listener(Started(task.name, config.steps, "steps"))
+    run = member.run
+    with repeatable(run.config.deterministic):
+        clock = begin(member)
+        while not ended(run):
+            take_step(run)
+            look_after(member, clock)
+        end(member)
+
+
+def begin(member: Member) -> Clock:
+    """Tells that a run begins, or goes on, and looks at where it starts if that could be the best."""
+    run, listener = member.run, member.listener
+    listener(Started(run.task.name, run.config.steps, "steps"))
     if run.step:
-        listener(Advanced(task.name, run.step, "resumed"))
-    elif config.keep == "best":
-        consider(run, validate())
-    began, first = time.monotonic(), run.step
-    while run.step < config.steps and not run.over:
-        take_step(run)
-        if run.step % REPORT_EVERY == 0 or run.step == config.steps:
-            rate = (run.step - first) / (time.monotonic() - began)
-            done = (run.step - first - 1) % REPORT_EVERY + 1
-            listener(Advanced(task.name, done, f"loss {settled(run)[-1]:.3f}, {rate:.1f} steps/s"))
-        if run.step == config.steps or (config.eval_every and run.step % config.eval_every == 0):
-            look(run, validate)
-            if run.step < config.steps and not run.over:
-                keep(run)
+        listener(Advanced(run.task.name, run.step, "resumed"))
+    elif run.config.keep == "best":
+        consider(run, member.validate())
+    return Clock(time.monotonic(), run.step)
+
+
+def ended(run: Run) -> bool:
+    """Tells whether there are no more steps to take."""
+    return run.step >= run.config.steps or run.over
+
+
+def look_after(member: Member, clock: Clock) -> None:
+    """Tells of a step that was taken, validates and keeps the run where it is time to."""
+    run, config = member.run, member.run.config
+    if run.step % REPORT_EVERY == 0 or run.step == config.steps:
+        rate = (run.step - clock.first) / (time.monotonic() - clock.began)
+        done = (run.step - clock.first - 1) % REPORT_EVERY + 1
+        member.listener(Advanced(run.task.name, done, f"loss {settled(run)[-1]:.3f}, {rate:.1f} steps/s"))
+    if run.step == config.steps or (config.eval_every and run.step % config.eval_every == 0):
+        look(run, member.validate)
+        if not ended(run):
+            member.keep(run)
+
+
+def end(member: Member) -> None:
+    """Gives the network its weights and tells that the run is over."""
+    run = member.run
     finish(run)
-    listener(Finished(task.name, f"validation {100 * (run.points[-1].val_accuracy or 0):.1f} %"))
-    return run.points
+    accuracy = 100 * (run.points[-1].val_accuracy or 0)
+    member.listener(Finished(run.task.name, f"validation {accuracy:.1f} %"))
 
 
-def freeze(network: Network, stages: int) -> None:
-    """Leaves gradients to what comes behind the first `stages` stages."""
-    network.eval()
-    network.requires_grad_(True)
-    for frozen in frozen_modules(network, stages):
-        frozen.requires_grad_(False)
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Allows only operations that give the same bits every time, for as long as the block runs, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS takes it from nowhere else
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def trained_at(network: Network, parameters: list[nn.Parameter], config: FineTune, number: int) -> list[nn.Parameter]:
@@ -151,14 +200,33 @@ def trained_at(network: Network, parameters: list[nn.Parameter], config: FineTun
 
 def take_step(run: Run) -> None:
     """Takes the next step."""
-    config, number = run.config, run.step + 1
-    if number == config.reprobe_steps + 1 > 1 or begins_afresh(config.objective, number):
-        run.optimiser = optimiser_for(set_trained(run, number), config)
+    prepare(run, run.step + 1)
+    with explained(run, run.step + 1):
+        loss = gradients(run, run.step + 1)
+        descend(run)
+    enter(run, loss)
+
+
+def prepare(run: Run, number: int) -> None:
+    """Sets the optimiser up for a step."""
+    if number == run.config.reprobe_steps + 1 > 1 or begins_afresh(run.config.objective, number):
+        run.optimiser = optimiser_for(set_trained(run, number), run.config)
     for group in run.optimiser.param_groups:
-        group["lr"] = learning_rate(config, number)
-    run.losses.append(update(run, number))
-    run.step = number
-    run.average.add(run.parameters, number)
+        group["lr"] = learning_rate(run.config, number)
+
+
+def descend(run: Run) -> None:
+    """Follows the gradients that the parameters have."""
+    if run.config.clip:
+        nn.utils.clip_grad_norm_([p for p in run.parameters if p.grad is not None], run.config.clip)
+    run.optimiser.step()
+
+
+def enter(run: Run, loss: Tensor) -> None:
+    """Counts a step that was taken, its loss on the device, and lets the average see the weights."""
+    run.pending.append(loss)
+    run.step += 1
+    run.average.add(run.parameters, run.step)
 
 
 def set_trained(run: Run, number: int) -> list[nn.Parameter]:
@@ -171,71 +239,53 @@ def set_trained(run: Run, number: int) -> list[nn.Parameter]:
     return trained
 
 
-def update(run: Run, number: int) -> Tensor:
-    """Changes the weights once and returns the loss."""
-    config = run.config
-    total = torch.zeros((), device=run.task.labels.device)
-    try:
-        run.optimiser.zero_grad(set_to_none=True)
-        for part in range(config.accumulate):
-            step = Step(number, (config.seed, part), forward(run, number, part), batch(run), run.carried)
-            loss = loss_of(config.objective, step) / config.accumulate
-            if loss.device.type == "cpu":  # elsewhere a look at the value would have to wait for it
-                refuse_infinite(run, number, loss.item())
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        if config.clip:
-            nn.utils.clip_grad_norm_([p for p in run.parameters if p.grad is not None], config.clip)
-        run.optimiser.step()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"step {number}: out of memory on {total.device}",
-            hint="turn down batch or views, freeze more stages, or accumulate smaller batches",
-        ) from error
+def gradients(run: Run, number: int) -> Tensor:
+    """Gives the parameters the gradients of a step and returns its loss."""
+    config, device = run.config, run.task.labels.device
+    total = torch.zeros((), device=device)
+    run.optimiser.zero_grad(set_to_none=True)
+    for part in range(config.accumulate):
+        loss = loss_of(config.objective, step_of(run, number, part), forward(run, number, part)) / config.accumulate
+        if device.type == "cpu":  # elsewhere a look at the value would have to wait for it
+            refuse_infinite(run, number, loss.item())
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
     return total
 
 
-def batch(run: Run) -> list[Domain]:
-    """Returns equal parts of every domain, drawn with replacement, each image in a random view."""
-    features, count = run.task.features, len(run.domains)
-    per_domain = run.config.batch_per_domain or max(1, run.config.batch // count)
-    drawn = [torch.randint(len(rows), (per_domain,), generator=run.draws) for rows, _ in run.domains]
-    view = torch.randint(features.views.shape[0], (per_domain * count,), generator=run.draws)
-    rows = torch.cat([rows[chosen.to(rows.device)] for (rows, _), chosen in zip(run.domains, drawn, strict=True)])
-    labels = [labels[chosen.to(labels.device)] for (_, labels), chosen in zip(run.domains, drawn, strict=True)]
-    return list(zip(torch.split(features.augmented(rows, view), per_domain), labels, strict=True))
+@contextmanager
+def explained(run: Run, number: int) -> Iterator[None]:
+    """Says what to turn down when a step runs out of memory, or off when it cannot be compiled; as TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(f"step {number}: cannot compile: {reason}", hint="set compile = false") from error
+        if not out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"step {number}: out of memory on {run.task.labels.device}",
+            hint="turn down batch or views, freeze more stages, accumulate smaller batches, or set checkpoint = true",
+        ) from error
+
+
+def step_of(run: Run, number: int, part: int) -> Step:
+    """Returns what a step is told: its batch is equal parts of every domain."""
+    share = run.config.batch_per_domain or max(1, run.config.batch // len(run.source))
+    domains = drawn(run.task.features, run.source, share, run.draws)
+    return Step(number, (run.config.seed, part), domains, run.carried)
 
 
 def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Returns the network as objectives see it in one step: inputs to features and class scores, dropout included."""
-    config = run.config
+    stream = (number,) if part == 0 else (number, part)
 
     def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(x, config):
-            z = run_stages(run.network, x, config.frozen_stages, None)
-            if config.dropout:
-                stream = ("dropout", config.seed, number) if part == 0 else ("dropout", config.seed, number, part)
-                draws = torch.Generator(z.device).manual_seed(seed_hash(*stream))
-                kept = torch.rand(z.shape, generator=draws, device=z.device) >= config.dropout
-                z = z * kept / (1 - config.dropout)
-            return z.float(), apply_head(run.network, z).float()
+        kept = dropped(run.config, stream, (len(x), run.network.feature_size), x.device)
+        return run.passes(x, kept)
 
     return outputs
-
-
-def autocast(x: Tensor, config: FineTune) -> AbstractContextManager[object]:
-    """Returns a context in which matrix products are done in the precision asked for."""
-    if config.precision == "float32":
-        return nullcontext()
-    return torch.autocast(x.device.type, torch.bfloat16)
-
-
-def apply_head(network: Network, z: Tensor) -> Tensor:
-    """Returns the class scores of feature vectors (n, feature_size)."""
-    result: Tensor = network.get_submodule(network.head_name)(z)
-    return result
 
 
 # ----------------------------------------------------------------------------------------------------- looking
@@ -243,10 +293,12 @@ def apply_head(network: Network, z: Tensor) -> Tensor:
 
 def settled(run: Run) -> list[float]:
     """Returns the losses since the last point. Raises TrainingError if one is not finite, naming step and tensor."""
-    values: list[float] = torch.stack(run.losses).tolist()
+    values: list[float] = torch.stack(run.pending).tolist() if run.pending else []
     for number, value in enumerate(values, run.step - len(values) + 1):
         refuse_infinite(run, number, value)
-    return values
+    run.losses += values
+    run.pending.clear()
+    return run.losses
 
 
 def refuse_infinite(run: Run, number: int, loss: float) -> None:

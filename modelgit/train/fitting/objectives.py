@@ -1,7 +1,8 @@
 """What a step minimises: the arithmetic of `choices.Objective`, given the batch of every training domain.
 
-Each objective sees the network as a function from inputs to features (n, d) and class scores (n, classes), and the
-batch domain by domain. What it carries from step to step (GroupDRO's weights) can be saved and given back.
+Each objective says what the network is to be run on, once a step, and makes a loss of the features (n, d) and class
+scores (n, classes) that come back, domain by domain. Between the two the network may be run together with others. What
+an objective carries from step to step (GroupDRO's weights) can be saved and given back.
 """
 
 import itertools
@@ -21,25 +22,43 @@ Domain = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,)
 
 @dataclass(slots=True)
 class Step:
-    """One step: its number from 1, what seeds it, the network, the batch of each domain, what objectives carry."""
+    """One step: its number from 1, what seeds it, the batch of each domain, what objectives carry."""
 
     number: int
     seed: object
-    forward: Forward
     domains: Sequence[Domain]
     carried: dict[str, Tensor] = field(default_factory=dict)
 
-    def outputs(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Returns features, class scores and labels of each domain, from one pass through the network."""
-        features, scores = self.forward(torch.cat([x for x, _ in self.domains]))
-        sizes = [len(y) for _, y in self.domains]
-        labels = [y for _, y in self.domains]
-        return list(zip(torch.split(features, sizes), torch.split(scores, sizes), labels, strict=True))
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the network made of a step's inputs: features (n, d) and class scores (n, classes)."""
+
+    features: Tensor
+    scores: Tensor
+
+    def by_domain(self, step: Step) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns features, class scores and labels of each domain."""
+        labels = [y for _, y in step.domains]
+        sizes = [len(y) for y in labels]
+        return list(zip(torch.split(self.features, sizes), torch.split(self.scores, sizes), labels, strict=True))
 
 
-def loss_of(objective: Objective, step: Step) -> Tensor:
+def loss_of(objective: Objective, step: Step, forward: Forward) -> Tensor:
     """Returns the loss of a step, a scalar that gradients flow from."""
-    return LOSSES[objective.name](objective, step)
+    return loss_from(objective, step, Outputs(*forward(inputs_of(objective, step))))
+
+
+def inputs_of(objective: Objective, step: Step) -> Tensor:
+    """Returns what the network is to be run on, (n, ...), in one pass."""
+    if isinstance(objective, Mixup):
+        return mixed(objective, step)
+    return torch.cat([x for x, _ in step.domains])
+
+
+def loss_from(objective: Objective, step: Step, outputs: Outputs) -> Tensor:
+    """Returns the loss of a step, given what the network made of its inputs."""
+    return LOSSES[objective.name](objective, step, outputs)
 
 
 def begins_afresh(objective: Objective, number: int) -> bool:
@@ -47,22 +66,20 @@ def begins_afresh(objective: Objective, number: int) -> bool:
     return isinstance(objective, Irm | Vrex) and objective.anneal > 0 and number == objective.anneal + 1
 
 
-def erm(_objective: Erm, step: Step) -> Tensor:
+def erm(_objective: Erm, step: Step, outputs: Outputs) -> Tensor:
     """Returns the mean cross-entropy over all examples."""
-    _, scores = step.forward(torch.cat([x for x, _ in step.domains]))
-    return functional.cross_entropy(scores, torch.cat([y for _, y in step.domains]))
+    return functional.cross_entropy(outputs.scores, torch.cat([y for _, y in step.domains]))
 
 
-def domain_losses(step: Step) -> Tensor:
+def domain_losses(step: Step, outputs: Outputs) -> Tensor:
     """Returns the mean cross-entropy of each domain, (domains,)."""
-    return torch.stack([functional.cross_entropy(scores, y) for _, scores, y in step.outputs()])
+    return torch.stack([functional.cross_entropy(scores, y) for _, scores, y in outputs.by_domain(step)])
 
 
-def coral(objective: Coral, step: Step) -> Tensor:
+def coral(objective: Coral, step: Step, outputs: Outputs) -> Tensor:
     """Returns mean loss + gamma * mean over pairs of [mean (mu_i - mu_j)^2 + mean (C_i - C_j)^2]."""
-    outputs = step.outputs()
-    loss = torch.stack([functional.cross_entropy(scores, y) for _, scores, y in outputs]).mean()
-    pairs = list(itertools.combinations([moments(features) for features, _, _ in outputs], 2))
+    loss = domain_losses(step, outputs).mean()
+    pairs = list(itertools.combinations([moments(features) for features, _, _ in outputs.by_domain(step)], 2))
     if not pairs:
         return loss
     apart = [(m - n).square().mean() + (c - d).square().mean() for (m, c), (n, d) in pairs]
@@ -77,19 +94,28 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centred.T @ centred / max(1, len(flat) - 1)
 
 
-def mixup(objective: Mixup, step: Step) -> Tensor:
-    """Returns the mean over a random ring of domains of the mixed loss of neighbours."""
+def mixture(objective: Mixup, step: Step) -> list[tuple[Domain, Domain, float]]:
+    """Returns a random ring of domains: each, its neighbour, cut to one length, and the share of the first."""
     draws = torch.Generator().manual_seed(seed_hash("mixup", step.seed, step.number))
     ring = torch.randperm(len(step.domains), generator=draws).tolist()
-    pairs = list(zip(ring, [*ring[1:], ring[0]], strict=True))
-    shares = beta(objective.alpha, len(pairs), draws)
-    mixed, labels = [], []
-    for (i, j), share in zip(pairs, shares, strict=True):
-        (x, y), (other, target) = step.domains[i], step.domains[j]
-        count = min(len(y), len(target))
-        mixed.append(share * x[:count] + (1 - share) * other[:count])
-        labels.append((y[:count], target[:count], share))
-    scores = torch.split(step.forward(torch.cat(mixed))[1], [len(y) for y, _, _ in labels])
+    shares = beta(objective.alpha, len(ring), draws)
+    pairs = [(step.domains[i], step.domains[j]) for i, j in zip(ring, [*ring[1:], ring[0]], strict=True)]
+    counts = [min(len(y), len(target)) for (_, y), (_, target) in pairs]
+    return [
+        ((x[:n], y[:n]), (other[:n], target[:n]), share)
+        for ((x, y), (other, target)), n, share in zip(pairs, counts, shares, strict=True)
+    ]
+
+
+def mixed(objective: Mixup, step: Step) -> Tensor:
+    """Returns the inputs of neighbours in the ring, mixed."""
+    return torch.cat([share * x + (1 - share) * other for (x, _), (other, _), share in mixture(objective, step)])
+
+
+def mixup(objective: Mixup, step: Step, outputs: Outputs) -> Tensor:
+    """Returns the mean over a random ring of domains of the mixed loss of neighbours."""
+    labels = [(y, target, share) for (_, y), (_, target), share in mixture(objective, step)]
+    scores = torch.split(outputs.scores, [len(y) for y, _, _ in labels])
     return torch.stack([blended(s, *label) for s, label in zip(scores, labels, strict=True)]).mean()
 
 
@@ -106,9 +132,9 @@ def beta(alpha: float, count: int, draws: torch.Generator) -> list[float]:
     return [float(a / t) if float(t) > 0 else 0.5 for a, t in zip(gammas[:, 0], total, strict=True)]
 
 
-def group_dro(objective: GroupDro, step: Step) -> Tensor:
+def group_dro(objective: GroupDro, step: Step, outputs: Outputs) -> Tensor:
     """Returns q . losses, the weights q moved towards the worst domains first."""
-    losses = domain_losses(step)
+    losses = domain_losses(step, outputs)
     weights = step.carried.get("groupdro")
     weights = torch.ones_like(losses) if weights is None else weights.to(losses.device)
     weights = weights * (objective.eta * losses.detach()).exp()
@@ -116,11 +142,10 @@ def group_dro(objective: GroupDro, step: Step) -> Tensor:
     return step.carried["groupdro"] @ losses
 
 
-def irm(objective: Irm, step: Step) -> Tensor:
+def irm(objective: Irm, step: Step, outputs: Outputs) -> Tensor:
     """Returns mean loss + weight * mean over domains of the product of the head's gradients on two half batches."""
-    outputs = step.outputs()
-    loss = torch.stack([functional.cross_entropy(scores, y) for _, scores, y in outputs]).mean()
-    penalty = torch.stack([scale_penalty(scores, y) for _, scores, y in outputs]).mean()
+    loss = domain_losses(step, outputs).mean()
+    penalty = torch.stack([scale_penalty(scores, y) for _, scores, y in outputs.by_domain(step)]).mean()
     return loss + annealed(objective, step.number) * penalty
 
 
@@ -132,9 +157,9 @@ def scale_penalty(scores: Tensor, labels: Tensor) -> Tensor:
     return even * odd
 
 
-def vrex(objective: Vrex, step: Step) -> Tensor:
+def vrex(objective: Vrex, step: Step, outputs: Outputs) -> Tensor:
     """Returns mean loss + weight * variance of the domains' losses."""
-    losses = domain_losses(step)
+    losses = domain_losses(step, outputs)
     return losses.mean() + annealed(objective, step.number) * (losses - losses.mean()).square().mean()
 
 

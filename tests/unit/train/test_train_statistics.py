@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modelgit.events import Advanced, Event
 from modelgit.train import statistics
-from modelgit.train.fitting.loop import apply_head
+from modelgit.train.fitting.passes import apply_head
 from modelgit.train.models import Network, build_network
 from modelgit.train.statistics import AT_ONCE, EXACT, ROOM, diagonal_fisher, input_products, room
 

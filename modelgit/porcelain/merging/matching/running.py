@@ -14,7 +14,7 @@ from modelgit.porcelain.scores import parse_data_name
 from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
-from modelgit.train.fitting.loop import apply_head
+from modelgit.train.fitting.passes import apply_head
 from modelgit.train.models import Network, build_network, head_tensors
 
 IMAGES, BATCH = 2048, 256  # of a data set that are looked at, and at once

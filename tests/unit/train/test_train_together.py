@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Event
-from modelgit.train.choices import Coral, Ema, GroupDro, Irm, Mixup, Sma, Swad, Vrex
+from modelgit.train.choices import Coral, Ema, GroupDro, Irm, Mixup, Objective, Sma, Swad, Vrex
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.fitting.together import go_together
 from modelgit.train.models import build_network
@@ -51,6 +51,7 @@ def assert_close(found: TrainResult, wanted: TrainResult, init: dict[str, Tensor
     assert found.scores == wanted.scores
 
 
+OBJECTIVES: list[Objective] = [Coral(), Mixup(), GroupDro(eta=0.5), Irm(2.0, 5), Vrex(2.0, 5)]
 CASES: dict[str, list[FineTune]] = {
     "rates, decays, dropout, seeds": [
         replace(CONFIG, lr=1e-3, seed=1),
@@ -62,10 +63,7 @@ CASES: dict[str, list[FineTune]] = {
         replace(CONFIG, averaging=Ema(decay=0.7), keep="best"),
         replace(CONFIG, averaging=Swad(converge=1, tolerance=1, ratio=1.01), eval_every=2, lr=0.1),
     ],
-    "objectives": [
-        replace(CONFIG, objective=choice, seed=seed)
-        for seed, choice in enumerate((Coral(), Mixup(), GroupDro(eta=0.5), Irm(2.0, 5), Vrex(2.0, 5)))
-    ],
+    "objectives": [replace(CONFIG, objective=choice, seed=seed) for seed, choice in enumerate(OBJECTIVES)],
     "parts": [replace(CONFIG, accumulate=3, reprobe_steps=2, seed=seed, dropout=0.1 * seed) for seed in (0, 1)],
 }
 

@@ -30,7 +30,8 @@ from modelgit.train.config import FineTune
 from modelgit.train.features import Features, Place, embedded, run_stages
 from modelgit.train.fitting.loop import Task, start, take_step
 from modelgit.train.fitting.passes import apply_head, freeze
-from modelgit.train.models import Network, build_network
+from modelgit.train.networks.network import Network
+from modelgit.train.networks.registry import build_network
 
 IMAGES, SIZE, BATCH, CLASSES, RATE = 96, 64, 33, 10, 1e-5
 Steps = Callable[[int], None]

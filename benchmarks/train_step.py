@@ -16,7 +16,8 @@ import torch
 from modelgit.train.config import FineTune
 from modelgit.train.features import Features, Place, embedded
 from modelgit.train.fitting.loop import Task, start, take_step
-from modelgit.train.models import Network, build_network
+from modelgit.train.networks.network import Network
+from modelgit.train.networks.registry import build_network
 
 IMAGES = 64
 SIZE = 64

@@ -19,7 +19,7 @@ from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
-from modelgit.train.models import ARCHITECTURES
+from modelgit.train.networks.registry import check_architecture
 from modelgit.train.task import choose_device
 
 GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
@@ -81,9 +81,7 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
 
 def check(pipeline: Pipeline) -> None:
     """Builds everything that a step will need, so that a mistake in the last step fails in the first second."""
-    if pipeline.model.architecture not in ARCHITECTURES:
-        hint = f"known architectures: {', '.join(sorted(ARCHITECTURES))}"
-        raise RecipeError(f"[model]: unknown architecture '{pipeline.model.architecture}'", hint=hint)
+    check_architecture(pipeline.model.architecture)
     for job in pipeline.jobs:
         if job.kind == "import" and not weights_file(job).is_file():
             raise RecipeError(f"step '{job.name}': there are no weights at {job.weights}")

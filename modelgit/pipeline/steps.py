@@ -28,7 +28,8 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.models import ARCHITECTURES
+from modelgit.train.networks.network import head_tensors
+from modelgit.train.networks.registry import build_network
 from modelgit.train.pretrained import pretrained_file
 
 READ_BYTES = 1 << 20
@@ -89,8 +90,7 @@ class Steps:
         with self._repo.store.begin() as pack:
             files = single_file(Import(source, {}, pack, self._listener), DEFAULT_PATH)
             pack.commit()
-        prefix = ARCHITECTURES[job.architecture](2).head_name
-        head = (f"{prefix}.weight", f"{prefix}.bias")
+        head = head_tensors(build_network(job.architecture, 2))
         record = Record("import", job.architecture, (), head, {"source": source.name, "digest": file_digest(source)})
         message = f"{job.name}: {job.architecture}, {source.name}"
         return CommitDraft((), {**files, RECORD_PATH: write_record(record)}, message)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features, run_stages
 from modelgit.train.fitting.passes import apply_head
-from modelgit.train.models import Network
+from modelgit.train.networks.network import Network
 
 CHUNK = 256
 

@@ -20,18 +20,18 @@ from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelgit.errors import StorageFull
+from modelgit.errors import DataError, StorageFull
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import Augment, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers, arrays_of
-from modelgit.train.models import Network
+from modelgit.train.networks.network import Network
 
 CHUNK = 64
 CPU_CHUNK = 16  # what one core's caches hold: a third faster than 64
-GENERATION = "2"  # counts changes of the augmentation or of how features are computed
+GENERATION = "3"  # counts changes of the augmentation or of how features are computed
 CPU = torch.device("cpu")
 FREE_SHARE = 0.5  # of a GPU's free memory that features may take: the rest is for training
-Array = npt.NDArray[np.floating[Any]]  # of single or half precision
+Array = npt.NDArray[Any]  # of single or half precision, or integers
 Arrays = tuple[Array, Array]
 Files = tuple[Path, Path]
 Shape = tuple[int, ...]
@@ -39,31 +39,48 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """`clean` (n, *shape) in single precision, `views` (v, m, *shape) of augmented images in half precision."""
+    """`clean` (n, *shape) in single precision, `views` (v, m, *shape) of augmented images in half precision.
+
+    What is still tokens is integers in both. `padded` tells that examples are sequences, filled up to one length.
+    """
 
     clean: Tensor
     views: Tensor
-    position: dict[int, int]  # image index -> row of `clean`
-    viewed: dict[int, int]  # image index -> row of `views`
+    position: dict[int, int]  # example -> row of `clean`
+    viewed: dict[int, int]  # example -> row of `views`
     device: torch.device = CPU  # where they are wanted; they lie on the host where they do not fit there
+    padded: bool = False
 
     def of(self, indices: Integers) -> Tensor:
-        """Returns the clean features of images, in single precision."""
+        """Returns the clean features of examples, in single precision."""
         rows = torch.tensor([self.position[int(i)] for i in indices], device=self.clean.device)
-        return laid_out(self.clean[rows].to(self.device).float())
+        return self._laid_out(self.clean[rows].to(self.device))
 
     def augmented(self, rows: Tensor, view: Tensor, send: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Returns the features of an augmented view of each image: `rows` (n,) of `views`, `view` (n,) which.
+        """Returns the features of an augmented view of each example: `rows` (n,) of `views`, `view` (n,) which.
 
         `send` brings them to where they are wanted, while they are still in half precision.
         """
         found = self.views[view, rows]
-        return laid_out((found if send is None else send(found)).float())
+        return self._laid_out(found if send is None else send(found))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        x = laid_out(x.float() if x.is_floating_point() else x)
+        return shortened(x) if self.padded and x.device.type == "cpu" else x  # elsewhere a look would have to wait
 
 
 def laid_out(x: Tensor) -> Tensor:
     """Returns images with channels last in memory, which is faster; other shapes as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def shortened(x: Tensor) -> Tensor:
+    """Returns sequences without the positions at the end that are empty in all of them.
+
+    Tokens (n, length) are 0 where there is none, hidden states (n, length, d + 1) have a last channel that says so.
+    """
+    filled = (x if x.dim() == 2 else x[..., -1]).ne(0).any(0).nonzero()
+    return x[:, : int(filled[-1]) + 1] if len(filled) else x[:, :1]
 
 
 def frozen_modules(network: Network, stages: int) -> list[nn.Module]:
@@ -115,7 +132,7 @@ class Wanted:
 
 def features_key(network: Network, dataset: Dataset, wanted: Wanted, stages: int) -> str:
     """Returns the name that features are kept under: a digest of all that decides them."""
-    frozen = [GENERATION, type(network).__name__, stages, frozen_digest(network, stages)]
+    frozen = [GENERATION, network.identity, stages, frozen_digest(network, stages)]
     data = [dataset.digest, dataset.shape, wanted.clean.tolist(), wanted.viewed.tolist(), wanted.views]
     return blake3(repr([*frozen, *data, wanted.augment]).encode()).hexdigest()[:32]
 
@@ -124,8 +141,10 @@ def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -
     """Returns the features behind the first `place.stages` stages, from the cache where they are.
 
     Raises:
-        DataError: an image cannot be decoded. StorageFull: the cache cannot be written.
+        DataError: an example cannot be read, or is nothing that the network takes.
+        StorageFull: the cache cannot be written.
     """
+    check_kind(network, dataset)
     if place.folder is None:
         arrays = compute(network, dataset, wanted, place, None)
     else:
@@ -134,7 +153,8 @@ def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -
     clean, views = (torch.from_numpy(array) for array in arrays)
     if fits(clean.nbytes + views.nbytes, place.device):
         clean, views = clean.to(place.device), views.to(place.device)
-    return Features(clean, views, rows[0], rows[1], place.device)
+    padded = network.takes == "text" and (clean.dim() == 3 or not clean.is_floating_point())
+    return Features(clean, views, rows[0], rows[1], place.device, padded)
 
 
 def fits(size_bytes: int, device: torch.device) -> bool:
@@ -170,38 +190,76 @@ def opened(files: Files, wanted: Wanted) -> Arrays | None:
     return (clean, views) if whole else None
 
 
+def check_kind(network: Network, dataset: Dataset) -> None:
+    """Raises DataError unless the data is of a kind that the network takes."""
+    if (dataset.kind == "text") == (network.takes == "text"):
+        return
+    wanted = "texts" if network.takes == "text" else "images or arrays"
+    hint = "an architecture for texts: 'transformers'" if dataset.kind == "text" else "another architecture, or texts"
+    raise DataError(f"{dataset.path} holds {dataset.kind}, and {network.identity} takes {wanted}", hint=hint)
+
+
 def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, files: Files | None) -> Arrays:
-    """Computes clean and augmented features, each image decoded once; straight into `files` if there are any."""
+    """Computes clean and augmented features, each example read once; straight into `files` if there are any."""
     task = f"features of {Path(dataset.path).name}"
     everything = np.union1d(wanted.clean, wanted.viewed)
     place.listener(Started(task, len(wanted.clean) + wanted.passes * len(wanted.viewed), "images"))
-    first = arrays_of(dataset, everything[:1].tolist())
-    shape = embedded(network, torch.from_numpy(first), place).shape[1:]
+    order, read = reader(network, dataset, everything)
+    first = embedded(network, ready(network, dataset, read(order[:1])), place)
+    shape = first.shape[1:]
     shapes = (len(wanted.clean), *shape), (wanted.passes, len(wanted.viewed), *shape)
-    with filled(files, shapes) as arrays:
-        for start in range(0, len(everything), CHUNK):
-            chunk = everything[start : start + CHUNK]
-            done = put(network, dataset, wanted, place, (chunk, arrays))
+    kinds = (np.float32, np.float16) if first.is_floating_point() else (np.int32, np.int32)
+    with filled(files, shapes, kinds) as arrays:
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            done = put(network, dataset, wanted, place, (chunk, read(chunk), arrays))
             place.listener(Advanced(task, done))
     place.listener(Finished(task))
     return arrays
 
 
-def put(network: Network, dataset: Dataset, wanted: Wanted, place: Place, target: tuple[Integers, Arrays]) -> int:
-    """Puts the features of a chunk of images where they belong and returns how many there were."""
-    chunk, (clean, views) = target
-    pixels = torch.from_numpy(arrays_of(dataset, chunk.tolist()))
+def reader(network: Network, dataset: Dataset, indices: Integers) -> tuple[Integers, Callable[[Integers], Tensor]]:
+    """Returns examples in the order they are best worked on, and what reads some of them.
+
+    Texts are turned into tokens at once, filled up to the longest, and come in the order of their length.
+    """
+    if dataset.kind != "text":
+        return indices, lambda chunk: torch.from_numpy(arrays_of(dataset, chunk.tolist()))
+    texts = dataset.inputs(indices.tolist())
+    assert isinstance(texts, list)  # as the kind says
+    tokens = network.prepare(texts, "text")
+    lengths = tokens.ne(0).sum(1).numpy()
+    return indices[np.argsort(lengths, kind="stable")], lambda chunk: tokens[np.searchsorted(indices, chunk)]
+
+
+def ready(network: Network, dataset: Dataset, inputs: Tensor) -> Tensor:
+    """Returns examples as the first stage wants them; texts are tokens already. Raises DataError."""
+    if dataset.kind == "text":
+        return inputs
+    try:
+        return network.prepare(inputs, dataset.kind)
+    except DataError as error:
+        raise DataError(f"{dataset.path}: {error.message}", hint=error.hint) from error
+
+
+def put(network: Network, dataset: Dataset, wanted: Wanted, place: Place, work: tuple[Integers, Tensor, Arrays]) -> int:
+    """Puts the features of a chunk of examples where they belong and returns how many there were."""
+    chunk, inputs, (clean, views) = work
     plain, seen = np.isin(chunk, wanted.clean), np.isin(chunk, wanted.viewed)
+
+    def features_of(x: Tensor) -> Tensor:
+        return embedded(network, ready(network, dataset, x), place)
+
     if plain.any():
-        clean[np.searchsorted(wanted.clean, chunk[plain])] = embedded(network, pixels[plain], place).numpy()
+        clean[np.searchsorted(wanted.clean, chunk[plain])] = features_of(inputs[plain]).numpy()
     if not seen.any():
         return int(plain.sum())
     rows = np.searchsorted(wanted.viewed, chunk[seen])
     for view in range(wanted.passes):
-        x = pixels[seen]
+        x = inputs[seen]
         if wanted.views:
             x = augment(x.float(), wanted.augment, [view_seed(dataset, int(i), view) for i in chunk[seen]])
-        views[view, rows] = embedded(network, x, place).half().numpy()
+        views[view, rows] = features_of(x).numpy()  # single precision is rounded to half
     return int(plain.sum() + wanted.passes * seen.sum())
 
 
@@ -210,15 +268,28 @@ def view_seed(dataset: Dataset, index: int, view: int) -> int:
     return seed_hash("augment", dataset.names[index], int(dataset.domain_ids[index]), view)
 
 
-def embedded(network: Network, pixels: Tensor, place: Place) -> Tensor:
-    """Returns the features of images (n, 3, h, w), 0 to 255, on the CPU."""
-    chunk = CPU_CHUNK if place.device.type == "cpu" else CHUNK
+def embedded(network: Network, x: Tensor, place: Place) -> Tensor:
+    """Returns what the frozen stages make of prepared examples, on the CPU; sequences keep their length."""
+    size = CPU_CHUNK if place.device.type == "cpu" else CHUNK
+    rows = []
     with torch.no_grad():
-        rows = [
-            run_stages(network, network.prepare(pixels[start : start + chunk].to(place.device)), 0, place.stages).cpu()
-            for start in range(0, len(pixels), chunk)
-        ]
+        for part in torch.split(x, size):
+            whole = part.shape[1]
+            part = shortened(part) if network.takes == "text" else part
+            found = run_stages(network, part.to(place.device), 0, place.stages).cpu()
+            rows.append(found if network.takes != "text" or is_pooled(found) else lengthened(found, whole))
     return torch.cat(rows)
+
+
+def is_pooled(x: Tensor) -> bool:
+    """Tells whether sequences have become vectors (n, features)."""
+    return x.dim() == 2 and x.is_floating_point()
+
+
+def lengthened(x: Tensor, length: int) -> Tensor:
+    """Returns sequences (n, shorter, …) filled up with zeros, (n, length, …)."""
+    missing = length - x.shape[1]
+    return functional.pad(x, (0, missing) if x.dim() == 2 else (0, 0, 0, missing))
 
 
 def augment(x: Tensor, amounts: Augment, seeds: Sequence[int]) -> Tensor:
@@ -252,9 +323,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def filled(files: Files | None, shapes: tuple[Shape, Shape]) -> Iterator[Arrays]:
-    """Yields arrays to fill, single then half precision; what is mapped to files gets its name when all is written."""
-    kinds: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float16)]
+def filled(
+    files: Files | None, shapes: tuple[Shape, Shape], numbers: tuple[npt.DTypeLike, npt.DTypeLike]
+) -> Iterator[Arrays]:
+    """Yields arrays to fill; what is mapped to files gets its name when all is written."""
+    kinds = [np.dtype(number) for number in numbers]
     if files is None:
         yield np.empty(shapes[0], kinds[0]), np.empty(shapes[1], kinds[1])
         return

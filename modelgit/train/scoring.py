@@ -10,7 +10,7 @@ from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import Accuracy, accuracy, class_scores
 from modelgit.train.features import Place, Wanted, features
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, loaded
 
 Scorer = Callable[[Mapping[str, Tensor]], dict[str, Accuracy]]
@@ -25,14 +25,14 @@ def domain_scorer(bench: Workbench, model: Model, data: DataConfig) -> Scorer:
     dataset = load_dataset(data)
     check_classes(model, dataset)
     classes, everything = len(dataset.classes), np.arange(len(dataset.labels))
-    network = build_network(model.architecture, classes).to(bench.device)
+    network = build_network(model.design, classes).to(bench.device)
     wanted, place = Wanted(everything, NOTHING, 0, Augment()), Place(0, bench.device, None, bench.listener)
     found = features(network, dataset, wanted, place)
     labels = torch.from_numpy(dataset.labels).to(bench.device)
     members = {domain: np.flatnonzero(dataset.domain_ids == i) for i, domain in enumerate(dataset.domains)}
 
     def score(state: Mapping[str, Tensor]) -> dict[str, Accuracy]:
-        network = loaded(bench, model.architecture, state, classes)
+        network = loaded(bench, model.design, state, classes)
         return {d: accuracy(class_scores(network, found, rows, 0), labels[rows]) for d, rows in members.items()}
 
     return score

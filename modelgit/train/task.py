@@ -25,7 +25,8 @@ from modelgit.train.fitting.passes import freeze
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
-from modelgit.train.models import Network, build_network, head_tensors
+from modelgit.train.networks.network import Design, Network, head_tensors
+from modelgit.train.networks.registry import build_network
 
 NOTHING = np.empty(0, np.int64)
 KEPT = 4  # how many data sets' features a workbench keeps
@@ -83,7 +84,8 @@ class Workbench:
         dataset, parts = self.dataset(data)
         train = np.unique(np.concatenate(list(parts.train.values())))
         clean = np.union1d(train, evaluated(parts))
-        wanted = Wanted(clean, train, config.views, config.augment)
+        views = config.views if dataset.kind == "images" else 0  # nothing else has views
+        wanted = Wanted(clean, train, views, config.augment)
         found = self._kept(network, dataset, wanted, config.frozen_stages)
         return Prepared(dataset, parts, found, self._labels(dataset))
 
@@ -129,38 +131,39 @@ def choose_device(name: str) -> torch.device:
         raise TrainingError(f"unknown device '{name}'", hint="--device auto, cpu or cuda") from error
 
 
-def loaded(bench: Workbench, architecture: str, state: Mapping[str, Tensor], classes: int) -> Network:
+def loaded(bench: Workbench, design: Design | str, state: Mapping[str, Tensor], classes: int) -> Network:
     """Returns the network with the state's weights; a head of other classes is left out (zeros stand there).
 
     Raises:
         DataError: the state is of another architecture, naming the first tensor that does not fit.
     """
-    network = build_network(architecture, classes)
+    network = build_network(design, classes)
+    name = design if isinstance(design, str) else design.architecture
     wanted = network.state_dict()
     head = head_tensors(network)
-    fitting = {name: tensor for name, tensor in state.items() if name not in head or tensor.shape == wanted[name].shape}
-    filled = {**{name: torch.zeros_like(wanted[name]) for name in head}, **fitting}
-    for name, tensor in wanted.items():
-        got = filled.get(name)
+    fitting = {key: tensor for key, tensor in state.items() if key not in head or tensor.shape == wanted[key].shape}
+    filled = {**{key: torch.zeros_like(wanted[key]) for key in head}, **fitting}
+    for key, tensor in wanted.items():
+        got = filled.get(key)
         if got is None or got.shape != tensor.shape:
             shape = tuple(got.shape) if got is not None else "none"
-            raise DataError(f"tensor '{name}': {architecture} expects shape {tuple(tensor.shape)}, got {shape}")
-    extra = [name for name in filled if name not in wanted]
-    if extra:
-        raise DataError(f"tensor '{extra[0]}': {architecture} has none of that name")
-    network.load_state_dict(filled)
+            raise DataError(f"tensor '{key}': {name} expects shape {tuple(tensor.shape)}, got {shape}")
+    extra = [key for key in filled if key not in wanted]
+    if extra and not network.carries:
+        raise DataError(f"tensor '{extra[0]}': {name} has none of that name")
+    network.load_state_dict({key: filled[key] for key in wanted})
     network.to(bench.device)
     network.eval()
     return network
 
 
 def probe(
-    bench: Workbench, init: Mapping[str, Tensor], architecture: str, data: DataConfig, config: FineTune
+    bench: Workbench, init: Mapping[str, Tensor], design: Design | str, data: DataConfig, config: FineTune
 ) -> TrainResult:
     """Returns the state with a head learned on its own features; everything else is bit for bit as it was."""
     began = time.monotonic()
     dataset, _ = bench.dataset(data)
-    network = loaded(bench, architecture, init, len(dataset.classes))
+    network = loaded(bench, design, init, len(dataset.classes))
     ready = bench.prepare(network, data, config)
     set_head(network, ready, config)
     scores = measure(network, ready, config.frozen_stages)
@@ -225,13 +228,14 @@ class Fitting:
     network: Network
     ready: Prepared
     member: Member
+    init: Mapping[str, Tensor]
     began: float
 
 
 def fine_tune(
     bench: Workbench,
     init: Mapping[str, Tensor],
-    architecture: str,
+    design: Design | str,
     data: DataConfig,
     config: FineTune,
     *,
@@ -247,12 +251,14 @@ def fine_tune(
     Raises:
         DataError: the data does not fit. TrainingError: the run went wrong.
     """
-    fitting = set_up(bench, architecture, data, Start(init, config, fresh_head, bench.listener, bench.resume))
+    fitting = set_up(bench, design, data, Start(init, config, fresh_head, bench.listener, bench.resume))
     fit(fitting.member)
     return result_of(bench, fitting)
 
 
-def fine_tune_many(bench: Workbench, architecture: str, data: DataConfig, starts: Sequence[Start]) -> list[TrainResult]:
+def fine_tune_many(
+    bench: Workbench, design: Design | str, data: DataConfig, starts: Sequence[Start]
+) -> list[TrainResult]:
     """Returns what `fine_tune` would for each start, the runs sharing their passes through the network.
 
     The same draws, up to rounding the same weights: products of stacked matrices add in another order.
@@ -263,16 +269,16 @@ def fine_tune_many(bench: Workbench, architecture: str, data: DataConfig, starts
     for start_ in starts:
         if not go_together(starts[0].config, start_.config):
             raise TrainingError("these runs cannot go together", hint=f"equal in all: {', '.join(COMMON)}")
-    fittings = [set_up(bench, architecture, data, start_) for start_ in starts]
+    fittings = [set_up(bench, design, data, start_) for start_ in starts]
     fit_together([fitting.member for fitting in fittings])
     return [result_of(bench, fitting) for fitting in fittings]
 
 
-def set_up(bench: Workbench, architecture: str, data: DataConfig, given: Start) -> Fitting:
+def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Start) -> Fitting:
     """Returns a fine-tuning that is ready to go on from where it was saved, or to begin."""
     began, config = time.monotonic(), given.config
     dataset, _ = bench.dataset(data)
-    network = loaded(bench, architecture, given.init, len(dataset.classes))
+    network = loaded(bench, design, given.init, len(dataset.classes))
     check_head(network, given.init, dataset, given.fresh_head)
     ready = bench.prepare(network, data, config)
     freeze(network, config.frozen_stages)
@@ -291,17 +297,17 @@ def set_up(bench: Workbench, architecture: str, data: DataConfig, given: Start) 
     if saved is not None:
         saved.restore(run)
     member = Member(run, validate, given.listener, saved.save if saved is not None else forget)
-    return Fitting(network, ready, member, began)
+    return Fitting(network, ready, member, given.init, began)
 
 
 def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     """Returns what a fine-tuning that is over came to."""
     network, run, dataset = fitting.network, fitting.member.run, fitting.ready.dataset
     scores = measure(network, fitting.ready, run.config.frozen_stages)
-    state, raw = state_of(network), None
+    state, raw = state_of(network, fitting.init), None
     if run.config.commit_raw and run.raw is not None:
         give(run.parameters, run.raw)
-        raw = state_of(network)
+        raw = state_of(network, fitting.init)
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
     history, device = tuple(run.points), str(bench.device)
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
@@ -312,11 +318,13 @@ def forget(_run: Run) -> None:
     """Saves nothing."""
 
 
-def state_of(network: Network) -> dict[str, Tensor]:
-    """Returns a copy of the network's state, on the CPU."""
-    return {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in network.state_dict().items()
+def state_of(network: Network, init: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a copy of the network's state, on the CPU, in the types of the start, with what it carries along."""
+    own = {
+        name: t.detach().to("cpu", init[name].dtype if name in init else t.dtype, copy=True).contiguous()
+        for name, t in network.state_dict().items()
     }
+    return {**{name: tensor for name, tensor in init.items() if name not in own}, **own}
 
 
 def check_head(network: Network, init: Mapping[str, Tensor], dataset: Dataset, fresh_head: bool) -> None:
@@ -347,9 +355,9 @@ def evaluate(network: Network, ready: Prepared, frozen_stages: int, *, test: boo
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a version is: its architecture, and the classes its head knows."""
+    """What a version is: what its network is built from, and the classes its head knows."""
 
-    architecture: str
+    design: Design | str
     classes: tuple[str, ...]
 
 
@@ -376,7 +384,7 @@ def outputs(
     """
     dataset, _ = bench.dataset(data)
     check_classes(model, dataset)
-    network = loaded(bench, model.architecture, state, len(dataset.classes))
+    network = loaded(bench, model.design, state, len(dataset.classes))
     return evaluate(network, bench.prepare_scoring(network, data, frozen_stages), frozen_stages)
 
 

@@ -15,7 +15,7 @@ import modelgit
 from modelgit.cli.app import main
 from modelgit.porcelain.records import Record, read_record
 from modelgit.repo.repository import Repository
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 
 CLASSES, HEAD = ("dark", "light"), ("head.weight", "head.bias")
 Tell = Callable[..., Any]

@@ -19,7 +19,7 @@ from modelgit.cli.app import main
 from modelgit.porcelain.records import Record
 from modelgit.repo.repository import Repository
 from modelgit.train.fitting.passes import apply_head
-from modelgit.train.models import Perceptron
+from modelgit.train.networks.small import Perceptron
 
 CLASSES, HEAD = ("dark", "light"), ("head.weight", "head.bias")
 IMAGES = 12

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 
 PIPELINE = """
 [pipeline]

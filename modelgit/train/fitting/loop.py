@@ -24,7 +24,7 @@ from modelgit.train.fitting.batches import Source, drawn, source_of
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
 from modelgit.train.fitting.passes import Passes, Tail, dropped, freeze, passes_of
-from modelgit.train.models import Network
+from modelgit.train.networks.network import Network
 
 REPORT_EVERY = 10
 

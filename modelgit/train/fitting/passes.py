@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modelgit.train.config import FineTune, seed_hash
 from modelgit.train.features import frozen_modules, run_stages
-from modelgit.train.models import Network
+from modelgit.train.networks.network import Network
 
 Kept = tuple[Tensor, float | Tensor]  # which features (n, d) dropout keeps, and the share of them that it keeps
 Passes = Callable[[Tensor, Kept | None], tuple[Tensor, Tensor]]

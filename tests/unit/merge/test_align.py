@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ from modelgit.merge.align.spec import (
     spec_table,
 )
 from modelgit.store.files.tensors import FileTensors
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 
 FIXTURES = Path(__file__).parents[2] / "data" / "rebasin"
 ANSWERS = json.loads((FIXTURES / "answers.json").read_text())
@@ -269,7 +269,7 @@ def test_built_in_networks_are_followed(architecture: str) -> None:
     built = build_network(architecture, 4)
     x = built.prepare(torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)))
     stages = nn.Module()
-    stages.add_module("built", built)
+    stages.add_module("built", cast(nn.Module, built))
 
     def forward(x: Tensor) -> Tensor:
         for stage, _ in built.stages():
@@ -502,7 +502,7 @@ def test_fused_norms_get_the_statistics_of_unfused_ones() -> None:
             x = stage(x)
         return x
 
-    found = reestimate(built, run, [x])
+    found = reestimate(cast(nn.Module, built), run, [x])
     with torch.no_grad():
         first = built.get_submodule("convolutions.0")
         assert isinstance(first, nn.Conv2d)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modelgit.train.config import DataConfig, FineTune
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.task import Model, Workbench, fine_tune, score
 
 MakeZip = Callable[..., Path]

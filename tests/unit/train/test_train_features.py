@@ -16,7 +16,8 @@ from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, arrays_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.features import Features, Place, Wanted, augment, features, run_stages
-from modelgit.train.models import Network, build_network
+from modelgit.train.networks.network import Network
+from modelgit.train.networks.registry import build_network
 
 MakeZip = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -140,7 +141,7 @@ import numpy as np
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.features import Place, Wanted, features
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 torch.manual_seed(1)
 torch.set_num_threads(1)
 said = []

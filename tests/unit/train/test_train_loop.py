@@ -18,7 +18,9 @@ from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Mean
 from modelgit.train.fitting.loop import Task, in_place, start, take_step
 from modelgit.train.fitting.optimisers import learning_rate
-from modelgit.train.models import Perceptron, Stage, build_network
+from modelgit.train.networks.network import Stage
+from modelgit.train.networks.registry import build_network
+from modelgit.train.networks.small import Perceptron
 from modelgit.train.task import TrainResult, Workbench, fine_tune
 
 MakeZip = Callable[..., Path]

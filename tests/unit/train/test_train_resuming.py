@@ -12,7 +12,7 @@ from modelgit.train.choices import Averaging, Ema, GroupDro, Irm, Lawa, Objectiv
 from modelgit.train.config import DataConfig, FineTune, Keep
 from modelgit.train.fitting.loop import Run
 from modelgit.train.fitting.resuming import Resume
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.task import TrainResult, Workbench, fine_tune
 
 MakeZip = Callable[..., Path]

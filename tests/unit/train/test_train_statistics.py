@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from modelgit.events import Advanced, Event
 from modelgit.train import statistics
 from modelgit.train.fitting.passes import apply_head
-from modelgit.train.models import Network, build_network
+from modelgit.train.networks.network import Network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.statistics import AT_ONCE, EXACT, ROOM, diagonal_fisher, input_products, room
 
 

@@ -13,7 +13,7 @@ from modelgit.train import pretrained
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.evaluate import Accuracy, Outputs, average_outputs
 from modelgit.train.fitting.probe import linear_probe
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.pretrained import pretrained_file
 from modelgit.train.scoring import domain_scorer
 from modelgit.train.task import Model, Workbench, fine_tune, probe, score, score_ensemble

@@ -14,7 +14,7 @@ from modelgit.events import Advanced, Event
 from modelgit.train.choices import Coral, Ema, GroupDro, Irm, Mixup, Objective, Sma, Swad, Vrex
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.fitting.together import go_together
-from modelgit.train.models import build_network
+from modelgit.train.networks.registry import build_network
 from modelgit.train.task import Start, TrainResult, Workbench, fine_tune, fine_tune_many
 
 MakeZip = Callable[..., Path]

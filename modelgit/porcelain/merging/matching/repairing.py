@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelgit.errors import DataError, MergeConflict, UsageError
 from modelgit.events import Finished, Listener, Started
@@ -61,7 +61,7 @@ def repaired_tensors(
     prepared: Prepared, network: Running, state: State, images: Sample
 ) -> tuple[str, dict[str, Tensor]]:
     """Returns what was done, and the tensors it gave."""
-    built = network.whole.network
+    built = cast(nn.Module, network.whole.network)
     if normalised(built):
         built.load_state_dict(dict(state))
         found = reestimate(built, network.whole, images.batches)

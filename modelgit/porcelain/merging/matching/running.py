@@ -15,10 +15,11 @@ from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
 from modelgit.train.fitting.passes import apply_head
-from modelgit.train.models import Network, build_network, head_tensors
+from modelgit.train.networks.network import Network, head_tensors
+from modelgit.train.networks.registry import build_network, needs_nothing
 
 IMAGES, BATCH = 2048, 256  # of a data set that are looked at, and at once
-SIZE, DRAWN = 64, 4  # of pictures drawn at random: their sides, how many
+DRAWN = 4  # pictures drawn at random
 SEED = 0
 
 
@@ -52,14 +53,18 @@ class Running:
     def drawn(self) -> Tensor:
         """Returns a few pictures drawn at random, prepared: always the same."""
         draws = torch.Generator().manual_seed(SEED)
-        return self.whole.network.prepare(torch.randint(0, 256, (DRAWN, 3, SIZE, SIZE), generator=draws))
+        network = self.whole.network
+        return network.prepare(torch.randint(0, 256, (DRAWN, *network.example), generator=draws))
 
 
 def running(records: Sequence[Record | None], state: Mapping[str, Tensor]) -> Running | None:
-    """Returns the network that all versions are weights of; None where a record does not say, or says another."""
+    """Returns the network that all versions are weights of; None where a record does not say, or says another.
+
+    Networks that need more than their name are not run here either.
+    """
     architectures = {record.architecture if record is not None else None for record in records}
     architecture = architectures.pop() if len(architectures) == 1 else None
-    if architecture is None:
+    if architecture is None or not needs_nothing(architecture):
         return None
     weight = head_tensors(build_network(architecture, 2))[0]
     network = build_network(architecture, state[weight].shape[0] if weight in state else 2)
@@ -98,7 +103,7 @@ def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
         raise DataError(f"{data}: {whole} images, expected at least 2")
     prepare = network.whole.network.prepare
     parts = [chosen[start : start + BATCH] for start in range(0, whole, BATCH)]
-    batches = tuple(prepare(torch.from_numpy(arrays_of(dataset, part.tolist()))) for part in parts)
+    batches = tuple(prepare(torch.from_numpy(arrays_of(dataset, part.tolist())), dataset.kind) for part in parts)
     labels = tuple(torch.from_numpy(dataset.labels[part]) for part in parts)
     return Sample(batches, whole, name.label, dataset.digest, labels, dataset.classes)
 

@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional
 
 from modelgit.errors import DataError, RecipeError
-from modelgit.train import models
 from modelgit.train.features import run_stages
-from modelgit.train.models import EfficientNetLite0, Same, build_network, convolve, norm
+from modelgit.train.networks import convolving
+from modelgit.train.networks.convolving import Same, convolve, norm
+from modelgit.train.networks.efficientnet import EfficientNetLite0
+from modelgit.train.networks.registry import build_network
 from modelgit.train.pretrained import pretrained_file
 
 
@@ -27,9 +29,8 @@ def test_logits_are_those_of_the_published_code(published: dict[str, torch.Tenso
     reference = pytest.importorskip("efficientnet_lite_pytorch")
     theirs = reference.EfficientNet.from_name("efficientnet-lite0").eval()
     theirs.load_state_dict(published)
-    ours = build_network("efficientnet-lite0", 1000).eval()
+    ours = EfficientNetLite0(1000).eval()
     ours.load_state_dict(published)
-    assert isinstance(ours, EfficientNetLite0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=torch.Generator().manual_seed(0))
     x = ours.prepare(pixels)
     with torch.no_grad():
@@ -69,7 +70,7 @@ def test_the_fast_paths_agree_with_the_library_through_the_whole_network(
     pixels = network.prepare(torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)))
     with torch.no_grad():
         fast = run_stages(network, pixels, 0, None)
-        monkeypatch.setattr(models, "SMALL", 0)
+        monkeypatch.setattr(convolving, "SMALL", 0)
         slow = run_stages(network, pixels, 0, None)
     assert fast.shape == (2, 1280)
     assert torch.allclose(fast, slow, atol=1e-4)
@@ -78,7 +79,7 @@ def test_the_fast_paths_agree_with_the_library_through_the_whole_network(
 def test_an_unknown_architecture_lists_the_known() -> None:
     with pytest.raises(RecipeError, match="unknown architecture 'resnet'") as caught:
         build_network("resnet", 2)
-    assert caught.value.hint == "known architectures: cnn, efficientnet-lite0, mlp"
+    assert "cnn, efficientnet-lite0, mlp, mnist-cnn, resnet18, resnet50, transformers" in str(caught.value.hint)
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

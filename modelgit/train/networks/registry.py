@@ -1,0 +1,80 @@
+"""Networks by name.
+
+`NAME` or `NAME:DETAIL`; what the detail means is the architecture's: input channels, inputs, a way of pooling. A name
+that is none of the built-in ones may be code of the user's own (`own`), which is run only if the user has named it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from modelgit.errors import RecipeError
+from modelgit.train.networks.efficientnet import EfficientNetLite0
+from modelgit.train.networks.encoder import build_encoder
+from modelgit.train.networks.network import Design, Network
+from modelgit.train.networks.resnet import resnet18, resnet50
+from modelgit.train.networks.small import Convolutional, MnistCnn, Perceptron
+
+Build = Callable[[Design, str, int], Network]  # what it is built from, the detail ("" for none), the number of classes
+
+
+def plain(make: Callable[[int], object]) -> Build:
+    """Returns how a network without details is built."""
+
+    def build(design: Design, detail: str, classes: int) -> Network:
+        if detail:
+            name = design.architecture.partition(":")[0]
+            raise RecipeError(f"architecture '{design.architecture}': '{name}' takes no detail", hint=f"say '{name}'")
+        return cast(Network, make(classes))
+
+    return build
+
+
+def counted(make: Callable[..., object], most: int, what: str) -> Build:
+    """Returns how a network is built whose detail is a number."""
+
+    def build(design: Design, detail: str, classes: int) -> Network:
+        if not detail:
+            return cast(Network, make(classes))
+        if not detail.isascii() or not detail.isdigit() or not 1 <= int(detail[:9]) <= most:
+            hint = f"expected the number of {what}, from 1 to {most}"
+            raise RecipeError(f"architecture '{design.architecture[:80]}': {detail[:40]!r} is no number", hint=hint)
+        return cast(Network, make(classes, int(detail)))
+
+    return build
+
+
+ARCHITECTURES: Mapping[str, Build] = {
+    "all-minilm-l6-v2": build_encoder,
+    "cnn": counted(Convolutional, 1024, "input channels"),
+    "efficientnet-lite0": plain(EfficientNetLite0),
+    "mlp": counted(Perceptron, 1 << 20, "inputs"),
+    "mnist-cnn": counted(MnistCnn, 1024, "input channels"),
+    "resnet18": plain(resnet18),
+    "resnet50": plain(resnet50),
+    "transformers": build_encoder,
+}
+
+
+def needs_nothing(architecture: str) -> bool:
+    """Tells whether a network is built from its name alone."""
+    name = architecture.partition(":")[0]
+    return name in ARCHITECTURES and ARCHITECTURES[name] is not build_encoder
+
+
+def check_architecture(architecture: str) -> None:
+    """Raises RecipeError for a name that no network has, listing the known."""
+    if architecture.partition(":")[0] not in ARCHITECTURES:
+        hint = f"known architectures: {', '.join(sorted(ARCHITECTURES))}"
+        raise RecipeError(f"unknown architecture '{architecture[:80]}'", hint=hint)
+
+
+def build_network(design: Design | str, classes: int) -> Network:
+    """Returns an untrained network, ready to run, with a head of `classes` outputs.
+
+    Raises:
+        RecipeError: an unknown name, listing the known.
+    """
+    design = Design(design) if isinstance(design, str) else design
+    check_architecture(design.architecture)
+    name, _, detail = design.architecture.partition(":")
+    return ARCHITECTURES[name](design, detail, classes).eval()

@@ -12,7 +12,6 @@ from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_r
 from modelgit.repo import worktree
 from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
 from modelgit.repo.filling import fill, left_over
-from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import Change, Status
 
@@ -136,8 +135,6 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
     """
     if not message.strip():
         raise UsageError("empty commit message", hint='say what changed: -m "…"')
-    for path in worktree.Look(repo).new_weights():
-        check_path(path, "commit")  # in the index it would stop every further command
     before = repo.packed_bytes()
     head = repo.head()
 
@@ -231,7 +228,7 @@ def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: 
     made = reach(repo, rev, force, listener)
     set_up(repo, made, listener)
     fill_in(repo, listener)
-    kept = () if force else tuple(change for change in worktree.status(repo).changes if change.kind != "new")
+    kept = () if force else worktree.local_changes(repo)
     return CheckedOut(made, repo.branch(), created, kept, before if before and is_lost(repo, before) else None)
 
 
@@ -349,7 +346,7 @@ def require_clean(repo: Repository) -> None:
     if repo.worktree is None:
         return
     worktree.refuse_merge(repo)
-    changed = [change.path for change in worktree.status(repo).changes if change.kind != "new"]
+    changed = [change.path for change in worktree.local_changes(repo)]
     if changed:
         hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
         raise DirtyWorktree(f"the work tree has changes: {some(changed)}", hint=hint)

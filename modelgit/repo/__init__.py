@@ -1,1 +1,1 @@
-"""Git: history, work tree, lineage. The only room that imports GitPython."""
+"""Git: history, work tree, lineage."""

@@ -1,8 +1,4 @@
-"""Git as a subprocess, hardened: no hooks, no external transports, no prompts, user strings never options.
-
-Processes are started here, not by GitPython: importing it takes longer than all that `modelgit status` does. It comes
-in where an index is written.
-"""
+"""Git as a subprocess, hardened: no hooks, no external transports, no prompts, user strings never options."""
 
 import os
 import re

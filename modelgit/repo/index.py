@@ -4,6 +4,7 @@ With the stat right git asks no filter and reads no weights. An entry is given a
 what the blob says: written blindly, a changed file would look clean and its changes would be lost.
 """
 
+import hashlib
 import os
 import re
 import struct
@@ -11,19 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import urandom
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
 from modelgit.repo.gitdir import GitDirectory, check_tracked
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob
 
-if TYPE_CHECKING:
-    from git.index import IndexEntry
-
 LOW = 0xFFFFFFFF
 SECOND_NS = 1_000_000_000
 SKIP_WORKTREE = 1 << 30
+LONGEST = 0xFFF  # length of a name that an entry can tell
 ROW = re.compile(
     rb"(\d+) ([0-9a-f]{40}) (\d)\t([^\0]+)\0  ctime: (\d+):(\d+)\n  mtime: (\d+):(\d+)\n"
     rb"  dev: (\d+)\tino: (\d+)\n  uid: (\d+)\tgid: (\d+)\n  size: (\d+)\tflags: ([0-9a-f]+)\n"
@@ -153,27 +151,19 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
     Raises:
         RepositoryError: another git command holds it, or has written it since it was read.
     """
-    require_writer()
-    entries = [entry_for(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
+    data = index_bytes(files, stamps)
     scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
-        write_entries(scratch, entries)
+        with scratch.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         with index.git.taking_locks():
             swap(index, scratch)
     except OSError as error:
         raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def require_writer() -> None:
-    """Loads GitPython, which runs git to see whether it is there. Raises RepositoryError if that fails."""
-    try:
-        import git.index  # noqa: F401
-    except ImportError as error:
-        raise RepositoryError(
-            f"git does not run: {str(error).splitlines()[0]}", hint="run the command again"
-        ) from error
 
 
 def swap(index: Index, scratch: Path) -> None:
@@ -191,21 +181,19 @@ def swap(index: Index, scratch: Path) -> None:
         lock.unlink(missing_ok=True)
 
 
-def write_entries(place: Path, entries: "list[IndexEntry]") -> None:
-    """Writes an index, durably. It has no extensions: git's cached trees would be stale."""
-    from git.index.fun import write_cache
+def index_bytes(files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> bytes:
+    """Returns an index of version 2, as https://git-scm.com/docs/index-format has it.
 
-    with place.open("xb") as file:
-        write_cache(entries, file)
-        file.flush()
-        os.fsync(file.fileno())
+    It has no extensions: those that were there, trees for instance, describe what the index said before.
+    """
+    rows = [entry_bytes(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
+    data = b"".join([struct.pack(">4sLL", b"DIRC", 2, len(rows)), *rows])
+    return data + hashlib.sha1(data, usedforsecurity=False).digest()
 
 
-def entry_for(path: str, blob: Blob, stamp: Stamp) -> "IndexEntry":
-    """Returns GitPython's index entry."""
-    from git.index import IndexEntry
-
-    flags = min(len(os.fsencode(path)), 0xFFF)
-    times = struct.pack(">LL", *stamp.ctime), struct.pack(">LL", *stamp.mtime)
-    rest = (stamp.device, stamp.inode, stamp.uid, stamp.gid, stamp.size)
-    return IndexEntry((int(blob.mode, 8), bytes.fromhex(blob.sha), flags, path, *times, *rest))
+def entry_bytes(path: str, blob: Blob, stamp: Stamp) -> bytes:
+    """Returns one entry, filled up to a multiple of 8 bytes with 1 to 8 zeros."""
+    name, owner = os.fsencode(path), (stamp.uid, stamp.gid)
+    stat = (*stamp.ctime, *stamp.mtime, stamp.device, stamp.inode, int(blob.mode, 8), *owner, stamp.size)
+    row = struct.pack(">10L20sH", *stat, bytes.fromhex(blob.sha), min(len(name), LONGEST)) + name
+    return row.ljust((len(row) + 8) // 8 * 8, b"\0")

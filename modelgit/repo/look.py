@@ -1,23 +1,54 @@
 """The work tree as it is now: which blob each of its files would be, without reading what a stat proves unchanged."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from modelgit.errors import FormatError, RepositoryError
-from modelgit.formats.manifest import Manifest, is_manifest, parse, write
+from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse, write
 from modelgit.formats.safetensors import read_header
-from modelgit.repo.files import mode_of, stat_of
-from modelgit.repo.index import Stamp, read_index, stamp_of
+from modelgit.repo.files import backdate, mode_of, recent, stat_of
+from modelgit.repo.filling import left_over
+from modelgit.repo.index import Stamp, read_index, stamp_of, write_index
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.statcache import Prints, StatCache, key_of
-from modelgit.repo.values import Blob
+from modelgit.repo.values import Blob, Upstream
 
 PREFIX_BYTES = 64
 CACHE_PATH = "modelgit/stat-cache.json"
 PRINTS_PATH = "modelgit/prints.json"
+EMPTY: Mapping[str, Blob] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A path that differs from HEAD; `problem` says why a weight file cannot be read, `mode` is there if it changed."""
+
+    path: str
+    kind: Literal["new", "modified", "deleted"]
+    tensors: ManifestDiff | None = None
+    problem: str | None = None
+    mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
+
+    `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
+    branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows.
+    """
+
+    branch: str | None
+    head: str | None
+    changes: tuple[Change, ...]
+    untracked: tuple[str, ...]
+    manifests: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    upstream: Upstream | None = None
 
 
 class Look:
@@ -178,3 +209,78 @@ def hashed(path: Path) -> Manifest:
 
     header = read_header(path)
     return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, FileTensors(path).entries())
+
+
+# ---------------------------------------------------------------------- what differs
+
+
+def status(repo: Repository) -> Status:
+    """Returns what differs from HEAD. Keeps stats of what it read, so that the next look reads no weights.
+
+    Raises:
+        RepositoryError: the repository is bare, or a git merge is under way.
+    """
+    look = Look(repo)
+    commit = repo.head()
+    fresh = look.new_files()
+    weights = {path for path in fresh if look.holds_weights(path)}
+    changes = changes_of(look, commit, weights)
+    untracked = tuple(path for path in fresh if path not in weights)
+    branch, elsewhere = repo.branch(), () if commit else repo.remote_branches()
+    left = tuple(left_over(repo, look.tracked))
+    return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch))
+
+
+def local_changes(repo: Repository) -> tuple[Change, ...]:
+    """Returns the files of HEAD that are changed or gone. Raises as `status` does."""
+    changes = changes_of(Look(repo), repo.head())
+    return tuple(change for change in changes if change.kind != "new")
+
+
+def changes_of(look: Look, head: str | None, fresh: Iterable[str] = ()) -> tuple[Change, ...]:
+    """Returns how tracked files and `fresh` ones differ from the commit `head`; stats of what was read are kept."""
+    before = look.repo.tree(head) if head else EMPTY
+    paths = sorted({*before, *look.tracked, *fresh})
+    changes = [change for path in paths if (change := change_of(look, path, before.get(path), head)) is not None]
+    remember(look)
+    return tuple(changes)
+
+
+def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:
+    """Returns how one path differs from the commit `head`, None if it does not."""
+    try:
+        now = look.blob(path)
+    except FormatError as error:
+        return Change(path, "modified" if before else "new", problem=error.message)
+    if now == before or (now is None and before is None):
+        return None
+    if now is None:
+        return Change(path, "deleted")
+    if before is None or head is None:
+        return Change(path, "new")
+    new = look.manifest(path, now)
+    old = look.repo.version(head).manifests.get(path) if new else None
+    mode = now.mode if now.mode != before.mode else None
+    return Change(path, "modified", compare(old, new) if old and new else None, mode=mode)
+
+
+def remember(look: Look) -> None:
+    """Writes down the stats of files that were read: in the index if they are what it says, else in the cache.
+
+    Best effort: another git command may be writing the index.
+    """
+    look.cache.save()
+    if not look.proven:
+        return
+    proven = {path: stamp_of(dated(look, path, found)) for path, found in look.proven.items()}
+    stamps = {**look.index.stamps, **proven}
+    try:
+        write_index(look.index, look.tracked, stamps)
+    except RepositoryError:
+        return
+
+
+def dated(look: Look, path: str, found: os.stat_result) -> os.stat_result:
+    """Returns the stat of a file that is as git will have it; a weight file written just now is backdated first."""
+    lately = path.endswith(WEIGHTS_SUFFIX) and recent(found) and look.left_alone(path, found)
+    return backdate(look.root / path) if lately else found

@@ -1,4 +1,4 @@
-"""The work tree: real files where git has manifests. Looking, checking out, taking in.
+"""The work tree: real files where git has manifests. Checking out, taking in; `look` looks.
 
 Files are written first (each to a temporary name, then renamed), the index next, HEAD last; so an interrupted
 checkout is gone on with by running it again.
@@ -9,121 +9,46 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, relatives
+from modelgit.formats.manifest import Manifest, is_manifest, relatives
 from modelgit.repo.drivers import ATTRIBUTES_PATH, keep_current
 from modelgit.repo.files import (
     backdate,
     delete_path,
     make_parents,
-    recent,
     refuse_obstacles,
     stat_of,
     write_ordinary,
 )
-from modelgit.repo.filling import left_over
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
-from modelgit.repo.look import PREFIX_BYTES, Look, filters, is_weights, manifest_at, prefix_of
-from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.values import Blob, CommitDraft, Upstream, Version
+from modelgit.repo.look import (
+    EMPTY,
+    PREFIX_BYTES,
+    Change,
+    Look,
+    Status,
+    dated,
+    filters,
+    is_weights,
+    local_changes,
+    manifest_at,
+    prefix_of,
+    status,
+)
+from modelgit.repo.repository import Repository
+from modelgit.repo.values import Blob, CommitDraft, Version
 
 if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
 
-EMPTY: Mapping[str, Blob] = {}
 EXECUTABLE = "100755"
 THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
 SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
 UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A path that differs from HEAD; `problem` says why a weight file cannot be read, `mode` is there if it changed."""
-
-    path: str
-    kind: Literal["new", "modified", "deleted"]
-    tensors: ManifestDiff | None = None
-    problem: str | None = None
-    mode: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
-
-    `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
-    branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows.
-    """
-
-    branch: str | None
-    head: str | None
-    changes: tuple[Change, ...]
-    untracked: tuple[str, ...]
-    manifests: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    upstream: Upstream | None = None
-
-
-# ---------------------------------------------------------------------- status
-
-
-def status(repo: Repository) -> Status:
-    """Returns what differs from HEAD. Keeps stats of what it read, so that the next look reads no weights.
-
-    Raises:
-        RepositoryError: the repository is bare, or a git merge is under way.
-    """
-    look = Look(repo)
-    commit = repo.head()
-    before = repo.tree(commit) if commit else EMPTY
-    fresh = look.new_files()
-    weights = {path for path in fresh if look.holds_weights(path)}
-    paths = sorted({*before, *look.tracked, *weights})
-    changes = [change for path in paths if (change := change_of(look, path, before.get(path), commit)) is not None]
-    remember(look)
-    untracked = tuple(path for path in fresh if path not in weights)
-    branch, elsewhere = repo.branch(), () if commit else repo.remote_branches()
-    left = tuple(left_over(repo, look.tracked))
-    return Status(branch, commit, tuple(changes), untracked, left, elsewhere, repo.upstream(branch))
-
-
-def change_of(look: Look, path: str, before: Blob | None, head: str | None) -> Change | None:
-    """Returns how one path differs from the commit `head`, None if it does not."""
-    try:
-        now = look.blob(path)
-    except FormatError as error:
-        return Change(path, "modified" if before else "new", problem=error.message)
-    if now == before or (now is None and before is None):
-        return None
-    if now is None:
-        return Change(path, "deleted")
-    if before is None or head is None:
-        return Change(path, "new")
-    new = look.manifest(path, now)
-    old = look.repo.version(head).manifests.get(path) if new else None
-    mode = now.mode if now.mode != before.mode else None
-    return Change(path, "modified", compare(old, new) if old and new else None, mode=mode)
-
-
-def remember(look: Look) -> None:
-    """Writes down the stats of files that were read: in the index if they are what it says, else in the cache.
-
-    Best effort: another git command may be writing the index.
-    """
-    look.cache.save()
-    if not look.proven:
-        return
-    proven = {path: stamp_of(dated(look, path, found)) for path, found in look.proven.items()}
-    stamps = {**look.index.stamps, **proven}
-    try:
-        write_index(look.index, look.tracked, stamps)
-    except RepositoryError:
-        return
 
 
 # ---------------------------------------------------------------------- checkout
@@ -218,12 +143,6 @@ def rewrite(
     written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
     kept = {path: dated(look, path, found) for path, found in look.stats.items() if path not in move.keep}
     write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**kept, **written}.items()})
-
-
-def dated(look: Look, path: str, found: os.stat_result) -> os.stat_result:
-    """Returns the stat of a file that is as git will have it; a weight file written just now is backdated first."""
-    lately = path.endswith(WEIGHTS_SUFFIX) and recent(found) and look.left_alone(path, found)
-    return backdate(look.root / path) if lately else found
 
 
 def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
@@ -328,8 +247,9 @@ def point_head(repo: Repository, rev: str, commit: str) -> None:
     branch = repo.branch()
     if branch == rev:
         return
-    reason = f"checkout: moving from {branch or repo.head()} to {rev if rev in repo.branches() else commit}"
-    if rev in repo.branches():
+    known = rev in repo.branches()
+    reason = f"checkout: moving from {branch or repo.head()} to {rev if known else commit}"
+    if known:
         repo.git.run(*repo.git.identity(), "symbolic-ref", "-m", reason, "HEAD", f"refs/heads/{rev}")
     elif rev != "HEAD":
         repo.git.run(*repo.git.identity(), "update-ref", "--no-deref", "-m", reason, "HEAD", commit)
@@ -392,7 +312,8 @@ def wanted_paths(look: Look, paths: Sequence[str] | None) -> list[str]:
     """
     if paths is None:
         attributes = [ATTRIBUTES_PATH] if stat_of(look.root, ATTRIBUTES_PATH) is not None else []
-        return sorted({*look.tracked, *look.new_weights(), *attributes})
+        new = [check_path(path, "commit") for path in look.new_weights()]  # others would stop every further command
+        return sorted({*look.tracked, *new, *attributes})
     fresh = look.new_files()
     found: set[str] = set()
     for given in paths:
@@ -486,6 +407,7 @@ __all__ = [
     "advance",
     "checkout",
     "commit_worktree",
+    "local_changes",
     "manifest_at",
     "status",
 ]

@@ -28,6 +28,7 @@ STORAGES: Mapping[str, str | None] = {  # torch's storage class -> dtype of its 
     "CharStorage": "I8",
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
     "UntypedStorage": None,
 }
 STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
@@ -213,6 +214,8 @@ def _known(name: Name) -> bool:
 
 def _push_name(machine: Machine, module: object, name: object) -> None:
     found = Name(_expect(module, str, "module of a global"), _expect(name, str, "global"))
+    if found.module in STORAGE_MODULES and found.name.endswith("Storage") and not _known(found):
+        raise FormatError(f"it holds tensors of {found}, a type that safetensors files cannot hold.")
     if not _known(found):
         raise FormatError(f"its pickle refers to {found}, which is more than data.")
     machine.stack.append(found)

@@ -3,9 +3,9 @@
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from modelgit.errors import FormatError, UsageError
 from modelgit.events import Listener, Noted, ignore
@@ -23,6 +23,7 @@ from modelgit.store.writing import PackWriter
 
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024
 LEFT_OUT = (".git", ".cache")
+PYTORCH_MODEL, INDEX_SUFFIX = "pytorch_model", ".index.json"
 Files = dict[str, Manifest | Blob | bytes]
 
 
@@ -89,23 +90,74 @@ def store_weights(work: Import, file: Path, path: str) -> Manifest:
 
 
 def folder_files(work: Import) -> Files:
-    """Returns every file of a folder. PyTorch checkpoints become safetensors, or are left out beside safetensors."""
+    """Returns every file of a folder. PyTorch checkpoints become safetensors, or are left out beside the model's own.
+
+    Raises:
+        FormatError: two checkpoints of one name, or no weights at all.
+    """
     found = sorted(plain_files(work.source, work.source))
-    converted = not any(path.endswith(WEIGHTS_SUFFIX) for path, _ in found)
+    names = converted_names(found)
     files: Files = {}
     for path, file in found:
-        checkpoint = file.suffix in TORCH_SUFFIXES and is_torch_file(file)
-        if checkpoint and not converted:
-            work.listener(Noted(f"left out {path}: a checkpoint beside safetensors files"))
-        elif checkpoint or path.endswith(WEIGHTS_SUFFIX):
-            name = path.removesuffix(file.suffix) + WEIGHTS_SUFFIX
+        name = names.get(path, path)
+        if name.endswith(WEIGHTS_SUFFIX):
             files[name] = store_weights(work, file, name)
+        elif is_checkpoint(file):
+            work.listener(Noted(f"left out {path}: a checkpoint beside the model's own files"))
+        elif path.endswith(INDEX_SUFFIX) and path.removesuffix(INDEX_SUFFIX).endswith(TORCH_SUFFIXES) and names:
+            files[converted_name(path.removesuffix(INDEX_SUFFIX)) + INDEX_SUFFIX] = converted_index(file, path, names)
         else:
             files[path] = ordinary(file, path)
     if not any(isinstance(content, Manifest) for content in files.values()):
         hint = "expected .safetensors files, or PyTorch checkpoints"
         raise FormatError(f"{work.source}: no weights in this folder", hint=hint)
     return files
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Tells whether a file is a PyTorch checkpoint."""
+    return file.suffix in TORCH_SUFFIXES and is_torch_file(file)
+
+
+def converted_names(found: Sequence[tuple[str, Path]]) -> Mapping[str, str]:
+    """Returns what the checkpoints of a folder that hold its model are called as safetensors files.
+
+    None where there are safetensors files; else those that Hugging Face's libraries would load, else all.
+
+    Raises:
+        FormatError: two would have one name.
+    """
+    if any(path.endswith(WEIGHTS_SUFFIX) for path, _ in found):
+        return {}
+    checkpoints = [path for path, file in found if is_checkpoint(file)]
+    own = [path for path in checkpoints if PurePosixPath(path).name.startswith(PYTORCH_MODEL)]
+    names: dict[str, str] = {}
+    for path in own or checkpoints:
+        twin = next((other for other, name in names.items() if name == converted_name(path)), None)
+        if twin is not None:
+            raise FormatError(f"{twin} and {path} would both become {names[twin]}", hint="leave one out of the folder")
+        names[path] = converted_name(path)
+    return names
+
+
+def converted_name(path: str) -> str:
+    """Returns the name of a checkpoint as a safetensors file: the one that Hugging Face's libraries look for."""
+    place = PurePosixPath(path)
+    stem = place.stem.removeprefix("pytorch_") if place.name.startswith(PYTORCH_MODEL) else place.stem
+    return str(place.with_name(stem + WEIGHTS_SUFFIX))
+
+
+def converted_index(file: Path, path: str, names: Mapping[str, str]) -> bytes:
+    """Returns the index of a sharded checkpoint with the new names of its shards. Raises FormatError if it is none."""
+    folder = PurePosixPath(path).parent
+    try:
+        index = json.loads(ordinary(file, path))
+        places = {name: names.get(str(folder / shard), shard) for name, shard in index["weight_map"].items()}
+        index["weight_map"] = {name: PurePosixPath(place).name for name, place in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        hint = 'expected {"weight_map": {TENSOR: FILE, …}}; leave it out of the folder'
+        raise FormatError(f"{path}: no index of a sharded checkpoint", hint=hint) from error
+    return json.dumps(index, indent=2).encode() + b"\n"
 
 
 def plain_files(folder: Path, top: Path) -> Iterator[tuple[str, Path]]:

@@ -88,11 +88,45 @@ def test_checkpoints_beside_safetensors_are_left_out(repo: Repository, tmp_path:
     assert any("left out pytorch_model.bin" in str(event) for event in said)
 
 
+def test_checkpoints_of_a_folder_get_the_names_that_libraries_look_for(repo: Repository, tmp_path: Path) -> None:
+    """What a trainer keeps beside the model is no model, and the index of the shards names the new files."""
+    old = tmp_path / "old"
+    (old / "unet").mkdir(parents=True)
+    shards = {f"w{i}": f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)}
+    for i, (name, shard) in enumerate(shards.items()):
+        torch.save({name: torch.full((2,), float(i))}, old / shard)
+    index = {"metadata": {"total_size": 16}, "weight_map": shards}
+    (old / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({"arguments": Path()}, old / "training_args.bin")
+    said: list[object] = []
+    import_model(repo, old, listener=said.append)
+    version = repo.version("main")
+    new = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert list(version.manifests) == new
+    found = json.loads(repo.read_file("main", "model.safetensors.index.json") or b"")
+    assert found == {**index, "weight_map": dict(zip(shards, new, strict=True))}
+    assert "pytorch_model.bin.index.json" not in version.files
+    assert any("left out training_args.bin" in str(event) for event in said)
+
+
 def test_only_a_pytorch_checkpoint_in_a_folder(repo: Repository, tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    torch.save({"w": torch.ones(2)}, tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "unet").mkdir(parents=True)
+    for name in ("pytorch_model.bin", "unet/pytorch_model.bin"):
+        torch.save({"w": torch.ones(2)}, tmp_path / "old" / name)
     import_model(repo, tmp_path / "old")
-    assert list(repo.version("main").manifests) == ["pytorch_model.safetensors"]
+    assert list(repo.version("main").manifests) == ["model.safetensors", "unet/model.safetensors"]
+
+
+def test_checkpoints_that_would_take_each_others_name_are_refused(repo: Repository, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("best.pt", "best.pth"):
+        torch.save({"w": torch.ones(2)}, tmp_path / "old" / name)
+    with pytest.raises(FormatError, match=r"best.pt and best.pth would both become best.safetensors"):
+        import_model(repo, tmp_path / "old")
+    (tmp_path / "old" / "best.pth").rename(tmp_path / "old" / "best.bin.index.json")
+    with pytest.raises(FormatError, match="no index of a sharded checkpoint"):
+        import_model(repo, tmp_path / "old")
+    assert repo.head() is None
 
 
 def test_from_python(tmp_path: Path) -> None:

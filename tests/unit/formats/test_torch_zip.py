@@ -39,6 +39,7 @@ def state() -> State:
         "parameter": torch.nn.Parameter(torch.ones(4)),
         "steps": torch.tensor([1, -(2**40)]),
         "flags": torch.tensor([True, False, True]),
+        "complex": torch.complex(base, -base).reshape(10, 12).t(),
     }
     for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int16, torch.int32):
         state[str(dtype)] = (base - 50).to(dtype).reshape(10, 12).t()
@@ -65,6 +66,13 @@ def test_narrow_types_without_a_storage_class_of_their_own(tmp_path: Path) -> No
     found = read(path)
     assert found["eight"] == ("F8_E4M3", (16,), raw(wanted["eight"]))
     assert found["wide"] == ("U16", (3, 2), raw(wanted["wide"]))
+
+
+def test_a_type_that_safetensors_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"wide": torch.zeros(2, dtype=torch.complex128)}, path)
+    with pytest.raises(FormatError, match=r"torch.ComplexDoubleStorage, a type that safetensors files cannot hold"):
+        read(path)
 
 
 @pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])

@@ -96,6 +96,10 @@ class Watched:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._behind, name, value)
 
+    def __or__(self, other: Any) -> Any:
+        """Return the union of two classes, as annotations name it."""
+        return self._behind | getattr(other, "_behind", other)
+
     def __enter__(self) -> Any:
         return Watched(self._clock, self._part, self._behind.__enter__())
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="they measure through /proc")
@@ -59,19 +61,20 @@ def test_speed_and_memory_are_reported(tmp_path: Path) -> None:
 def test_the_profile_knows_where_the_time_went(tmp_path: Path) -> None:
     out, repo = tmp_path / "report.json", tmp_path / "repo"
     repo.mkdir()
+    subprocess.run([sys.executable, "-m", "modelgit", "init", "-q", "."], cwd=repo, check=True)
     command = [sys.executable, "-m", "benchmarks.storage_profile"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for kind in ("parts", "calls"):
-        subprocess.run(
-            [*command, kind, str(out), "init", "-q", "."], cwd=repo, env=env, check=True, capture_output=True
-        )
+    for number, kind in enumerate(("parts", "calls")):
+        save_file({"w": np.full(65536, number, np.float32)}, repo / "model.safetensors")
+        words = ["commit", "-q", "-m", kind]
+        subprocess.run([*command, kind, str(out), *words], cwd=repo, env=env, check=True, capture_output=True)
         report = json.loads(out.read_text())
         assert report["code"] == 0
         rows = {row[0]: row for row in report[kind]}
         assert len(rows) > 3
         if kind == "parts":
             assert rows["imports"][2] > 0.01
-            assert {"Python and the rest", "git (other processes)"} <= rows.keys()
+            assert {"blake3", "Python and the rest", "git (other processes)"} <= rows.keys()
 
 
 def test_the_bound_of_a_pair_is_below_what_is_stored(tmp_path: Path) -> None:

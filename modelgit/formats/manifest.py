@@ -13,7 +13,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from modelgit.errors import FormatError
@@ -189,6 +189,29 @@ def relatives(manifests: Mapping[str, Manifest], path: str) -> Manifest | None:
     found |= {entry.name: entry for entry in (own.tensors if own else ())}
     first = own or others[0]
     return replace(first, tensors=tuple(sorted(found.values(), key=lambda entry: entry.name.encode())))
+
+
+def followed(before: Mapping[str, Manifest], after: Mapping[str, Collection[str]]) -> Mapping[str, Manifest]:
+    """Returns the files of `before`, each tensor in the file where `after` keeps it; `after` has their names by path.
+
+    A checkpoint that is cut into other shards, or renamed, meets its tensors again. A name that is left in its file
+    stays there. The result is for looking up tensors by name; it describes no files.
+    """
+    known = {path: {entry.name for entry in manifest.tensors} for path, manifest in before.items()}
+    homes: dict[str, str] = {}
+    for path in sorted(after, reverse=True):
+        homes |= {name: path for name in after[path] if name not in known.get(path, ())}
+    found: dict[str, list[TensorEntry]] = {}
+    for path, manifest in sorted(before.items()):
+        for entry in manifest.tensors:
+            stays = entry.name in after.get(path, ())
+            found.setdefault(path if stays else homes.pop(entry.name, path), []).append(entry)
+    some = next(iter(before.values()), None)
+    return {
+        path: replace(some, tensors=tuple(sorted(entries, key=lambda entry: entry.name.encode())))
+        for path, entries in found.items()
+        if some is not None
+    }
 
 
 def compare(old: Manifest, new: Manifest) -> ManifestDiff:

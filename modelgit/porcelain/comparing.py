@@ -8,7 +8,7 @@ from math import prod
 
 from modelgit.errors import FormatError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
-from modelgit.formats.manifest import Manifest
+from modelgit.formats.manifest import Manifest, followed
 from modelgit.formats.source import TensorSource
 from modelgit.merge.compare import Comparison, compare
 from modelgit.porcelain.plumbing.showing import NO_TENSORS, source_of
@@ -83,9 +83,7 @@ def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, liste
     before, after = repo.version(old), repo.version(new)
     files = tuple(p for p in sorted({*before.files, *after.files}) if before.files.get(p) != after.files.get(p))
     renamed = renames(before.manifests, after.manifests)
-    names = dict(renamed)
-    here = {names.get(path, path): manifest for path, manifest in before.manifests.items()}
-    found = compared(repo, stored(repo, here), stored(repo, after.manifests), listener)
+    found = compared(repo, before.manifests, stored(repo, after.manifests), listener)
     return summed_up((before.commit, after.commit), found, files, renamed, depth)
 
 
@@ -101,7 +99,7 @@ def diff_worktree(repo: Repository, *, depth: int = 0, listener: Listener = igno
     weights = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
     after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
     edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}
-    found = compared(repo, stored(repo, before.manifests), {**stored(repo, after), **edited}, listener)
+    found = compared(repo, before.manifests, {**stored(repo, after), **edited}, listener)
     return summed_up((before.commit, None), found, tuple(sorted(changes.keys() - weights.keys())), (), depth)
 
 
@@ -124,9 +122,10 @@ def renames(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tu
     return tuple((gone.pop(manifest), path) for path, manifest in fresh.items() if manifest in gone)
 
 
-def compared(repo: Repository, old: Sources, new: Sources, listener: Listener) -> Found:
-    """Returns the comparison of every tensor of either side, path by path."""
+def compared(repo: Repository, before: Mapping[str, Manifest], new: Sources, listener: Listener) -> Found:
+    """Returns the comparison of every tensor of either side, path by path; they are followed into other files."""
     nothing: TensorSource = StoredTensors(repo.store, NO_TENSORS)
+    old = stored(repo, followed(before, {path: set(source.names()) for path, source in new.items()}))
     pairs = {path: (old.get(path, nothing), new.get(path, nothing)) for path in sorted({*old, *new})}
     total = sum(len({*before.names(), *after.names()}) for before, after in pairs.values())
     listener(Started("compare", total, "tensors"))

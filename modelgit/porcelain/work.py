@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelgit.errors import DirtyWorktree, MissingObject, RepositoryError, RevisionError, UsageError
 from modelgit.events import Listener, Noted, ignore
-from modelgit.formats.manifest import Manifest, write
+from modelgit.formats.manifest import Manifest, followed, write
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo import worktree
 from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
@@ -178,8 +178,10 @@ def committed(repo: Repository, made: str, branch: str | None, stored_bytes: int
 
 
 def tensor_changes(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[int, int, int, int]:
-    """Returns how many tensors were added, changed, removed, left alone; a tensor is known by its path and name."""
-    old = {(path, entry.name): entry for path, manifest in before.items() for entry in manifest.tensors}
+    """Returns how many tensors were added, changed, removed, left alone; they are followed into other files."""
+    names = {path: {entry.name for entry in manifest.tensors} for path, manifest in after.items()}
+    placed = followed(before, names).items()
+    old = {(path, entry.name): entry for path, manifest in placed for entry in manifest.tensors}
     new = {(path, entry.name): entry for path, manifest in after.items() for entry in manifest.tensors}
     changed = sum(old[key] != entry for key, entry in new.items() if key in old)
     added = len(new.keys() - old.keys())

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
+from modelgit.porcelain.comparing import diff, diff_worktree
 from modelgit.porcelain.importing import import_model
 from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
@@ -68,6 +69,17 @@ def kinds(repo: Repository) -> dict[str, str]:
 @pytest.fixture
 def repo(tmp_path: Path) -> Repository:
     return Repository.init(tmp_path / "models")
+
+
+def test_a_comparison_follows_tensors_into_other_shards(repo: Repository) -> None:
+    assert repo.worktree is not None
+    save_shards(repo.worktree, state(), 2)
+    commit(repo, "two shards")
+    tuned = {**state(), "layer.3.weight": state(1e-3)["layer.3.weight"]}
+    save_shards(repo.worktree, tuned, 3)
+    for found in (diff_worktree(repo), diff(repo, "HEAD~1", commit(repo, "three, tuned"))):
+        assert [(change.kind, change.name) for change in found.tensors] == [("changed", "layer.3.weight")]
+        assert found.same == len(tuned) - 1
 
 
 @pytest.mark.parametrize("shards_first", [False, True], ids=["cut", "joined"])

@@ -134,11 +134,15 @@ def test_what_differs_is_named() -> None:
     assert differing({"m": old}, {"m": Manifest("other", 8, 8, old.tensors)}) == ["header of m"]
 
 
-def test_tensors_are_counted_by_path_and_name() -> None:
+def test_tensors_are_counted_by_name_wherever_they_are_kept() -> None:
+    """A file that has another name, or tensors in other shards, changed nothing."""
     old, new = manifest(a="1", b="2", c="3"), manifest(a="1", b="9", d="4")
     assert tensor_changes({"m": old}, {"m": new}) == (1, 1, 1, 1)
     assert tensor_changes({}, {"m": new}) == (3, 0, 0, 0)
-    assert tensor_changes({"m": old}, {"n": old}) == (3, 0, 3, 0)
+    assert tensor_changes({"m": old}, {"n": old}) == (0, 0, 0, 3)
+    assert tensor_changes({"m": old}, {"n": manifest(a="1", b="9"), "o": manifest(c="3")}) == (0, 1, 0, 2)
+    assert tensor_changes({"m": old}, {"m": old, "n": old}) == (3, 0, 0, 3), "a copy is new"
+    assert tensor_changes({"m": old, "n": old}, {"n": old}) == (0, 0, 3, 3), "and gone when it is removed"
 
 
 def test_shards_together() -> None:

@@ -14,11 +14,16 @@ from modelgit.cli.words import Force, Message, Rev
 from modelgit.errors import RevisionError, UsageError
 
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     from modelgit.porcelain.comparing import Difference
+    from modelgit.porcelain.training.committing import Trained
     from modelgit.porcelain.versions import History, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
     from modelgit.repo.repository import Repository
     from modelgit.repo.worktree import Status
+
+    T = TypeVar("T", Committed, Trained)
 
 EVERY_DAY = "Versions"
 LOOKING = "Looking"
@@ -28,12 +33,13 @@ NOBODY = ("modelgit <", " <modelgit@localhost>")  # in the place of a name, or a
 def register(app: typer.Typer) -> None:
     """Enters the commands into the application."""
     register_versions(app)
+    register_commit(app)
     register_moves(app)
     register_looks(app)
 
 
 def register_versions(app: typer.Typer) -> None:
-    """Enters `import`, `add`, `commit`, `status`."""
+    """Enters `import`, `add`."""
 
     @command(app, "import", panel=EVERY_DAY)
     def import_(
@@ -65,22 +71,38 @@ def register_versions(app: typer.Typer) -> None:
 
         return work.add(session.repo(), paths, Path.cwd(), session.listener)
 
+
+def register_commit(app: typer.Typer) -> None:
+    """Enters `commit`, `status`."""
+
     @command(app, "commit", panel=EVERY_DAY)
     def commit(
         session: Session,
         message: Message = None,
         _all: Annotated[bool, typer.Option("-a", "--all", help="As always: git's habit is welcome.")] = False,
-    ) -> "Committed":
-        """Commit the changes of the work tree.
+        recipe: Annotated[
+            Path | None, typer.Option("--recipe", metavar="FILE.toml", help="Fine-tune as it says, commit the result.")
+        ] = None,
+        set_: Annotated[
+            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe; repeat.")
+        ] = None,
+        device: Annotated[str | None, typer.Option("--device", help="For the recipe: auto, cpu or cuda.")] = None,
+    ) -> "Committed | Trained":
+        """Commit the changes of the work tree, or a fine-tuning.
 
         That is what was added, changed files, and new weight files. Tensors that changed are stored as lossless
-        differences to the parent's.
+        differences to the parent's. With a recipe the version checked out is fine-tuned first, and the result is
+        committed with the changed files; changed weights are refused then.
         """
         from modelgit.porcelain import work
 
+        repo = session.repo()
+        if recipe is not None:
+            return trained(session, repo, recipe, {"message": message, "device": device}, set_ or [])
+        if set_ or device is not None:
+            raise UsageError("--set and --device are for a recipe", hint="modelgit commit --recipe FILE.toml")
         if message is None:
             raise UsageError("a commit needs a message", hint='say what changed: -m "…"')
-        repo = session.repo()
         return signed(session, repo, work.commit(repo, message, session.listener))
 
     @command(app, "status", panel=EVERY_DAY)
@@ -94,7 +116,18 @@ def register_versions(app: typer.Typer) -> None:
         return work.status(session.repo())
 
 
-def signed(session: Session, repo: "Repository", made: "Committed") -> "Committed":
+def trained(
+    session: Session, repo: "Repository", path: Path, given: dict[str, str | None], overrides: Sequence[str]
+) -> "Trained":
+    """Returns what came of a recipe; what the command line gives counts before what the file says."""
+    from modelgit.porcelain.training.committing import commit_recipe  # brings PyTorch
+    from modelgit.recipe.single import load_recipe
+
+    recipe = load_recipe(path, overrides, {key: value for key, value in given.items() if value is not None})
+    return signed(session, repo, commit_recipe(repo, recipe, session.listener))
+
+
+def signed(session: Session, repo: "Repository", made: "T") -> "T":
     """Returns a new version; says how to sign the next one where no author is known."""
     author = repo.version(made.commit).entry.author
     if author.startswith(NOBODY[0]) or author.endswith(NOBODY[1]):

@@ -140,6 +140,10 @@ def register_checks(app: typer.Typer) -> None:
         data: Annotated[
             str | None, typer.Option("--on", metavar="DATA", help="Where the data lies that it was made with.")
         ] = None,
+        places: Annotated[
+            list[str] | None,
+            typer.Option("--data", metavar="PATH", help="Data sets, or folders of some, to find it among; repeat."),
+        ] = None,
         method: Annotated[
             str | None, typer.Option(metavar="FILE.py:NAME", help="The method of somebody's own that it was made with.")
         ] = None,
@@ -153,7 +157,7 @@ def register_checks(app: typer.Typer) -> None:
         """Check that a merge or a fine-tuning is what it says.
 
         A merge is recomputed from the inputs recorded in the commit. A fine-tuning is trained again, on the data that
-        its record names, and compared: bit for bit on a CPU. Exit code 1 if anything differs.
+        its record names (known by its digest), and compared: bit for bit on a CPU. Exit code 1 if anything differs.
         """
         from modelgit.porcelain import checking
         from modelgit.porcelain.records import read_record
@@ -168,7 +172,10 @@ def register_checks(app: typer.Typer) -> None:
         if (data is not None and not merged) or (record is not None and record.kind in ("train", "probe")):
             from modelgit.porcelain.training.rerunning import rerun as train_again  # brings PyTorch
 
-            return train_again(session.repo(), rev, data, listener=session.listener)
+            where = [*([data] if data else []), *(places or [])]
+            return train_again(session.repo(), rev, where, listener=session.listener)
+        if places:
+            raise UsageError("--data is for a fine-tuning", hint="a merge that looked at data: --on DATA")
         from modelgit.porcelain.merging.values import Informing
 
         informing = Informing(tuple(stats or ()), tuple(stats_on or ())) if stats or stats_on else None

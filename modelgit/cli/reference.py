@@ -29,6 +29,7 @@ HOMES = (
     "modelgit.porcelain.scores",
     "modelgit.porcelain.trials.values",
     "modelgit.porcelain.executing",
+    "modelgit.porcelain.training.committing",
     "modelgit.porcelain.training.rerunning",
     "modelgit.pipeline.start",
 )

@@ -7,7 +7,8 @@ from typing import IO, Any
 
 from modelgit.events import Event, Noted
 from modelgit.pipeline.keys import keep
-from modelgit.pipeline.messages import Done, Request, ScoreRequest
+from modelgit.pipeline.merging import merge_commits, posterior_weights
+from modelgit.pipeline.messages import Done, MergeRequest, Request, ScoreRequest
 from modelgit.pipeline.worker import serve
 from modelgit.porcelain.scores import known_model, split_images, split_values, workbench
 from modelgit.porcelain.tensors import load_state
@@ -16,7 +17,7 @@ from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
 from modelgit.train.evaluate import Scores
 from modelgit.train.fitting.resuming import Resume
-from modelgit.train.task import Workbench, score_ensemble
+from modelgit.train.task import Workbench, score_ensemble, score_mixture
 
 Say = Callable[[Event], None]
 
@@ -29,13 +30,24 @@ def execute(repo: Repository, bench: Workbench, request: Request, say: Say) -> D
     """
     bench.listener = say
     if isinstance(request, ScoreRequest):
-        states = (load_state(weights_of(repo, commit)) for commit in request.members or (request.commit,))
-        scores = score_ensemble(bench, states, known_model(repo, request.commit), request.data, request.frozen_stages)
-        return Done(request.step, request.commit, as_table(scores))
+        return Done(request.step, request.commit, as_table(scores_of(repo, bench, request)))
+    if isinstance(request, MergeRequest):
+        return Done(request.step, keep(repo, request.key, merge_commits(repo, request, say, bench)), {})
     result = train(repo, bench, request)
     commit = keep(repo, request.key, commit_result(repo, request, result))
     Resume(run_file(repo, request.key)).drop()
     return Done(request.step, commit, as_table(result.scores))
+
+
+def scores_of(repo: Repository, bench: Workbench, request: ScoreRequest) -> Scores:
+    """Returns the scores of a commit, or of several together."""
+    model, frozen = known_model(repo, request.commit), request.frozen_stages
+    if request.posterior is None:
+        states = (load_state(weights_of(repo, commit)) for commit in request.members or (request.commit,))
+        return score_ensemble(bench, states, model, request.data, frozen)
+    weights = posterior_weights(repo, bench, request.members, (request.posterior, frozen))
+    states = (load_state(weights_of(repo, commit)) for commit in request.members)
+    return score_mixture(bench, states, model, request.data, (weights, frozen))
 
 
 def as_table(scores: Scores) -> dict[str, Any]:

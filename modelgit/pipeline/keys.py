@@ -7,16 +7,20 @@ from dataclasses import asdict
 from blake3 import blake3
 
 from modelgit.errors import RepositoryError
-from modelgit.recipe.pipeline import Job
+from modelgit.recipe.expanding import Job
 from modelgit.repo.repository import Repository
+from modelgit.train.config import DataConfig
 
 # Counts changes of code that change what the same settings compute: old results are then made anew, and kept.
 GENERATION = 1
 STEP_REFS = "refs/modelgit/steps/"
 
 
-def step_key(job: Job, inputs: Sequence[str], data_digest: str | None) -> str:
-    """Returns the key of a job; `inputs` identify the contents of the versions it needs, in order."""
+def step_key(job: Job, inputs: Sequence[str], data_digest: str | None, on_digest: str | None = None) -> str:
+    """Returns the key of a job; `inputs` identify the contents of the versions it needs, in order.
+
+    The digests are of the data it trains on, and of that on which it measures models.
+    """
     settings = {
         "generation": GENERATION,
         "kind": job.kind,
@@ -24,11 +28,12 @@ def step_key(job: Job, inputs: Sequence[str], data_digest: str | None) -> str:
         "inputs": list(inputs),
         "head": job.needs.index(job.head) if job.head else None,
         "data": data_digest,
-        "split": data_settings(job),
+        "split": data_settings(job.data),
         "config": asdict(job.config) if job.config else None,
         "method": job.method,
         "settings": dict(job.settings),
         "drop_heads": job.drop_heads,
+        **merge_settings(job, on_digest),
     }
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return blake3(text.encode()).hexdigest()
@@ -47,8 +52,19 @@ def keep(repo: Repository, key: str, commit: str) -> str:
     return commit
 
 
-def data_settings(job: Job) -> dict[str, object] | None:
-    """Returns how the data is split and prepared; where it lies does not matter, its digest does."""
-    if job.data is None:
-        return None
-    return {key: value for key, value in asdict(job.data).items() if key != "path"}
+def data_settings(data: DataConfig | None) -> dict[str, object] | None:
+    """Returns how data is split and prepared; where it lies does not matter, its digest does."""
+    return {key: value for key, value in asdict(data).items() if key != "path"} if data is not None else None
+
+
+def merge_settings(job: Job, on_digest: str | None) -> dict[str, object]:
+    """Returns how a merge weighs, selects and searches, as far as it is not the usual."""
+    told: dict[str, object] = {
+        "weights": job.weights,
+        "merged": [job.needs.index(name) for name in job.heads] if len(job.heads) < len(job.needs) else [],
+        "base": [job.needs.index(job.base)] if job.base else [],
+        "select": job.select,
+        "search": [job.search, job.evaluations] if job.search else [],
+        "on": [on_digest, data_settings(job.on)] if job.on is not None else [],
+    }
+    return {key: value for key, value in told.items() if value} if job.kind == "merge" else {}

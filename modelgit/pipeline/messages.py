@@ -20,16 +20,41 @@ EVENTS: dict[str, type[Event]] = {"started": Started, "advanced": Advanced, "fin
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Evaluate a commit on a data set; with `members`, the mean of the class scores of all these commits."""
+    """Evaluate a commit on a data set; with `members`, the mean of the class scores of all these commits.
+
+    With `posterior`, members are mixed by how well each explains that data's validation examples.
+    """
 
     step: str
     commit: str
     data: DataConfig
     frozen_stages: int = 0
     members: tuple[str, ...] = ()
+    posterior: DataConfig | None = None
 
 
-Request = TrainRequest | ScoreRequest
+@dataclass(frozen=True, slots=True)
+class MergeRequest:
+    """Merge commits, `names` being what they are called, and commit; with `on`, once models were measured on it."""
+
+    step: str
+    key: str
+    names: tuple[str, ...]
+    commits: tuple[str, ...]
+    method: str
+    settings: dict[str, object]
+    weights: tuple[float, ...]  # none: all alike
+    base: str | None  # commit
+    drop_heads: bool
+    select: str = ""
+    search: str = ""
+    evaluations: int = 30
+    posterior: bool = False
+    on: DataConfig | None = None
+    frozen_stages: int = 0
+
+
+Request = TrainRequest | ScoreRequest | MergeRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +77,14 @@ class Failed:
 
 
 Reply = Done | Failed | Event
-SHAPES: dict[str, type] = {"train": TrainRequest, "score": ScoreRequest, "done": Done, "failed": Failed, **EVENTS}
+SHAPES: dict[str, type] = {
+    "train": TrainRequest,
+    "score": ScoreRequest,
+    "merge": MergeRequest,
+    "done": Done,
+    "failed": Failed,
+    **EVENTS,
+}
 WORDS = {shape: word for word, shape in SHAPES.items()}
 
 

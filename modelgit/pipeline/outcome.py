@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modelgit.recipe.pipeline import Job, Pipeline, ReportRow
+from modelgit.recipe.expanding import Job
+from modelgit.recipe.pipeline import Pipeline, ReportRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) 
     """Returns the row's means over the commits that match it."""
     jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
     if row.pick == "best":
-        jobs = best_by_seed(jobs, scores)
+        jobs = best_by_seed(jobs, standings(pipeline, row, jobs, scores))
     found = [scores[job.name] for job in jobs]
     oods = [s.ood_accuracy for s in found if s.ood_accuracy is not None]
     return Row(
@@ -65,12 +66,29 @@ def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) 
     )
 
 
-def best_by_seed(jobs: Sequence[Job], scores: Mapping[str, StepScore]) -> list[Job]:
-    """Returns the job of each seed that scored best on validation, the first of equals."""
+def standings(
+    pipeline: Pipeline, row: ReportRow, jobs: Sequence[Job], scores: Mapping[str, StepScore]
+) -> dict[str, float]:
+    """Returns what jobs are chosen by: validation of their own, or the mean of that of the steps that `by` names."""
+    if not row.by:
+        return {job.name: scores[job.name].val_accuracy or 0.0 for job in jobs}
+    found: dict[object, list[float]] = {}
+    for judge in (pipeline.job(name) for name in pipeline.matching(row.by) if name in scores):
+        found.setdefault(run_of(judge), []).append(scores[judge.name].val_accuracy or 0.0)
+    return {job.name: statistics.fmean(found[run_of(job)]) for job in jobs if run_of(job) in found}
+
+
+def run_of(job: Job) -> tuple[object, object]:
+    """Returns seed and run of a job."""
+    return job.bindings.get("seed"), job.bindings.get("run")
+
+
+def best_by_seed(jobs: Sequence[Job], standing: Mapping[str, float]) -> list[Job]:
+    """Returns the job of each seed that stands highest, the first of equals."""
     best: dict[object, Job] = {}
     for job in jobs:
         seed = job.bindings.get("seed")
-        if seed not in best or (scores[job.name].val_accuracy or 0) > (scores[best[seed].name].val_accuracy or 0):
+        if job.name in standing and (seed not in best or standing[job.name] > standing[best[seed].name]):
             best[seed] = job
     return list(best.values())
 

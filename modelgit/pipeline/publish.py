@@ -8,7 +8,8 @@ from pathlib import Path
 from modelgit.errors import StorageFull
 from modelgit.pipeline.outcome import Row, StepScore, as_json
 from modelgit.pipeline.run import Outcome
-from modelgit.recipe.pipeline import Job, Pipeline
+from modelgit.recipe.expanding import Job
+from modelgit.recipe.pipeline import Pipeline
 from modelgit.repo.repository import Repository
 from modelgit.report import chart
 from modelgit.report.lineage import Kind, Node

@@ -15,7 +15,8 @@ from modelgit.pipeline.outcome import Row, StepScore, table
 from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.steps import Steps
 from modelgit.porcelain.training.values import TrainRequest
-from modelgit.recipe.pipeline import Job, Pipeline
+from modelgit.recipe.expanding import Job
+from modelgit.recipe.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,19 @@ class Coordinator:
             if job.kind == "ensemble":
                 self._ask_ensemble(job)
                 continue
-            key = step_key(job, self._steps.inputs(job, books.commits), self._steps.data_digest(job.data))
+            digests = self._steps.data_digest(job.data), self._steps.data_digest(job.on)
+            key = step_key(job, self._steps.inputs(job, books.commits), *digests)
             commit = self._steps.recorded(key)
             if commit is None and key in books.asked.values():
                 continue  # another step is just the same: its result will do
             if commit is None and job.config is not None:
                 books.asked[job.name] = key
                 books.waiting.append(train_request(job, key, books))
+                continue
+            if commit is None and job.on is not None:  # models are measured first
+                books.asked[job.name] = key
+                frozen = self._pipeline.frozen_stages
+                books.waiting.append(self._steps.merge_request(job, key, books.commits, frozen))
                 continue
             if commit is None:
                 self._say(Noted(f"{job.kind} {job.name}"))
@@ -118,13 +125,13 @@ class Coordinator:
 
     def _ask_ensemble(self, job: Job) -> None:
         """Asks for the scores of an ensemble unless they are known; it has no weights, and so no commit."""
-        members = tuple(self._books.commits[name] for name in job.needs)
+        members = tuple(self._books.commits[name] for name in job.heads)
         self._books.asked[job.name] = job.name
         known = self._steps.known_score(job, members[0], members)
         if known is not None:
             self._enter(job, known)
         elif job.evaluate is not None:
-            request = ScoreRequest(job.name, members[0], job.evaluate, self._pipeline.frozen_stages, members)
+            request = ScoreRequest(job.name, members[0], job.evaluate, self._pipeline.frozen_stages, members, job.on)
             self._books.waiting.append(request)
 
     def _enter(self, job: Job, score: StepScore) -> None:
@@ -146,7 +153,12 @@ class Coordinator:
 
     def _done(self, reply: Done) -> None:
         job = self._pipeline.job(reply.step)
-        ensemble = tuple(self._books.commits[name] for name in job.needs) if job.kind == "ensemble" else ()
+        if job.kind == "merge" and job.name not in self._books.commits:
+            self._steps.remember(self._books.asked[job.name], reply.commit)
+            self._books.made.append(job.name)
+            self._take(job, reply.commit)
+            return
+        ensemble = tuple(self._books.commits[name] for name in job.heads) if job.kind == "ensemble" else ()
         score = self._steps.keep_score(job, reply.commit, reply.scores, ensemble)
         if job.kind != "ensemble" and job.name not in self._books.commits:
             self._books.made.append(job.name)

@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import RecipeError
 from modelgit.events import Listener, ignore
-from modelgit.merge.methods import make
+from modelgit.pipeline.checking import checked, refuse_full_disk
 from modelgit.pipeline.outcome import Row
 from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.publish import publish
 from modelgit.pipeline.run import Coordinator
-from modelgit.pipeline.steps import Steps, weights_file
+from modelgit.pipeline.steps import Steps
 from modelgit.porcelain.scores import drop_features
-from modelgit.recipe.pipeline import Pipeline, load_pipeline, part_of
+from modelgit.recipe.pipeline import load_pipeline, part_of
 from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
-from modelgit.train.data.loading import load_dataset
-from modelgit.train.data.splits import split
-from modelgit.train.networks.registry import check_architecture
 from modelgit.train.task import choose_device
 
 GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
@@ -63,8 +59,9 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     pipeline = load_pipeline(path, options.overrides)
     if options.only:
         pipeline = part_of(pipeline, options.only)
-    check(pipeline)
+    pipeline = checked(pipeline)
     place = options.repository or Path(pipeline.info.repository)
+    refuse_full_disk(pipeline, place)
     device = choose_device(options.device)
     repo = open_or_make(place)
     workers = options.workers or (GPU_WORKERS if device.type == "cuda" else available_threads())
@@ -77,18 +74,6 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     return Ran(
         pipeline.info.name, str(place), outcome.made, outcome.found, main, outcome.rows, reports, outcome.seconds
     )
-
-
-def check(pipeline: Pipeline) -> None:
-    """Builds everything that a step will need, so that a mistake in the last step fails in the first second."""
-    check_architecture(pipeline.model.architecture)
-    for job in pipeline.jobs:
-        if job.kind == "import" and not weights_file(job).is_file():
-            raise RecipeError(f"step '{job.name}': there are no weights at {job.weights}")
-        if job.kind == "merge":
-            make(job.method, job.settings)  # type: ignore[arg-type]  # this is the check
-    for data in dict.fromkeys(data for job in pipeline.jobs for data in (job.data, job.evaluate) if data is not None):
-        split(load_dataset(data), data)
 
 
 def open_or_make(place: Path) -> Repository:

@@ -14,15 +14,14 @@ from blake3 import blake3
 from modelgit.errors import DirtyWorktree, RecipeError
 from modelgit.events import Listener
 from modelgit.pipeline.keys import STEP_REFS, keep
+from modelgit.pipeline.merging import examples_of, merge_commits
+from modelgit.pipeline.messages import MergeRequest
 from modelgit.pipeline.outcome import StepScore
 from modelgit.porcelain.importing import Import, single_file
-from modelgit.porcelain.merging.making import carry_out, draft_of
-from modelgit.porcelain.merging.preparing import common_bases, prepare
-from modelgit.porcelain.merging.values import Choices
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.scores import note, noted, split_key
 from modelgit.porcelain.versions import DEFAULT_PATH, contents_id
-from modelgit.recipe.pipeline import Job
+from modelgit.recipe.expanding import BY_EXAMPLES, BY_POSTERIOR, Job
 from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
@@ -75,9 +74,12 @@ class Steps:
         Raises:
             MergeConflict: the versions cannot be merged. FormatError: the weights to import cannot be read.
         """
-        draft = self._import(job) if job.kind == "import" else self._merge(job, commits)
-        trailers = (*draft.trailers, ("Step", job.name), ("Step-Key", key))
-        commit = keep(self._repo, key, self._repo.commit(dataclasses.replace(draft, trailers=trailers)))
+        if job.kind == "merge":
+            commit = merge_commits(self._repo, self.merge_request(job, key, commits, 0), self._listener)
+        else:
+            trailers = (("Step", job.name), ("Step-Key", key))
+            commit = self._repo.commit(dataclasses.replace(self._import(job), trailers=trailers))
+        commit = keep(self._repo, key, commit)
         self.remember(key, commit)
         return commit
 
@@ -95,18 +97,38 @@ class Steps:
         message = f"{job.name}: {job.architecture}, {source.name}"
         return CommitDraft((), {**files, RECORD_PATH: write_record(record)}, message)
 
-    def _merge(self, job: Job, commits: Mapping[str, str]) -> CommitDraft:
-        heads = {name: commits[name] for name in job.needs}
-        choices = Choices(
+    def merge_request(self, job: Job, key: str, commits: Mapping[str, str], frozen_stages: int) -> MergeRequest:
+        """Returns a merge by value; versions that are the same commit count together."""
+        weights = self._weights(job, commits)
+        sums: dict[str, float] = {}
+        names: dict[str, str] = {}
+        for name, weight in zip(job.heads, weights or [1.0] * len(job.heads), strict=True):
+            sums[commits[name]] = sums.get(commits[name], 0.0) + weight
+            names.setdefault(commits[name], name)
+        alike = not weights and set(sums.values()) == {1.0}
+        return MergeRequest(
+            step=job.name,
+            key=key,
+            names=tuple(names.values()),
+            commits=tuple(sums),
             method=job.method,
-            settings=job.settings,  # type: ignore[arg-type]  # checked where the method is made
-            heads="drop" if job.drop_heads else "error",
-            files="ours",
+            settings=dict(job.settings),
+            weights=() if alike else tuple(sums.values()),
+            base=commits[job.base] if job.base else None,
+            drop_heads=job.drop_heads,
+            select=job.select,
+            search=job.search,
+            evaluations=job.evaluations,
+            posterior=job.weights == BY_POSTERIOR,
+            on=job.on,
+            frozen_stages=frozen_stages,
         )
-        prepared = prepare(self._repo, heads, choices, common_bases(self._repo, list(heads.values()), choices))
-        made = carry_out(self._repo, prepared, self._listener)
-        parents = tuple(self._repo.independent(list(heads.values())))
-        return draft_of(self._repo, prepared, made, parents, f"{job.name}: average of {len(heads)} versions")
+
+    def _weights(self, job: Job, commits: Mapping[str, str]) -> tuple[float, ...]:
+        """Returns the weights of the heads, none if all are alike (or are yet to be found)."""
+        if job.weights == BY_EXAMPLES:
+            return tuple(float(examples_of(self._repo, name, commits[name])) for name in job.heads)
+        return () if isinstance(job.weights, str) else job.weights
 
     # -------------------------------------------------------------------------------------------- branches
 
@@ -175,20 +197,20 @@ class Steps:
         split = split_key(job.evaluate, self.data_digest(job.evaluate) or "")
         if not members:
             return split
-        return f"{split}, ensemble {blake3(' '.join(map(self.contents, members)).encode()).hexdigest()}"
+        found = f"{split}, ensemble {blake3(' '.join(map(self.contents, members)).encode()).hexdigest()}"
+        return found + (f", posterior on {split_key(job.on, self.data_digest(job.on) or '')}" if job.on else "")
 
 
 def step_score(job: Job, commit: str, row: Mapping[str, Any]) -> StepScore:
     """Returns a note's row as the table wants it."""
     images = row.get("images", {})
-    return StepScore(
-        job.name, commit, job.kind, row.get("val_accuracy"), row.get("ood_accuracy"), images.get("ood_accuracy", 0)
-    )
+    validated = None if job.validation_seen else row.get("val_accuracy")
+    return StepScore(job.name, commit, job.kind, validated, row.get("ood_accuracy"), images.get("ood_accuracy", 0))
 
 
 def weights_file(job: Job) -> Path:
     """Returns the file that an import step reads."""
-    return pretrained_file(job.architecture) if job.weights == "pretrained" else Path(job.weights)
+    return pretrained_file(job.architecture) if job.weights_file == "pretrained" else Path(job.weights_file)
 
 
 def file_digest(path: Path) -> str:

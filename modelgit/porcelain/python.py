@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from modelgit.porcelain.training.committing import Trained
+
     Tensor = torch.Tensor | np.ndarray[Any, Any]
     Device = str | torch.device | None
 
@@ -235,6 +237,23 @@ class Repository:
         chosen = choices or Choices(**options)
         request = Request(tuple(revs), chosen, message, fast_forward=fast_forward, data=data, trial=trial)
         return merge(self._repo, request, self._listener)
+
+    def train(
+        self, recipe: "str | PathLike[str] | Mapping[str, object]", *, overrides: Sequence[str] = (), **said: Any
+    ) -> "Trained":
+        """Fine-tunes HEAD as a recipe says, a file or its tables, and commits the result to the branch checked out.
+
+        `overrides` are those of the command line, e.g. "train.steps=20"; `said` are keys of the recipe, e.g.
+        message="…", device="cuda". Paths of data in a table are relative to the working directory.
+
+        Raises:
+            RecipeError, DataError, DirtyWorktree, TrainingError: nothing has changed then.
+        """
+        from modelgit.porcelain.training.committing import commit_recipe
+        from modelgit.recipe.single import load_recipe
+
+        loaded = load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), overrides, said)
+        return commit_recipe(self._repo, loaded, self._listener)
 
     def log(self, rev: str = "HEAD", limit: int | None = None) -> list[HistoryEntry]:
         """Returns the versions that lead to `rev`, newest first."""

@@ -166,3 +166,9 @@ def note(repo: Repository, commit: str, row: Row) -> None:
     kept = [line for line in old if (parse_row(line) or {}).get("split") != row["split"]]
     lines = [*kept, json.dumps(row, sort_keys=True)]
     repo.write_note(SCORES_REF, commit, "\n".join(line for line in lines if line) + "\n")
+
+
+def note_scores(repo: Repository, commit: str, label: str, on: tuple[DataConfig, str], scores: Scores) -> None:
+    """Notes what a commit scored on a data set and its split, known by its digest."""
+    row: Row = {**split_values(scores), "images": split_images(scores), "data": label, "split": split_key(*on)}
+    note(repo, commit, row)

@@ -69,6 +69,8 @@ def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
     """The first option that fits; None only where the type allows it (JSON has a null, TOML has none)."""
     if value is None and type(None) in options:
         return None
+    if len(real := [option for option in options if option is not type(None)]) == 1:
+        return convert(real[0], value, where)
     named = {default_name(option): option for option in options if dataclasses.is_dataclass(option)}
     if len(named) == len(options):
         return convert_named(named, value, where)

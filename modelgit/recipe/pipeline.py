@@ -1,97 +1,50 @@
-"""A pipeline file: templates of steps, expanded to the jobs that are run.
-
-A step's name is the branch its commit goes to. A name with variables stands for many steps:
-`vanilla/{seed}/{run}` is one fine-tuning for each seed and run.
-"""
+"""A pipeline file: shared tables and templates of steps, checked and brought into an order in which they can be run."""
 
 import dataclasses
 import fnmatch
-import itertools
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, check_keys, expect_table
-from modelgit.train.config import DataConfig, FineTune, draw, seed_hash
+from modelgit.recipe.expanding import Context, Found, Job, ModelInfo, StepTemplate, expand
+from modelgit.train.config import DataConfig, PowerRange
 
-Kind = Literal["import", "probe", "train", "merge", "ensemble"]
 Pick = Literal["all", "best"]
-Value = int | str
-Bindings = Mapping[str, Value]
+Leakage = Literal["refuse", "allow"]
 SECTIONS = ("pipeline", "model", "variables", "data", "train", "draws", "step", "report")
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineInfo:
-    """What the pipeline is called, where its repository and its report go."""
+    """What the pipeline is called, where its repository and its report go.
+
+    `leakage = "allow"` carries on where examples that are tested on were trained on.
+    """
 
     name: str
     repository: str = "."
     report: str | None = None
     title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """The architecture, and where its pre-trained weights come from: `pretrained` or a file."""
-
-    architecture: str
-    weights: str = "pretrained"
-
-
-@dataclass(frozen=True, slots=True)
-class StepTemplate:
-    """A `[[step]]` table as written; which keys it may have depends on its kind."""
-
-    name: str
-    kind: Kind
-    start: str | None = None
-    head: str | None = None
-    data: str | None = None
-    run: int | str = 0
-    heads: tuple[str, ...] = ()
-    method: str = "linear"
-    settings: dict[str, object] = field(default_factory=dict)
-    drop_heads: bool = False
-    each: tuple[object, ...] = ()
-    train: dict[str, object] = field(default_factory=dict)
-    evaluate: str | None = None
+    leakage: Leakage = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
     """A line of the final table: the mean over the commits whose step names match `of`.
 
-    With `pick = "best"` only that run of each seed counts that is best on validation.
+    With `pick = "best"` only that run of each seed counts that is best on validation: its own, or the mean of that of
+    the steps of the same seed and run that match `by` (leave-one-out).
     """
 
     strategy: str
     title: str
     of: tuple[str, ...]
     pick: Pick = "all"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One step, fully decided; `needs` are the names of the steps whose commits it starts from."""
-
-    name: str
-    kind: Kind
-    bindings: Bindings
-    needs: tuple[str, ...]
-    architecture: str
-    weights: str = ""
-    head: str | None = None
-    data: DataConfig | None = None
-    config: FineTune | None = None
-    method: str = ""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    drop_heads: bool = False
-    evaluate: DataConfig | None = None
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +73,20 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     Raises:
         RecipeError: the file is missing, no TOML, or says something that cannot be carried out.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read pipeline {path}: {error}", hint="name a .toml file") from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    table = read_toml(path, "pipeline")
     for override in overrides:
         apply_override(table, override)
     return build_pipeline(table, path.absolute().parent)
+
+
+def read_toml(path: Path, kind: str) -> dict[str, object]:
+    """Returns the tables of a file. Raises RecipeError if it is missing, or no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {kind} {path}: {error}", hint="name a .toml file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
 
 
 def apply_override(table: dict[str, object], override: str) -> None:
@@ -163,8 +119,9 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
         model,
         data,
         expect_table(table.get("train", {}), "[train]"),
-        expect_lists(table.get("draws", {}), "[draws]"),
+        bind_draws(table.get("draws", {})),
         expect_lists(table.get("variables", {}), "[variables]"),
+        folder,
     )
     drafts = [draft for template in templates for draft in expand(template, context)]
     jobs = in_order(resolve_heads(drafts))
@@ -172,23 +129,6 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
     pipeline = Pipeline(info, model, tuple(jobs), report, data, frozen if isinstance(frozen, int) else 0)
     check_report(pipeline)
     return pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """The shared tables that a step's template is expanded against."""
-
-    model: ModelInfo
-    data: Mapping[str, DataConfig]
-    train: Table
-    draws: Mapping[str, Sequence[object]]
-    variables: Mapping[str, Sequence[object]]
-
-    def data_named(self, name: str, where: str) -> DataConfig:
-        """Returns the data set called `name`."""
-        if name not in self.data:
-            raise RecipeError(f"{where}: unknown data set '{name}'", hint=f"known data sets: {', '.join(self.data)}")
-        return self.data[name]
 
 
 def expect_list(table: Table, key: str) -> list[object]:
@@ -208,6 +148,13 @@ def expect_lists(value: object, where: str) -> dict[str, Sequence[object]]:
     return {key: item for key, item in table.items() if isinstance(item, list)}
 
 
+def bind_draws(value: object) -> dict[str, Sequence[object] | PowerRange]:
+    """Returns what each setting is drawn from: a list, or a range of powers."""
+    table = expect_table(value, "[draws]")
+    ranges = {key: bind(PowerRange, v, f"[draws].{key}") for key, v in table.items() if isinstance(v, Mapping)}
+    return {**expect_lists({key: v for key, v in table.items() if key not in ranges}, "[draws]"), **ranges}
+
+
 def bind_model(table: object, folder: Path) -> ModelInfo:
     """Returns the model's settings; a weight file is relative to the pipeline's folder."""
     info = bind(ModelInfo, table, "[model]")
@@ -218,111 +165,6 @@ def bind_data(table: object, name: str, folder: Path) -> DataConfig:
     """Returns the data set's settings, its path resolved against the pipeline's folder."""
     config = bind(DataConfig, table, f"[data.{name}]")
     return dataclasses.replace(config, path=str(folder / config.path))
-
-
-def variables_in(template: StepTemplate) -> list[str]:
-    """Returns the variables that a step's name holds, in order."""
-    return re.findall(r"\{(\w+)\}", template.name)
-
-
-def expand(template: StepTemplate, context: Context) -> Iterator[Job]:
-    """Yields a job for each combination of the variables in the step's name."""
-    where = f"step '{template.name}'"
-    rows = [expect_table(row, f"{where}.each") for row in template.each] or [{}]
-    for row in rows:
-        free = [v for v in dict.fromkeys(variables_in(template)) if v not in row]
-        for name in free:
-            if name not in context.variables:
-                known = ", ".join([*context.variables, *row])
-                raise RecipeError(f"{where}: unknown variable '{{{name}}}'", hint=f"known variables: {known}")
-        for values in itertools.product(*(context.variables[v] for v in free)):
-            yield job_of(template, {**row, **dict(zip(free, values, strict=True))}, context)
-
-
-def fill(text: str, bindings: Table, where: str) -> str:
-    """Returns `text` with `{variable}` replaced."""
-    try:
-        return text.format_map(dict(bindings))
-    except (KeyError, ValueError, IndexError) as error:
-        raise RecipeError(
-            f"{where}: cannot fill '{text}': {error}", hint=f"known variables: {', '.join(bindings)}"
-        ) from error
-
-
-def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
-    """Returns the job that a template stands for under one binding of its variables."""
-    where = f"step '{template.name}'"
-    bindings: dict[str, Value] = {k: v for k, v in row.items() if isinstance(v, int | str)}
-    name = fill(template.name, bindings, where)
-    optional = {
-        key: fill(value, bindings, where) for key in ("start", "head", "data") if (value := getattr(template, key))
-    }
-    check_kind(template, where)
-    data = context.data_named(optional["data"], where) if "data" in optional else None
-    evaluated = context.data_named(template.evaluate, where) if template.evaluate else data
-    needs = [optional[key] for key in ("start", "head") if key in optional]
-    return Job(
-        name=name,
-        kind=template.kind,
-        bindings=bindings,
-        needs=(*needs, *(fill(h, bindings, where) for h in template.heads)),
-        architecture=context.model.architecture,
-        weights=context.model.weights if template.kind == "import" else "",
-        head=optional.get("head"),
-        data=data,
-        config=fine_tune_of(template, bindings, context) if template.kind in ("train", "probe") else None,
-        method=template.method if template.kind == "merge" else "",
-        settings=template.settings,
-        drop_heads=template.drop_heads,
-        evaluate=evaluated,
-    )
-
-
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "import": (),
-    "probe": ("start", "data"),
-    "train": ("start", "data"),
-    "merge": ("heads",),
-    "ensemble": ("heads", "evaluate"),
-}
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "import": (),
-    "probe": ("start", "data", "train", "run"),
-    "train": ("start", "head", "data", "run", "train"),
-    "merge": ("heads", "method", "settings", "drop_heads"),
-    "ensemble": ("heads",),
-}
-
-
-def check_kind(template: StepTemplate, where: str) -> None:
-    """Refuses a step that lacks what its kind needs, or has what its kind cannot use."""
-    for key in REQUIRED[template.kind]:
-        if not getattr(template, key):
-            raise RecipeError(f"{where}: {article(template.kind)} step needs '{key}'")
-    for f in dataclasses.fields(StepTemplate):
-        if f.name in ("name", "kind", "each", "evaluate", *ALLOWED[template.kind]):
-            continue
-        default = f.default if f.default is not dataclasses.MISSING else {}
-        if getattr(template, f.name) != default:
-            raise RecipeError(f"{where}: {article(template.kind)} step does not use '{f.name}'")
-
-
-def article(kind: Kind) -> str:
-    """Returns the kind with its article."""
-    return f"an {kind}" if kind in ("import", "ensemble") else f"a {kind}"
-
-
-def fine_tune_of(template: StepTemplate, bindings: Bindings, context: Context) -> FineTune:
-    """Returns the settings of one fine-tuning: defaults, then this run's draws, then the step's own.
-
-    Run 0 keeps the defaults, as in DomainBed; the same run and seed give the same draws whatever the start.
-    """
-    where = f"step '{template.name}'"
-    run = int(fill(str(template.run), bindings, where))
-    seed = int(bindings.get("seed", 0))
-    drawn = {key: draw(key, choices, run, seed) for key, choices in context.draws.items()} if run else {}
-    table = {**context.train, **drawn, **template.train, "seed": seed_hash(seed, run)}
-    return bind(FineTune, table, f"{where}.train")
 
 
 def resolve_heads(drafts: Sequence[Job]) -> list[Job]:
@@ -337,22 +179,67 @@ def resolve_heads(drafts: Sequence[Job]) -> list[Job]:
             raise RecipeError(
                 f"two steps are called '{name}'", hint="put the variables that tell them apart in the name"
             )
-    return [dataclasses.replace(job, needs=tuple(needs_of(job, names))) for job in drafts]
+    refuse_nested(names)
+    found = [resolved(job, names) for job in drafts]
+    by_name = {job.name: job for job in found}
+    return [with_outer_step(job, by_name) if job.outer is not None else job for job in found]
 
 
-def needs_of(job: Job, names: Sequence[str]) -> Iterator[str]:
-    """Yields the steps that a job needs, patterns expanded, each once."""
-    seen: set[str] = set()
-    for pattern in job.needs:
-        found = [name for name in names if matches(name, pattern) and name != job.name]
-        if not found:
-            raise RecipeError(
-                f"step '{job.name}' needs '{pattern}', which no step is called", hint=f"steps: {', '.join(names)}"
-            )
-        for name in found:
-            if name not in seen:
-                seen.add(name)
-                yield name
+def refuse_nested(names: Sequence[str]) -> None:
+    """Refuses a name below another: git keeps branches as files. Raises RecipeError."""
+    known = set(names)
+    for name in names:
+        parts = name.split("/")
+        above = next((a for n in range(1, len(parts)) if (a := "/".join(parts[:n])) in known), None)
+        if above is not None:
+            hint = f"call the first one '{above}/mean', say"
+            raise RecipeError(f"'{above}' and '{name}' cannot both be branches of git", hint=hint)
+
+
+def resolved(job: Job, names: Sequence[str]) -> Job:
+    """Returns the job with patterns replaced by the steps that match; each of several has the pattern's weight."""
+    heads: dict[str, float] = {}
+    for number, pattern in enumerate(job.heads):
+        weight = job.weights[number] if job.weights and not isinstance(job.weights, str) else 1.0
+        for name in named_by(pattern, job, names):
+            heads.setdefault(name, float(weight))
+    others = [name for pattern in job.needs if pattern not in job.heads for name in named_by(pattern, job, names)]
+    weights: Found = job.weights if isinstance(job.weights, str) or not job.weights else tuple(heads.values())
+    return dataclasses.replace(job, needs=tuple(dict.fromkeys([*others, *heads])), heads=tuple(heads), weights=weights)
+
+
+def named_by(pattern: str, job: Job, names: Sequence[str]) -> list[str]:
+    """Returns the steps that a pattern of a job stands for. Raises RecipeError if there is none."""
+    found = [name for name in names if matches(name, pattern) and name != job.name]
+    if not found:
+        raise RecipeError(
+            f"step '{job.name}' needs '{pattern}', which no step is called", hint=f"steps: {', '.join(names)}"
+        )
+    return found
+
+
+def with_outer_step(job: Job, jobs: Mapping[str, Job]) -> Job:
+    """Returns an outer step as the weighted sum that it is.
+
+    With x the start, m the mean of the heads, x' and m' those of the step before (if it was an outer step too), SGD
+    with Nesterov momentum u and learning rate a on the gradient x - m comes to
+    x + u (x - x') + a (1 + u) (m - x) - a u (m' - x'): the momentum is read off the history, nothing more is kept.
+    """
+    assert job.outer is not None and job.base is not None  # only such jobs come here, and they have a start
+    rate, momentum = job.outer.lr, job.outer.momentum
+    sums = {job.base: 1.0 - rate * (1 + momentum)}
+    for name in job.heads:
+        sums[name] = sums.get(name, 0.0) + rate * (1 + momentum) / len(job.heads)
+    before = jobs[job.base]
+    if before.outer is not None and before.base is not None and momentum:
+        sums[job.base] += momentum
+        sums[before.base] = sums.get(before.base, 0.0) - momentum + rate * momentum
+        for name in before.heads:
+            sums[name] = sums.get(name, 0.0) - rate * momentum / len(before.heads)
+    kept = {name: weight for name, weight in sums.items() if weight}
+    needs = tuple(dict.fromkeys([job.base, *job.heads, *kept]))
+    found = dataclasses.replace(job, needs=needs, heads=tuple(kept), weights=tuple(kept.values()), base=None)
+    return dataclasses.replace(found, settings={"normalize": False})
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -195,7 +195,20 @@ def seed_hash(*arguments: object) -> int:
     return int(hashlib.md5(str(arguments).encode(), usedforsecurity=False).hexdigest(), 16) % 2**31
 
 
-def draw(name: str, choices: Sequence[T], run: int, trial: int) -> T:
+@dataclass(frozen=True, slots=True)
+class PowerRange:
+    """Numbers whose logarithm is uniform: `power_of` to the power of something from `low` to `high`."""
+
+    low: float
+    high: float
+    power_of: float = 10.0
+
+    def __post_init__(self) -> None:
+        check("high", self.high, -100 <= self.low < self.high <= 100, "above low, both from -100 to 100")
+        check("power_of", self.power_of, 1 < self.power_of <= 1000, "above 1, at most 1000")
+
+
+def draw(name: str, choices: Sequence[T] | PowerRange, run: int, trial: int) -> T | float:
     """Returns the choice that run `run` of trial `trial` makes for the setting `name`, uniformly.
 
     Each setting has a stream of its own, seeded as in DomainBed's hparams_registry.
@@ -205,7 +218,8 @@ def draw(name: str, choices: Sequence[T], run: int, trial: int) -> T:
     """
     import numpy as np
 
-    check(name, list(choices), len(choices) > 0, "at least one choice")
-
     stream = np.random.RandomState(seed_hash(seed_hash(run, trial), name))
+    if isinstance(choices, PowerRange):
+        return float(choices.power_of ** stream.uniform(choices.low, choices.high))
+    check(name, list(choices), len(choices) > 0, "at least one choice")
     return choices[int(stream.choice(len(choices)))]

@@ -18,7 +18,7 @@ from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores
+from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores, mix_outputs
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
 from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
 from modelgit.train.fitting.passes import freeze
@@ -404,6 +404,22 @@ def score_ensemble(
     if not members:
         raise DataError("an ensemble of no versions", hint="name at least one")
     return average_outputs(members).scores()
+
+
+def score_mixture(
+    bench: Workbench,
+    states: Iterable[Mapping[str, Tensor]],
+    model: Model,
+    data: DataConfig,
+    how: tuple[Sequence[float], int],
+) -> Scores:
+    """Returns the scores of the states' class probabilities mixed by weights; `how` has these, and frozen stages.
+
+    Raises:
+        DataError: the data set's classes are others.
+    """
+    weights, frozen_stages = how
+    return mix_outputs([outputs(bench, state, model, data, frozen_stages) for state in states], weights).scores()
 
 
 def check_classes(model: Model, dataset: Dataset) -> None:

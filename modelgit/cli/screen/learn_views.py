@@ -4,20 +4,39 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modelgit.cli.screen.blocks import Block, Span, count_text, faint, identity, line
-from modelgit.cli.screen.views import some, view
+from modelgit.cli.screen.blocks import Block, Span, bytes_text, count_text, faint, identity, line
+from modelgit.cli.screen.views import METRICS, some, view
 
 if TYPE_CHECKING:
     from modelgit.porcelain.executing import Executed
+    from modelgit.porcelain.training.committing import Trained
     from modelgit.porcelain.training.rerunning import Retrained
+
+
+@view("Trained", lambda result: [result.commit])
+def trained(result: "Trained") -> Iterator[Block]:
+    """A fine-tuning that was committed."""
+    yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] {result.subject}")
+    steps = f"{count_text(result.steps, 'step')} on " if result.kind == "train" else ""
+    threads = f", {count_text(result.threads, 'thread')}" if result.device == "cpu" else ""
+    yield line(f"  {steps}{result.data} took {result.seconds:,.1f} s on {result.device}{threads}")
+    told = [f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.values.items() if name in METRICS]
+    yield line(f"  {', '.join(told)}")
+    stored = f"{bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"
+    yield line(faint(f"  tensors: {result.changed:,} changed, {result.same:,} shared; {stored}"))
 
 
 @view("Retrained", lambda result: [result.commit])
 def retrained(result: "Retrained") -> Iterator[Block]:
     """A fine-tuning that was carried out again."""
-    same = "every bit the same" if result.exact else f"within {100 * result.apart:.2g} % of the way from its start"
-    what = f"{count_text(result.tensors, 'tensor')}, {same}"
+    allowed = f"of {100 * result.tolerance:g} % allowed"
+    near = f"not bit for bit: {100 * result.apart:.2g} % of the way from its start, {allowed}"
+    what = f"{count_text(result.tensors, 'tensor')}, {'every bit the same' if result.exact else near}"
     yield line(Span("ok", "good"), " ", identity(result.commit), f" trained again on {result.device}: {what}")
+    if result.first is not None:
+        yield line(f"  first to differ: {result.first}, by {result.largest:.2g} at most")
+    for note in result.notes:
+        yield line(faint(f"  not as it was: {note}"))
 
 
 @view("Executed", lambda result: [result.commit] if result.commit else [])

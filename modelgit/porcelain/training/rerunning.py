@@ -1,26 +1,26 @@
 """Training again what a commit says was trained, and comparing: the record is enough, but for the data itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from modelgit.errors import DataError, DifferencesFound, FormatError, RecipeError, UsageError
+from modelgit.errors import DifferencesFound, FormatError, RecipeError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scores import workbench
 from modelgit.porcelain.tensors import Tensor, load_state, torch_version
-from modelgit.porcelain.training.running import train
+from modelgit.porcelain.training.finding import find_data
+from modelgit.porcelain.training.leaking import FOUND_OUT
+from modelgit.porcelain.training.running import cpu_name, train
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.binding import bind
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig, FineTune
-from modelgit.train.task import Workbench
 
 TRAINED = ("train", "probe")
 TOLERANCE = 0.05  # of the length of the way from the start, where two devices cannot agree bit for bit
-MAX_NAMED = 5
-FOUND_OUT = ("digest", "trained_on")  # what the record says of the data beyond how it was asked for
+MOST_THREADS = 1024  # records come from other people
 State = Mapping[str, Tensor]
 
 
@@ -28,7 +28,8 @@ State = Mapping[str, Tensor]
 class Retrained:
     """A fine-tuning that was carried out again: `exact` if every bit agrees.
 
-    Else `apart` is the distance of both results over the length of the way from the start, within the tolerance.
+    Else `apart` is the distance of both results over the length of the way from the start, within `tolerance`; `first`
+    is the first tensor that differs, by `largest` at most. `notes` say what is not as it was then.
     """
 
     commit: str
@@ -37,34 +38,46 @@ class Retrained:
     tensors: int
     exact: bool
     apart: float
+    tolerance: float = TOLERANCE
+    first: str | None = None
+    largest: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
-def rerun(repo: Repository, rev: str, data: str | None, device: str = "auto", listener: Listener = ignore) -> Retrained:
-    """Trains again from what the commit's record says, on `data`, and compares. Stores nothing.
+def rerun(
+    repo: Repository, rev: str, places: Sequence[str] = (), device: str = "auto", listener: Listener = ignore
+) -> Retrained:
+    """Trains again from what the commit's record says, and compares. Stores nothing.
+
+    The data is looked for at `places` and where the record says, and known by its digest.
 
     Raises:
-        UsageError: no data was named. DataError: it is other data. FormatError: the record is malformed.
+        UsageError, DataError: the data is not found. FormatError: the record is malformed.
         DifferencesFound: the weights are others: bit for bit where both runs were on a CPU, else beyond the tolerance.
     """
     commit, record = repo.resolve(rev), read_record(repo, rev)
     if record is None or record.kind not in TRAINED:
-        raise UsageError(f"{rev} was not trained here", hint="verify --rerun wants a merge, or a step of a pipeline")
-    if data is None:
-        name = described(record, "data").get("path", "…")
-        raise UsageError(f"{rev} was trained on {name}: say where that is", hint=f"--on PATH/TO/{name}")
-    request = request_of(repo, commit, record, data)
-    bench = workbench(repo, device, listener=listener)
-    check_data(bench, request, described(record, "data"))
+        raise UsageError(f"{rev} was not trained here", hint="verify --rerun wants a merge, or a fine-tuning")
+    request = request_of(repo, commit, record)
+    place = find_data(repo, request.data, described(record, "data"), places, listener)
+    request = replace(request, data=replace(request.data, path=place))
+    bench = workbench(repo, device, request.threads, listener)
     result = train(repo, bench, request)
     recorded = load_state(weights_of(repo, commit))
     found = nearer(recorded, result.state, result.raw)
     different = [name for name in sorted(recorded) if not same_bits(recorded[name], found.get(name))]
     start = load_state(weights_of(repo, request.start))
     apart = distance(recorded, found, start) if different else 0.0
+    notes = changes_since(record, result.device)
     both_cpu = result.device == "cpu" and record.details.get("device") == "cpu"
     if different and (both_cpu or apart > TOLERANCE):
-        raise unlike(commit, record, different, apart)
-    return Retrained(commit, record.kind, result.device, len(recorded), not different, apart)
+        largest = furthest(recorded, found, different[0])
+        raise unlike(commit, different, f"by {largest:.3g}", apart, notes)
+    if not different:
+        return Retrained(commit, record.kind, result.device, len(recorded), True, 0.0, notes=notes)
+    largest = furthest(recorded, found, different[0])
+    report = Retrained(commit, record.kind, result.device, len(recorded), False, apart)
+    return replace(report, first=different[0], largest=largest, notes=notes)
 
 
 def described(record: Record, key: str) -> Mapping[str, Any]:
@@ -75,12 +88,12 @@ def described(record: Record, key: str) -> Mapping[str, Any]:
     return table
 
 
-def request_of(repo: Repository, commit: str, record: Record, data: str) -> TrainRequest:
-    """Returns what was asked for when the commit was made; `data` is where the data lies now."""
+def request_of(repo: Repository, commit: str, record: Record) -> TrainRequest:
+    """Returns what was asked for when the commit was made."""
     try:
         config = bind(FineTune, described(record, "config"), "the record's config")
         split = {key: value for key, value in described(record, "data").items() if key not in FOUND_OUT}
-        place = replace(bind(DataConfig, split, "the record's data"), path=data)
+        data = bind(DataConfig, split, "the record's data")
     except RecipeError as error:
         raise FormatError(f"{commit[:10]}: {error.message}", hint="the commit was made by another modelgit") from error
     inputs = [record.details.get("start"), record.details.get("head_from")]
@@ -91,19 +104,10 @@ def request_of(repo: Repository, commit: str, record: Record, data: str) -> Trai
     if start is None or record.architecture is None:
         raise FormatError(f"{commit[:10]}: the record names no start, or no architecture")
     kind: Literal["probe", "train"] = "probe" if record.kind == "probe" else "train"
-    return TrainRequest(commit[:10], kind, "", record.architecture, start, head, place, config)
-
-
-def check_data(bench: Workbench, request: TrainRequest, recorded: Mapping[str, Any]) -> None:
-    """Raises DataError unless the data is what the commit was trained on."""
-    digest = bench.dataset(request.data)[0].digest
-    if digest != recorded.get("digest"):
-        wanted = str(recorded.get("digest"))[:16]
-        raise DataError(
-            f"{request.data.path}: other data than {request.step} was trained on: expected digest {wanted}…, "
-            f"got {digest[:16]}…",
-            hint="the same files, and the same limit_per_class",
-        )
+    machine = record.details.get("machine")
+    threads = machine.get("threads") if isinstance(machine, dict) else 1
+    sane = threads if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else 1
+    return TrainRequest(commit[:10], kind, "", record.architecture, start, head, data, config, sane)
 
 
 def same_bits(one: Tensor, other: Tensor | None) -> bool:
@@ -127,14 +131,31 @@ def distance(one: State, other: State, start: State) -> float:
     return float((apart / way) ** 0.5) if way else float("inf")
 
 
-def unlike(commit: str, record: Record, different: list[str], apart: float) -> DifferencesFound:
+def furthest(one: State, other: State, name: str) -> float:
+    """Returns the largest difference of two tensors of one name, infinity where they cannot be compared."""
+    left, right = one[name], other.get(name)
+    if right is None or left.shape != right.shape:
+        return float("inf")
+    return float((left.double() - right.double()).abs().max()) if left.numel() else 0.0
+
+
+def changes_since(record: Record, device: str) -> tuple[str, ...]:
+    """Returns what decides bits and is not as it was when the commit was made."""
+    versions, machine = record.details.get("versions"), record.details.get("machine")
+    then_torch = versions.get("torch") if isinstance(versions, dict) else None
+    then_cpu = machine.get("cpu") if isinstance(machine, dict) else None
+    now = {"PyTorch": (then_torch, torch_version()), "device": (record.details.get("device"), device)}
+    if device == "cpu":
+        now["CPU"] = (then_cpu, cpu_name())
+    return tuple(f"{what}: then {old}, now {new}" for what, (old, new) in now.items() if old is not None and old != new)
+
+
+def unlike(commit: str, different: list[str], largest: str, apart: float, notes: tuple[str, ...]) -> DifferencesFound:
     """Returns the error for a result that is another."""
-    told = ", ".join(different[:MAX_NAMED]) + (f" and {len(different) - MAX_NAMED} more" * (len(different) > MAX_NAMED))
-    versions = record.details.get("versions")
-    made = versions.get("torch") if isinstance(versions, dict) else None
-    other = f"; it was made with PyTorch {made}, this is {torch_version()}" if made != torch_version() else ""
+    first, more = different[0], f" and {len(different) - 1} more" * (len(different) > 1)
+    changed = f"; not as it was: {'; '.join(notes)}" if notes else ""
     return DifferencesFound(
-        f"training {commit[:10]} again gave other weights: {told}; "
-        f"{100 * apart:.2g} % of the way from its start{other}",
-        hint="bits agree on a CPU with the same PyTorch; else the commit is not what its record says",
+        f"training {commit[:10]} again gave other weights: {first}{more}; {first} differs {largest} at most, "
+        f"all together by {100 * apart:.2g} % of the way from its start{changed}",
+        hint="bits agree on a CPU of one kind with one PyTorch; else the commit is not what its record says",
     )

@@ -88,7 +88,7 @@ def commit_state(repo: Repository, request: TrainRequest, result: TrainResult, p
     with repo.store.begin() as pack:
         manifest = store_tensors(pack, raw_tensors(part.state), metadata, parent)
         pack.commit()
-    record = Record(request.kind, request.architecture, result.classes, result.head, details(request, result))
+    record = Record(request.kind, request.architecture, result.classes, result.head, details(repo, request, result))
     kept = {place: blob for place, blob in part.files.items() if place != RECORD_PATH}
     step = (("Step", request.step), ("Step-Key", request.key)) if request.step else ()
     draft = CommitDraft(
@@ -124,12 +124,12 @@ def message(request: TrainRequest) -> str:
     return f"{name}{word} on {data}, {request.config.steps} steps, learning rate {request.config.lr:g}"
 
 
-def details(request: TrainRequest, result: TrainResult) -> dict[str, Any]:
+def details(repo: Repository, request: TrainRequest, result: TrainResult) -> dict[str, Any]:
     """Returns all that is needed to repeat the training, and how it went."""
     return {
         "data": {
             **asdict(request.data),
-            "path": Path(request.data.path).name,
+            "path": told_path(repo, Path(request.data.path)),
             "digest": result.data_digest,
             "trained_on": dict(result.trained_on),
         },
@@ -147,6 +147,12 @@ def details(request: TrainRequest, result: TrainResult) -> dict[str, Any]:
             "torch": torch_version(),
         },
     }
+
+
+def told_path(repo: Repository, path: Path) -> str:
+    """Returns where the data lies as others may read it: relative to the work tree, or its name alone."""
+    inside = repo.worktree is not None and path.resolve().is_relative_to(repo.worktree.resolve())
+    return path.resolve().relative_to(repo.worktree.resolve()).as_posix() if inside and repo.worktree else path.name
 
 
 def cpu_name() -> str:

@@ -26,7 +26,10 @@ from modelgit.repo.values import Version
 
 if TYPE_CHECKING:
     from modelgit.merge.selection.states import State
-    from modelgit.train.task import Model
+    from modelgit.porcelain.scores import DataName
+    from modelgit.train.task import Model, Workbench
+
+    Given = tuple[DataName, Workbench]
 
 CACHE_FOLDER, GENERATION = "cache/scores", "1"  # the generation counts changes of how metrics are computed
 Values = Mapping[str, float]
@@ -91,8 +94,14 @@ def remember(place: Path, values: Values) -> None:
         temporary.replace(place)
 
 
-def judge_of(repo: Repository, aim: Aim, commits: Mapping[str, str], listener: Listener = ignore) -> Judge:
-    """Return the judge of models like the versions named.
+def judge_of(
+    repo: Repository,
+    aim: Aim,
+    commits: Mapping[str, str],
+    listener: Listener = ignore,
+    given: "Given | None" = None,
+) -> Judge:
+    """Return the judge of models like the versions named; `given` is data that no text names, with a workbench.
 
     Raises:
         UsageError: a version that no record says the architecture of; no such metric, or a file that is none.
@@ -103,10 +112,12 @@ def judge_of(repo: Repository, aim: Aim, commits: Mapping[str, str], listener: L
         name = aim.metric if isinstance(aim.metric, str) else getattr(aim.metric, "__name__", "function")
         on = Measured(aim.data, file_digest(aim.data), name, aim.lower_is_better)
         return Judge(repo, aim, on, own_gauge(own, name, aim.data))
-    return named_judge(repo, aim, commits, listener)
+    return named_judge(repo, aim, commits, listener, given)
 
 
-def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener: Listener) -> Judge:
+def named_judge(
+    repo: Repository, aim: Aim, commits: Mapping[str, str], listener: Listener, given: "Given | None"
+) -> Judge:
     """Return the judge by one of the metrics that `evaluate` reports."""
     from modelgit.porcelain.scores import gauge_of, parse_data_name, split_key
     from modelgit.store.objects import available_threads
@@ -114,10 +125,10 @@ def named_judge(repo: Repository, aim: Aim, commits: Mapping[str, str], listener
     from modelgit.train.data.splits import split
     from modelgit.train.task import Workbench
 
-    name, model = parse_data_name(aim.data), model_of(repo, commits)
+    name, model = given[0] if given is not None else parse_data_name(aim.data), model_of(repo, commits)
     dataset = load_dataset(name.config)
     check_classes(repo, commits, dataset.classes, aim.data)
-    bench = Workbench("auto", None, available_threads(), listener)
+    bench = given[1] if given is not None else Workbench("auto", None, available_threads(), listener)
     metric = str(aim.metric) or ("val_accuracy" if name.has_splits else "accuracy")
     domains = list(split(dataset, name.config).validation) if name.has_splits else dataset.domains
     known = metrics_of(domains, name.config.held_out, has_splits=name.has_splits)

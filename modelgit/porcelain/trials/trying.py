@@ -20,6 +20,7 @@ from modelgit.repo.repository import Repository
 
 if TYPE_CHECKING:
     from modelgit.merge.selection.greedy import Mode
+    from modelgit.porcelain.trials.measuring import Given
 
 OPTIMISTIC = "chosen by this very data, so its score flatters the result; --holdout DATA measures it elsewhere"
 
@@ -38,8 +39,17 @@ def check_trial(trial: Trial, data: str | None) -> None:
             raise UsageError(f"{name} is for --select, --search or --barrier-max")
 
 
-def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, listener: Listener = ignore) -> Prepared:
+def try_out(
+    repo: Repository,
+    prepared: Prepared,
+    trial: Trial,
+    data: str,
+    listener: Listener = ignore,
+    given: "Given | None" = None,
+) -> Prepared:
     """Returns the merge of the versions and with the coefficients that were found, and all that was found.
+
+    `given` is data that no text names, with a workbench; `data` is then what it is called.
 
     Raises:
         UsageError: options that do not fit the merge. MergeConflict: a barrier on a path, a score that is no number,
@@ -50,7 +60,7 @@ def try_out(repo: Repository, prepared: Prepared, trial: Trial, data: str, liste
         require_selectable(trial.select, prepared)
     elif trial.search:
         space_of(prepared, trial)
-    judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener)
+    judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener, given)
     elsewhere = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener) if trial.holdout else None
     findings = Findings()
     if trial.select:

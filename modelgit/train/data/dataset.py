@@ -6,19 +6,22 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from modelgit.errors import DataError
 
 Integers = npt.NDArray[np.int64]
 Kind = Literal["images", "arrays", "text"]
 Inputs = npt.NDArray[Any] | list[str]
+CHUNK = 4096  # examples looked at together
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """`n` examples by index; `digest` identifies their names, labels, domains and contents.
 
-    `shape` is that of one input, () for a text. `read` gives the inputs at some indices; use `inputs`.
+    `shape` is that of one input, () for a text. `read` gives the inputs at some indices; use `inputs`. `contents` are
+    digests of each example's, where loading found them: use `contents_of`.
     """
 
     path: str
@@ -31,6 +34,7 @@ class Dataset:
     digest: str
     shape: tuple[int, ...]
     read: Callable[[Sequence[int]], Inputs]
+    contents: tuple[bytes, ...] = ()
 
     def inputs(self, indices: Sequence[int]) -> Inputs:
         """Returns the examples at `indices`.
@@ -49,3 +53,15 @@ def arrays_of(dataset: Dataset, indices: Sequence[int]) -> npt.NDArray[Any]:
     if isinstance(found, list):
         raise DataError(f"{dataset.path}: texts, expected images or arrays", hint="this network reads numbers")
     return found
+
+
+def contents_of(dataset: Dataset) -> tuple[bytes, ...]:
+    """Returns a digest of each example's content, label and domain left out: equal for the same example elsewhere."""
+    if dataset.contents:
+        return dataset.contents
+    found: list[bytes] = []
+    for start in range(0, len(dataset.labels), CHUNK):
+        rows = dataset.inputs(range(start, min(start + CHUNK, len(dataset.labels))))
+        texts = (row.encode() for row in rows) if isinstance(rows, list) else (row.tobytes() for row in rows)
+        found.extend(blake3(text).digest() for text in texts)
+    return tuple(found)

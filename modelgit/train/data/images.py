@@ -55,6 +55,7 @@ def load_images(config: DataConfig) -> Dataset:
     domains = tuple(sorted({item.domain for item in items}))
     check_classes(items, classes, domains, path)
     kept = limited(items, config.limit_per_class)
+    contents = tuple(blake3(item.read()).digest() for item in kept)
     return Dataset(
         path=str(path),
         kind="images",
@@ -63,9 +64,10 @@ def load_images(config: DataConfig) -> Dataset:
         labels=np.array([classes.index(item.label) for item in kept], np.int64),
         domain_ids=np.array([domains.index(item.domain) for item in kept], np.int64),
         names=tuple(item.name for item in kept),
-        digest=digest_of(kept),
+        digest=digest_of(kept, contents),
         shape=(3, config.image_size, config.image_size),
         read=partial(decoded, kept, config.image_size, str(path)),
+        contents=contents,
     )
 
 
@@ -182,12 +184,12 @@ def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     return sorted(kept, key=lambda item: (item.domain, item.label, item.name))
 
 
-def digest_of(items: Sequence[Item]) -> str:
+def digest_of(items: Sequence[Item], contents: Sequence[bytes]) -> str:
     """Returns the BLAKE3 over names and contents, in order."""
     total = blake3()
-    for item in items:
+    for item, content in zip(items, contents, strict=True):
         total.update(f"{item.domain}/{item.label}/{item.name}\n".encode())
-        total.update(blake3(item.read()).digest())
+        total.update(content)
     return total.hexdigest()
 
 

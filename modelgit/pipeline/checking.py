@@ -1,0 +1,199 @@
+"""A pipeline looked at whole, with its data, before anything runs: a mistake in the last step fails at once.
+
+What each version will be follows from the steps: its architecture, the classes its head knows, the examples that it
+was trained on. So what cannot be averaged, scored, or honestly tested is known beforehand.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modelgit.errors import DataError, RecipeError, StorageFull
+from modelgit.merge.methods import make
+from modelgit.pipeline.steps import weights_file
+from modelgit.porcelain.training.leaking import seen
+from modelgit.recipe.expanding import Job
+from modelgit.recipe.pipeline import Pipeline
+from modelgit.train.config import DataConfig
+from modelgit.train.data.dataset import Dataset, contents_of
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import Split, split
+from modelgit.train.networks.registry import check_architecture
+
+NAMED = 4
+STORED = 0.25  # of a version's size, about what a fine-tuning takes as a difference
+
+Loaded = Mapping[DataConfig, tuple[Dataset, Split]]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a step's version will be; `classes` None: not known, (): it has no head for any."""
+
+    architecture: str
+    classes: tuple[str, ...] | None
+    trained: Mapping[str, DataConfig]  # the steps that trained it, itself among them, and on what
+
+
+def checked(pipeline: Pipeline) -> Pipeline:
+    """Returns the pipeline with the architecture that each step works on.
+
+    Raises:
+        RecipeError, DataError: what cannot be carried out, or tests on what was trained on.
+    """
+    for job in pipeline.jobs:
+        if job.kind == "import" and not weights_file(job).is_file():
+            raise RecipeError(f"step '{job.name}': there are no weights at {job.weights_file}")
+        if job.kind == "import":
+            check_architecture(job.architecture)
+        if job.kind == "merge":
+            make(job.method, job.settings)  # type: ignore[arg-type]  # this is the check
+    used = [data for job in pipeline.jobs for data in (job.data, job.on, job.evaluate) if data is not None]
+    sets = {data: load_dataset(data) for data in dict.fromkeys(used)}
+    loaded = {data: (dataset, split(dataset, data)) for data, dataset in sets.items()}
+    expected: dict[str, Expected] = {}
+    for job in pipeline.jobs:
+        expected[job.name] = expect(job, expected, loaded)
+        check_measured(job, expected, loaded)
+    if pipeline.info.leakage == "refuse":
+        refuse_leaks(pipeline, expected, loaded)
+    return replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
+
+
+def informed(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Job:
+    """Returns the job with its architecture, and whether a validation score of it would mean anything."""
+    lost = job.evaluate is not None and validation_seen(job, job.evaluate, known, loaded) is not None
+    return replace(job, architecture=known[job.name].architecture, validation_seen=lost)
+
+
+def validation_seen(job: Job, on: DataConfig, known: Mapping[str, Expected], loaded: Loaded) -> str | None:
+    """Returns a step that trained a version on the validation examples of a data set, None if none did."""
+    dataset, parts = loaded[on]
+    looked_at = {int(i) for group in parts.validation.values() for i in group}
+    for name, data in sorted(known[job.name].trained.items()):
+        theirs = loaded[data]
+        if theirs[0].digest == dataset.digest and looked_at & seen(replace(theirs[1], validation={})):
+            return name
+    return None
+
+
+def expect(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Expected:
+    """Returns what a step's version will be. Raises RecipeError where its parts do not go together."""
+    if job.kind == "import":
+        return Expected(job.architecture, None, {})
+    parts = {name: known[name] for name in job.needs}
+    where = f"step '{job.name}'"
+    architectures = {name: part.architecture for name, part in parts.items()}
+    if len(set(architectures.values())) > 1:
+        told = some(f"{name} ({architecture})" for name, architecture in architectures.items())
+        raise RecipeError(f"{where}: weights of different architectures do not go together: {told}")
+    architecture = next(iter(architectures.values()))
+    trained = {name: data for part in parts.values() for name, data in part.trained.items()}
+    if job.data is None:
+        return Expected(architecture, merged_classes(job, known), trained)
+    classes = loaded[job.data][0].classes
+    if job.head is not None and known[job.head].classes not in (classes, None):
+        raise RecipeError(f"{where}: the head of '{job.head}' knows other classes than the data", hint="leave head out")
+    return Expected(architecture, classes, {**trained, job.name: job.data})
+
+
+def merged_classes(job: Job, known: Mapping[str, Expected]) -> tuple[str, ...] | None:
+    """Returns the classes that an average knows. Raises RecipeError where heads know different ones."""
+    if job.drop_heads:
+        return ()
+    found = {name: known[name].classes for name in job.heads}
+    different = {classes for classes in found.values() if classes is not None}
+    if len(different) > 1:
+        told = some(f"{name} ({len(classes or ())})" for name, classes in found.items())
+        hint = "drop_heads = true averages all but the heads"
+        raise RecipeError(f"step '{job.name}': heads know different classes: {told}", hint=hint)
+    return next(iter(different), None)
+
+
+def check_measured(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> None:
+    """Refuses to measure a version on classes that it does not know, or select by examples that were trained on."""
+    for what, data in (("evaluate", job.evaluate), ("on", job.on)):
+        classes = known[job.name].classes
+        if data is not None and classes is not None and classes != loaded[data][0].classes:
+            raise RecipeError(f"step '{job.name}': {what}: the version knows other classes than {data.path}")
+    if job.on is not None and (name := validation_seen(job, job.on, known, loaded)) is not None:
+        told = f"'{name}' was trained on examples that it would be judged by: another trial or fold"
+        raise RecipeError(f"step '{job.name}': on: {told}", hint="average them all: leave select out")
+
+
+# ------------------------------------------------------------------------------------------------------ leaks
+
+
+def refuse_leaks(pipeline: Pipeline, known: Mapping[str, Expected], loaded: Loaded) -> None:
+    """Refuses versions that are tested on a held-out domain, and descend from a training that saw its examples.
+
+    Raises:
+        DataError: naming the step, and how many examples.
+    """
+    found: dict[tuple[DataConfig, DataConfig], str | None] = {}
+    for job in pipeline.jobs:
+        target = job.evaluate
+        if target is None or not len(loaded[target][1].test):
+            continue
+        for name, data in sorted(known[job.name].trained.items()):
+            if (data, target) not in found:
+                found[data, target] = leak((data, *loaded[data]), (target, *loaded[target]))
+            if (told := found[data, target]) is not None:
+                hint = 'train on other data; or if it is to be so: leakage = "allow" in [pipeline]'
+                raise DataError(f"step '{job.name}' would be tested on what '{name}' has seen: {told}", hint=hint)
+
+
+Part = tuple[DataConfig, Dataset, Split]
+
+
+def leak(trained: Part, target: Part) -> str | None:
+    """Returns what a training has seen of a target that is tested on, None for nothing.
+
+    On the target's own data that is examples of the test; other data may have none of the target's at all, nor may its
+    name begin with the target's.
+    """
+    (ours, dataset, parts), (theirs, tested, test) = trained, target
+    if dataset.digest == tested.digest:
+        count = len(seen(parts).intersection(test.test.tolist()))
+        return f"{count} examples of '{theirs.held_out}'" if count else None
+    if Path(ours.path) == Path(theirs.path):  # other examples of it are left out
+        before, after = pick(dataset, seen(parts)), pick(tested, test.test.tolist())
+    elif Path(ours.path).stem.startswith(Path(theirs.path).stem):
+        return f"{Path(ours.path).name} is called after {Path(theirs.path).name}"
+    else:
+        before, after = set(contents_of(dataset)), set(contents_of(tested))
+    shared = len(before & after)
+    return f"{shared} examples of {Path(theirs.path).name} are in {Path(ours.path).name}" if shared else None
+
+
+def pick(dataset: Dataset, indices: Iterable[int]) -> set[bytes]:
+    """Returns the digests of some examples."""
+    contents = contents_of(dataset)
+    return {contents[i] for i in indices}
+
+
+# ------------------------------------------------------------------------------------------------------- room
+
+
+def refuse_full_disk(pipeline: Pipeline, place: Path) -> None:
+    """Refuses to begin what the disk would not hold: each version takes about a quarter of the weights' size.
+
+    Raises:
+        StorageFull: saying how much is free, and how much is wanted.
+    """
+    files = [weights_file(job) for job in pipeline.jobs if job.kind == "import"]
+    largest = max((file.stat().st_size for file in files), default=0)
+    trainings = sum(job.config is not None for job in pipeline.jobs)
+    wanted = int(largest * (2 + STORED * trainings))
+    existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < wanted:
+        told = f"{free / 1e6:,.0f} MB are free at {existing}, {trainings} trainings take about {wanted / 1e6:,.0f} MB"
+        raise StorageFull(told, hint="free some space, or name another place: --repo DIR")
+
+
+def some(words: Iterator[str]) -> str:
+    """Returns the first of many in a row."""
+    found = list(words)
+    return ", ".join(found[:NAMED]) + (" …" if len(found) > NAMED else "")

@@ -1,0 +1,344 @@
+"""Templates of steps, and the jobs that they stand for.
+
+A step's name is the branch its commit goes to. A name with variables stands for many steps: `vanilla/{seed}/{run}` is
+one fine-tuning for each seed and run. Every other value of the step may hold the variables of its name; `{round-1}` is
+the value before in the list of `round`, and where there is none `first` is what the step starts from.
+"""
+
+import dataclasses
+import itertools
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from modelgit.errors import RecipeError
+from modelgit.recipe.binding import Table, bind, expect_table
+from modelgit.train.choices import check
+from modelgit.train.config import DataConfig, FineTune, PowerRange, draw, seed_hash
+
+Kind = Literal["import", "probe", "train", "merge", "ensemble"]
+Value = int | str
+Bindings = Mapping[str, Value]
+Found = tuple[float, ...] | str  # weights, or the word for how they are found
+Select = Literal["", "uniform", "greedy", "greedier"]
+BY_EXAMPLES, BY_POSTERIOR = "examples", "posterior"
+OWN = ("name", "kind", "each", "evaluate")  # keys that every kind of step may have
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The architecture, and where its pre-trained weights come from: `pretrained` or a file."""
+
+    architecture: str
+    weights: str = "pretrained"
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """An outer optimiser's step: SGD with Nesterov momentum, the mean of the heads' changes as its gradient.
+
+    Douillard et al. 2023, arXiv:2311.08105. `lr` 1 without momentum is the mean of the heads.
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check("outer.lr", self.lr, 0 < self.lr <= 10, "above 0, at most 10")
+        check("outer.momentum", self.momentum, 0 <= self.momentum < 1, "from 0 up to, but not, 1")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTemplate:
+    """A `[[step]]` table as written; which keys it may have depends on its kind.
+
+    `data`, `on` and `evaluate` name a data set, or are a table: its `name`, and settings that are other in this step.
+    """
+
+    name: str
+    kind: Kind
+    architecture: str | None = None
+    file: str | None = None
+    start: str | None = None
+    first: str | None = None
+    head: str | None = None
+    data: str | dict[str, object] | None = None
+    run: int | str = 0
+    heads: tuple[str, ...] = ()
+    method: str = "linear"
+    settings: dict[str, object] = field(default_factory=dict)
+    weights: Found = ()
+    base: str | None = None
+    outer: Outer | None = None
+    select: Select = ""
+    search: str = ""
+    evaluations: int = 30
+    on: str | dict[str, object] | None = None
+    drop_heads: bool = False
+    each: tuple[object, ...] = ()
+    train: dict[str, object] = field(default_factory=dict)
+    evaluate: str | dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One step, fully decided.
+
+    `needs` are the names of the steps whose commits it starts from; of these, `heads` are averaged, with `weights`
+    (none: all alike). `base` is the step that the method takes for the base, else the graph's. `validation_seen` says
+    that the examples it would be validated on were trained on, in another split: then it has no validation score.
+    """
+
+    name: str
+    kind: Kind
+    bindings: Bindings
+    needs: tuple[str, ...]
+    architecture: str
+    weights_file: str = ""
+    head: str | None = None
+    data: DataConfig | None = None
+    config: FineTune | None = None
+    heads: tuple[str, ...] = ()
+    method: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    weights: Found = ()
+    base: str | None = None
+    outer: Outer | None = None
+    select: Select = ""
+    search: str = ""
+    evaluations: int = 30
+    on: DataConfig | None = None
+    drop_heads: bool = False
+    evaluate: DataConfig | None = None
+    validation_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The shared tables that a step's template is expanded against."""
+
+    model: ModelInfo
+    data: Mapping[str, DataConfig]
+    train: Table
+    draws: Mapping[str, Sequence[object] | PowerRange]
+    variables: Mapping[str, Sequence[object]]
+    folder: Path
+
+    def data_of(self, value: object, where: str) -> DataConfig | None:
+        """Returns the data set that a step names, with the settings of its own; None where it names none."""
+        if value is None:
+            return None
+        table = {"name": value} if isinstance(value, str) else dict(expect_table(value, where))
+        name = table.pop("name", None)
+        if not isinstance(name, str) or name not in self.data:
+            known = ", ".join(self.data)
+            raise RecipeError(f"{where}: unknown data set {name!r}", hint=f"known data sets: {known}")
+        if "path" in table:
+            raise RecipeError(f"{where}: path: a step takes the path of its data set", hint="write a [data.NAME] more")
+        return bind(DataConfig, {**dataclasses.asdict(self.data[name]), **table}, where) if table else self.data[name]
+
+
+def variables_in(template: StepTemplate) -> list[str]:
+    """Returns the variables that a step's name holds, in order."""
+    return re.findall(r"\{(\w+)\}", template.name)
+
+
+def expand(template: StepTemplate, context: Context) -> Iterator[Job]:
+    """Yields a job for each combination of the variables in the step's name."""
+    where = f"step '{template.name}'"
+    rows = [expect_table(row, f"{where}.each") for row in template.each] or [{}]
+    for row in rows:
+        free = [v for v in dict.fromkeys(variables_in(template)) if v not in row]
+        for name in free:
+            if name not in context.variables:
+                known = ", ".join([*context.variables, *row])
+                raise RecipeError(f"{where}: unknown variable '{{{name}}}'", hint=f"known variables: {known}")
+        for values in itertools.product(*(context.variables[v] for v in free)):
+            yield job_of(template, {**row, **dict(zip(free, values, strict=True))}, context)
+
+
+def fill(text: str, bindings: Table, where: str) -> str:
+    """Returns `text` with `{variable}` replaced."""
+    try:
+        return text.format_map(dict(bindings))
+    except (KeyError, ValueError, IndexError) as error:
+        raise RecipeError(
+            f"{where}: cannot fill '{text}': {error}", hint=f"known variables: {', '.join(bindings)}"
+        ) from error
+
+
+def filled(value: Any, bindings: Table, where: str) -> Any:
+    """Returns a value of a step with its variables replaced; `"{variable}"` alone becomes the variable's value."""
+    if isinstance(value, Mapping):
+        return {key: filled(item, bindings, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [filled(item, bindings, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    alone = re.fullmatch(r"\{([\w-]+)\}", value)
+    return bindings[alone[1]] if alone and alone[1] in bindings else fill(value, bindings, where)
+
+
+def with_previous(bindings: Bindings, context: Context) -> dict[str, Value]:
+    """Returns the bindings, and as `name-1` what stands before each value in the list of its variable."""
+    found = dict(bindings)
+    for name, value in bindings.items():
+        listed = list(context.variables.get(name, ()))
+        if value in listed and (place := listed.index(value)) > 0 and isinstance(listed[place - 1], int | str):
+            found[f"{name}-1"] = typing.cast("Value", listed[place - 1])
+    return found
+
+
+def start_of(template: StepTemplate, bindings: Bindings, where: str) -> str | None:
+    """Returns the step to start from; in the first round, which has none before it, that is `first`."""
+    if template.start is None:
+        return None
+    before = [word for word in re.findall(r"\{(\w+-1)\}", template.start) if word not in bindings]
+    if not before:
+        return fill(template.start, bindings, where)
+    if template.first is None:
+        hint = f'first = "STEP" says where the first {{{before[0].removesuffix("-1")}}} starts from'
+        raise RecipeError(f"{where}: start = '{template.start}': there is no {{{before[0]}}} yet", hint=hint)
+    return fill(template.first, bindings, where)
+
+
+def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
+    """Returns the job that a template stands for under one binding of its variables."""
+    where = f"step '{template.name}'"
+    check_kind(template, where)
+    own: dict[str, Value] = {k: v for k, v in row.items() if isinstance(v, int | str)}
+    bindings = with_previous(own, context)
+    start = start_of(template, bindings, where)
+    head, base = (fill(text, bindings, where) if text else None for text in (template.head, template.base))
+    data = context.data_of(filled(template.data, bindings, where), f"{where}.data")
+    evaluated = context.data_of(filled(template.evaluate, bindings, where), f"{where}.evaluate")
+    heads = tuple(fill(pattern, bindings, where) for pattern in template.heads)
+    others = [name for name in (start, head, base) if name is not None]
+    imported = template.kind == "import"
+    return Job(
+        name=fill(template.name, own, where),
+        kind=template.kind,
+        bindings=own,
+        needs=(*others, *heads),
+        architecture=template.architecture or context.model.architecture,
+        weights_file=weights_file(template, context) if imported else "",
+        head=head,
+        data=data,
+        config=fine_tune_of(template, bindings, context) if template.kind in ("train", "probe") else None,
+        heads=heads,
+        method=template.method if template.kind == "merge" else "",
+        settings=filled(template.settings, bindings, where),
+        weights=tuple(template.weights) if not isinstance(template.weights, str) else template.weights,
+        base=base or (start if template.outer is not None else None),
+        outer=template.outer,
+        select=template.select,
+        search=template.search,
+        evaluations=template.evaluations,
+        on=context.data_of(filled(template.on, bindings, where), f"{where}.on"),
+        drop_heads=template.drop_heads,
+        evaluate=evaluated or data,
+    )
+
+
+def weights_file(template: StepTemplate, context: Context) -> str:
+    """Returns where an import has its weights from: its own file, or the model's."""
+    return str(context.folder / template.file) if template.file else context.model.weights
+
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "import": (),
+    "probe": ("start", "data"),
+    "train": ("start", "data"),
+    "merge": ("heads",),
+    "ensemble": ("heads", "evaluate"),
+}
+MERGED = ("method", "settings", "weights", "base", "outer", "start", "first", "select", "search", "evaluations", "on")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "import": ("architecture", "file"),
+    "probe": ("start", "first", "data", "train", "run"),
+    "train": ("start", "first", "head", "data", "run", "train"),
+    "merge": ("heads", "drop_heads", *MERGED),
+    "ensemble": ("heads", "weights", "on"),
+}
+
+
+def check_kind(template: StepTemplate, where: str) -> None:
+    """Refuses a step that lacks what its kind needs, or has what its kind cannot use."""
+    for key in REQUIRED[template.kind]:
+        if not getattr(template, key):
+            raise RecipeError(f"{where}: {article(template.kind)} step needs '{key}'")
+    for f in dataclasses.fields(StepTemplate):
+        if f.name in (*OWN, *ALLOWED[template.kind]):
+            continue
+        default = f.default if f.default is not dataclasses.MISSING else {}
+        if getattr(template, f.name) != default:
+            raise RecipeError(f"{where}: {article(template.kind)} step does not use '{f.name}'")
+    check_weights(template, where)
+
+
+def check_weights(template: StepTemplate, where: str) -> None:
+    """Refuses weights that are no numbers for the heads, nor a way to find them."""
+    words = (BY_POSTERIOR,) if template.kind == "ensemble" else (BY_EXAMPLES, BY_POSTERIOR)
+    if isinstance(template.weights, str) and template.weights not in words:
+        known = ", ".join(map(repr, words))
+        raise RecipeError(
+            f"{where}: weights = {template.weights!r}: expected numbers, one for each of heads, or {known}"
+        )
+    if not isinstance(template.weights, str) and template.weights:
+        if template.kind == "ensemble":
+            raise RecipeError(f"{where}: weights: an ensemble takes the word {BY_POSTERIOR!r} alone")
+        if len(template.weights) != len(template.heads):
+            told = f"{len(template.weights)} weights for {len(template.heads)} heads"
+            raise RecipeError(f"{where}: {told}", hint="one for each pattern; all that match it have it")
+    check_measuring(template, where)
+
+
+def check_measuring(template: StepTemplate, where: str) -> None:
+    """Refuses what measures without data, or data that nothing is measured on; and outer steps of more than heads."""
+    wants = {"select": template.select, "search": template.search, "weights": template.weights == BY_POSTERIOR}
+    wanting = [key for key, value in wants.items() if value]
+    if wanting and template.on is None:
+        raise RecipeError(f"{where}: {wanting[0]} needs 'on', the data to measure models on")
+    if template.on is not None and not wanting:
+        hint = f"it goes with select, search, weights = '{BY_POSTERIOR}'"
+        raise RecipeError(f"{where}: on: nothing is measured", hint=hint)
+    if template.kind != "merge":
+        return
+    if (template.outer is None) != (template.start is None):
+        raise RecipeError(f"{where}: outer and start belong together", hint="heads are what is merged")
+    more = [*wanting, *(key for key in ("weights", "base") if getattr(template, key))]
+    if template.outer is not None and (more or template.method != "linear"):
+        what = ", ".join(more) or f"method {template.method}"
+        raise RecipeError(f"{where}: outer does not go with {what}", hint="it finds its weights by itself")
+
+
+def article(kind: Kind) -> str:
+    """Returns the kind with its article."""
+    return f"an {kind}" if kind in ("import", "ensemble") else f"a {kind}"
+
+
+def fine_tune_of(template: StepTemplate, bindings: Bindings, context: Context) -> FineTune:
+    """Returns the settings of one fine-tuning: defaults, then this run's draws, then the step's own.
+
+    Run 0 keeps the defaults, as in DomainBed; the same run and seed give the same draws whatever the start.
+    """
+    where = f"step '{template.name}'"
+    if "seed" in context.train or "seed" in template.train:
+        raise RecipeError(f"{where}: seed: the variable of that name decides", hint="[variables] seed = [0, 1, 2]")
+    run, seed = int(fill(str(template.run), bindings, where)), bindings.get("seed", 0)
+    if not isinstance(seed, int):
+        raise RecipeError(f"{where}: seed = {seed!r}: expected an integer")
+    drawn = {key: drawn_value(key, choices, run, seed) for key, choices in context.draws.items()} if run else {}
+    own = filled(template.train, bindings, where)
+    table = {**context.train, **drawn, **own, "seed": seed_hash(seed, run)}
+    return bind(FineTune, table, f"{where}.train")
+
+
+def drawn_value(key: str, choices: Sequence[object] | PowerRange, run: int, seed: int) -> object:
+    """Returns what a run draws for a setting; whole numbers are cut, as DomainBed cuts batches."""
+    value = draw(key, choices, run, seed)
+    whole = typing.get_type_hints(FineTune).get(key) in (int, int | None)
+    return int(value) if whole and isinstance(value, float) else value

@@ -1,0 +1,124 @@
+"""What cannot be averaged, measured or honestly tested is found out before anything is trained."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modelgit.errors import DataError, ModelgitError, RecipeError
+from modelgit.pipeline.checking import checked
+from modelgit.recipe.pipeline import Pipeline, load_pipeline
+
+TARGET = """
+[pipeline]
+name = "p"
+[model]
+architecture = "mlp"
+weights = "w.safetensors"
+[data.target]
+path = "target.zip"
+held_out = "night"
+image_size = 16
+[data.other]
+path = "other.zip"
+image_size = 16
+[train]
+steps = 1
+lr = 0.1
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "other"
+kind = "train"
+start = "base"
+data = "other"
+[[step]]
+name = "a"
+kind = "train"
+start = "other"
+data = "target"
+"""
+MERGED = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["a", "b"]\n'
+SECOND = '[[step]]\nname = "b"\nkind = "train"\nstart = "base"\ndata = '
+
+
+def png(value: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), (value % 256, value // 256 % 256, value // 65536)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write(path: Path, domains: tuple[str, ...], classes: tuple[str, ...], first: int) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for d, domain in enumerate(domains):
+            for c, label in enumerate(classes):
+                for i in range(10):
+                    archive.writestr(f"{domain}/{label}/{i}.png", png(first + 1000 * d + 100 * c + i))
+
+
+def look(tmp_path: Path, text: str, *overrides: str, first: int = 50_000) -> Pipeline:
+    write(tmp_path / "target.zip", ("day", "night"), ("x", "y"), 0)
+    write(tmp_path / "other.zip", ("only",), ("p", "q", "r"), first)
+    (tmp_path / "w.safetensors").write_bytes(b"looked at later")
+    (tmp_path / "p.toml").write_text(text)
+    return checked(load_pipeline(tmp_path / "p.toml", overrides))
+
+
+def test_a_sound_pipeline_passes_and_each_step_has_its_architecture(tmp_path: Path) -> None:
+    text = TARGET.replace('kind = "import"\n', 'kind = "import"\narchitecture = "cnn"\n')
+    assert {job.architecture for job in look(tmp_path, text).jobs} == {"cnn"}
+
+
+def test_other_data_that_holds_the_targets_examples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"step 'a' would be tested on what 'other' has seen: 10 examples of target\.zip"
+    ):
+        look(tmp_path, TARGET, first=1000)  # one class of the held-out domain
+    assert look(tmp_path, TARGET, 'pipeline.leakage="allow"', first=1000).jobs
+
+
+def test_other_data_that_is_called_after_the_target_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "target-v2.zip", ("only",), ("p", "q"), 70_000)
+    with pytest.raises(DataError, match=r"target-v2\.zip is called after target\.zip"):
+        look(tmp_path, TARGET, "data.other.path=target-v2.zip")
+
+
+def test_a_start_that_was_trained_on_the_held_out_domain_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="20 examples of 'night'"):
+        look(tmp_path, TARGET, "data.other.path=target.zip")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SECOND + '"other"\n' + MERGED, r"heads know different classes: a \(2\), b \(3\)"),
+        (
+            '[[step]]\nname = "base2"\nkind = "import"\narchitecture = "cnn"\n'
+            + SECOND.replace('"base"', '"base2"') + '"target"\n' + MERGED,
+            r"different architectures do not go together: a \(mlp\), b \(cnn\)",
+        ),
+        (SECOND + '"target"\nhead = "other"\n', "the head of 'other' knows other classes than the data"),
+        (SECOND + '"target"\nevaluate = "other"\n', "evaluate: the version knows other classes"),
+        ('[[step]]\nname = "base2"\nkind = "import"\narchitecture = "mlq"\n', "unknown architecture 'mlq'"),
+        (
+            SECOND + '{ name = "target", trial = 1 }\n' + MERGED + 'select = "greedy"\non = "target"\n',
+            "on: 'b' was trained on examples that it would be judged by",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        look(tmp_path, TARGET + text)
+
+
+def test_an_average_over_splits_has_no_validation_score(tmp_path: Path) -> None:
+    pipeline = look(tmp_path, TARGET + SECOND + '{ name = "target", trial = 1 }\n' + MERGED + 'evaluate = "target"\n')
+    assert {job.name for job in pipeline.jobs if job.validation_seen} == {"m"}
+
+
+def test_too_few_examples_for_a_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelgitError, match="too few"):
+        look(tmp_path, TARGET, "data.target.validation_fraction=0.01")

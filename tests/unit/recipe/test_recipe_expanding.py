@@ -1,0 +1,104 @@
+"""Variables, rounds, weights: what a template's values become in each of its jobs."""
+
+from pathlib import Path
+
+import pytest
+from test_pipeline_file import HEAD, RUNS, load
+
+from modelgit.errors import RecipeError
+
+ROUNDS = """
+[[step]]
+name = "out/{seed}/worker-{run}"
+kind = "train"
+start = "out/{seed-1}/mean"
+first = "base"
+data = { name = "target", shard = "{run}/2", trial = "{seed}", domains = ["a"] }
+run = "{run}"
+train = { steps = "{run}", lr = 0.5 }
+[[step]]
+name = "out/{seed}/mean"
+kind = "merge"
+heads = ["out/{seed}/worker-*"]
+start = "out/{seed-1}/mean"
+first = "base"
+outer = { lr = 0.5, momentum = 0.8 }
+"""
+VARIABLES = ("variables.seed=[3,5]", "variables.run=[1,2]")
+
+
+def test_a_round_starts_from_the_value_before_and_the_first_from_elsewhere(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + ROUNDS, *VARIABLES)
+    assert pipeline.job("out/3/worker-1").needs == ("base",)
+    assert pipeline.job("out/5/worker-2").needs == ("out/3/mean",)
+
+
+def test_values_of_a_step_hold_its_variables(tmp_path: Path) -> None:
+    job = load(tmp_path, HEAD + ROUNDS, *VARIABLES).job("out/5/worker-2")
+    assert job.data is not None and job.config is not None
+    assert (job.data.shard, job.data.trial, job.data.domains) == ("2/2", 5, ("a",))
+    assert (job.config.steps, job.config.lr) == (2, 0.5)
+
+
+def test_an_outer_step_is_a_sum_of_commits_that_adds_up_to_one(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + ROUNDS, *VARIABLES)
+    first, second = pipeline.job("out/3/mean"), pipeline.job("out/5/mean")
+    assert dict(zip(first.heads, first.weights, strict=True)) == pytest.approx(
+        {"base": 0.1, "out/3/worker-1": 0.45, "out/3/worker-2": 0.45}
+    )
+    assert dict(zip(second.heads, second.weights, strict=True)) == pytest.approx(
+        {
+            "out/3/mean": 0.9, "out/5/worker-1": 0.45, "out/5/worker-2": 0.45,
+            "base": -0.4, "out/3/worker-1": -0.2, "out/3/worker-2": -0.2,
+        }
+    )  # fmt: skip
+    assert second.settings == {"normalize": False}
+
+
+def test_with_rate_one_and_no_momentum_it_is_the_mean(tmp_path: Path) -> None:
+    plain = ROUNDS.replace("lr = 0.5, momentum = 0.8", "lr = 1, momentum = 0")
+    job = load(tmp_path, HEAD + plain, *VARIABLES).job("out/5/mean")
+    assert dict(zip(job.heads, job.weights, strict=True)) == {"out/5/worker-1": 0.5, "out/5/worker-2": 0.5}
+
+
+def test_each_of_several_that_match_has_the_weight_of_its_pattern(tmp_path: Path) -> None:
+    text = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["plain/0/*", "base"]\nweights = [2, 0.5]\n'
+    job = load(tmp_path, HEAD + RUNS + text).job("m")
+    assert dict(zip(job.heads, job.weights, strict=True)) == {"plain/0/0": 2.0, "plain/0/1": 2.0, "base": 0.5}
+
+
+def test_a_setting_is_drawn_from_a_range_of_powers_as_domainbed_draws(tmp_path: Path) -> None:
+    text = HEAD.replace(
+        "lr = [0.2, 0.3]", "lr = { low = -4.5, high = -2.5 }\nbatch = { low = 3, high = 9, power_of = 2 }"
+    )
+    config = load(tmp_path, text + RUNS, "variables.seed=[0]").job("plain/0/1").config
+    assert config is not None
+    assert config.lr == pytest.approx(1.1906e-4, rel=1e-4)
+    assert config.batch == 372
+
+
+MERGE = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["plain/0/*"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ROUNDS.replace('first = "base"\n', "", 1), r"there is no {seed-1} yet"),
+        (MERGE + "weights = [1, 2]\n", "2 weights for 1 heads"),
+        (MERGE + 'weights = "votes"\n', "weights = 'votes': expected numbers"),
+        (MERGE + 'select = "greedy"\n', "select needs 'on'"),
+        (MERGE + 'select = "best"\n', "select: expected one of"),
+        (MERGE + 'on = "target"\n', "on: nothing is measured"),
+        (MERGE + "outer = {}\n", "outer and start belong together"),
+        (MERGE + 'outer = { rate = 1 }\nstart = "base"\n', "outer: unknown key 'rate'"),
+        (MERGE + 'outer = {}\nstart = "base"\nmethod = "ties"\n', "outer does not go with method ties"),
+        (MERGE.replace('"m"', '"plain/0"'), "'plain/0' and 'plain/0/0' cannot both be branches"),
+        (RUNS.replace('data = "target"', 'data = { name = "target", path = "x" }'), "takes the path of its data set"),
+        (RUNS.replace('data = "target"', 'data = { name = "target", shards = 3 }'), "unknown key 'shards'"),
+        (RUNS.replace('run = "{run}"', 'run = "{run}"\ntrain = { seed = 3 }'), "seed: the variable of that name"),
+    ],
+)
+def test_refuses_what_does_not_go_together(tmp_path: Path, text: str, message: str) -> None:
+    whole = HEAD + text if "plain/{seed}/{run}" in text or "out/" in text else HEAD + RUNS + text
+    with pytest.raises(RecipeError, match=message.replace("{", r"\{")):
+        load(tmp_path, whole)

@@ -23,6 +23,7 @@ from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
+from modelgit.porcelain.training.committing import Trained
 from modelgit.porcelain.training.rerunning import Retrained
 from modelgit.porcelain.trials.values import (
     Attempt,
@@ -234,7 +235,27 @@ RESULTS: dict[str, object] = {
     ),
     "exec-nothing": Executed(("python", "look.py"), 0, 0.25, None, "main", (), {}),
     "verify-trained": Retrained(C, "train", "cpu", 204, True, 0.0),
-    "verify-trained-elsewhere": Retrained(C, "train", "cuda", 204, False, 0.0031),
+    "verify-trained-elsewhere": Retrained(
+        C, "train", "cuda", 204, False, 0.0031, first="_fc.bias", largest=2.4e-5, notes=("device: then cpu, now cuda",)
+    ),
+    "commit-recipe": Trained(
+        commit=C,
+        branch="main",
+        subject="Fine-tune on emojidg, 200 steps, learning rate 0.0001",
+        parents=(A,),
+        kind="train",
+        data="emojidg",
+        device="cpu",
+        threads=2,
+        steps=200,
+        seconds=61.25,
+        values={"val_accuracy": 0.8125, "ood_accuracy": 0.75, "val_accuracy/noto": 0.8125},
+        images={"val_accuracy/noto": 96, "ood_accuracy": 312},
+        changed=120,
+        same=84,
+        size_bytes=18_800_000,
+        stored_bytes=9_300_000,
+    ),
     "fsck": Checked(4, 1200, full=False),
     "fsck-full": Checked(1, 1, full=True),
     "fsck-repair": Checked(4, 1200, full=False, salvaged=7, brought=2, put_aside=("packs/aa.pack",)),

@@ -169,7 +169,7 @@ def test_what_cannot_be_carried_out_is_refused_and_nothing_changes(
 
 def test_what_was_trained_on_cannot_be_tested_on_later(place: Path) -> None:
     first = repository().train("recipe.toml", overrides=["data.held_out=noto", "train.steps=1"]).commit
-    with pytest.raises(DataError, match="96 of the 96 examples|48 of the 48 examples") as caught:
+    with pytest.raises(DataError, match="48 of the 48 examples") as caught:
         repository().train("recipe.toml")
     assert caught.value.hint is not None and first[:10] in caught.value.hint
 
@@ -199,5 +199,5 @@ def test_weights_by_another_hand_are_told_tensor_by_tensor(place: Path) -> None:
     save_file(state, "models/model.safetensors")
     message = git("log", "-1", "--format=%B")
     git("commit", "-q", "-a", "--amend", "-m", message)
-    with pytest.raises(DifferencesFound, match="gave other weights: second.bias; second.bias differs by 0.25 at most"):
+    with pytest.raises(DifferencesFound, match=r"gave other weights: second\.bias; second\.bias differs by 0\.25"):
         verified(".")

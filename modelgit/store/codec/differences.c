@@ -152,6 +152,53 @@ AVX2 static void next_wide(struct decoder *c, const u8 *contexts, u8 *tokens) {
 }
 #endif
 
+#ifdef AVX2
+/* The differences of a block of 16-bit elements: small tokens as they are, large ones with their raw bits, which begin
+ * at bit `at`; eight at a time are within 16 bytes. Returns where the next block's begin, at most 488 bytes on. */
+AVX2 static size_t large_wide(const u8 *bits, size_t at, const u8 *tokens, u16 *z) {
+  const __m256i one = _mm256_set1_epi32(1), leading = _mm256_set1_epi32(4);
+  const __m256i low = _mm256_set1_epi32(7), two = _mm256_set1_epi32(3), last = _mm256_set1_epi32(VECTOR / 2 - 1);
+  const __m256i upper = _mm256_setr_epi32(0, 0, 0, 0, -1, -1, -1, -1);
+  const __m256i every = _mm256_set1_epi32(0x01010101), four = _mm256_set1_epi32(0x03020100);
+  for (size_t i = 0; i < BLOCK; i += VECTOR) {
+    __m256i token = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(tokens + i)));
+    __m256i large = _mm256_cmpgt_epi32(token, _mm256_set1_epi32(SMALL - 1));
+    __m256i count = _mm256_srli_epi32(_mm256_sub_epi32(token, _mm256_set1_epi32(SMALL - 8)), 2);
+    count = _mm256_and_si256(count, large);
+    __m256i sum = _mm256_add_epi32(count, _mm256_slli_si256(count, 4)); /* of the counts up to each */
+    sum = _mm256_add_epi32(sum, _mm256_slli_si256(sum, 8));
+    sum = _mm256_add_epi32(sum, _mm256_and_si256(_mm256_permutevar8x32_epi32(sum, last), upper));
+    __m256i place = _mm256_add_epi32(_mm256_sub_epi32(sum, count), _mm256_set1_epi32((int)(at & 7)));
+    __m256i window = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(bits + (at >> 3))));
+    __m256i bytes = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_srli_epi32(place, 3), every), four);
+    __m256i value = _mm256_srlv_epi32(_mm256_shuffle_epi8(window, bytes), _mm256_and_si256(place, low));
+    value = _mm256_and_si256(value, _mm256_sub_epi32(_mm256_sllv_epi32(one, count), one));
+    __m256i high = _mm256_or_si256(_mm256_and_si256(token, two), leading);
+    value = _mm256_blendv_epi8(token, _mm256_or_si256(value, _mm256_sllv_epi32(high, count)), large);
+    value = _mm256_permute4x64_epi64(_mm256_packus_epi32(value, value), 0x08);
+    _mm_storeu_si128((__m128i *)(z + i), _mm256_castsi256_si128(value));
+    at += (size_t)_mm256_extract_epi32(sum, VECTOR - 1);
+  }
+  return at;
+}
+#endif
+
+/* Whether more than VECTOR bits are set: fewer are sooner done one by one. */
+static inline int many(u64 bits) {
+  for (int i = 0; i < VECTOR; i++) bits &= bits - 1;
+  return bits != 0;
+}
+
+static inline int large_at_once(const struct decoder *c, const u8 *tokens, size_t n, size_t *at, void *z) {
+#ifdef AVX2
+  if (c->wide && n == BLOCK && (*at >> 3) + 512 <= c->bits_size) {
+    *at = large_wide(c->bits, *at, tokens, (u16 *)z);
+    return 1;
+  }
+#endif
+  return 0;
+}
+
 static inline void next_tokens(struct decoder *c, const u8 *contexts, size_t n, u8 *tokens) {
 #ifdef AVX2
   if (c->wide && n == BLOCK && c->lanes >= BLOCK && c->end - c->word >= BLOCK + VECTOR) {
@@ -215,8 +262,10 @@ static inline void next_tokens(struct decoder *c, const u8 *contexts, size_t n, 
       if (!*active++) continue;                                                                                      \
       contexts##W(x + start, m, c->first, c->last, contexts);                                                        \
       next_tokens(c, contexts, m, tokens);                                                                           \
-      widen##W(tokens, m, z);                                                                                        \
-      for (u64 large = large_ones(tokens, m); large; large &= large - 1) {                                           \
+      u64 large = large_ones(tokens, m);                                                                             \
+      if (W == 2 && many(large) && large_at_once(c, tokens, m, &at, z)) large = 0;                                   \
+      else widen##W(tokens, m, z);                                                                                   \
+      for (; large; large &= large - 1) {                                                                            \
         int i = __builtin_ctzll(large);                                                                              \
         unsigned count = raw_bits(tokens[i]);                                                                        \
         u64 rest = bits_at(c->bits, c->bits_size, at);                                                               \

@@ -43,7 +43,7 @@ def checked(pipeline: Pipeline) -> Pipeline:
         RecipeError, DataError: what cannot be carried out, or tests on what was trained on.
     """
     for job in pipeline.jobs:
-        if job.kind == "import" and not weights_file(job).is_file():
+        if job.kind == "import" and not weights_file(job).exists():
             raise RecipeError(f"step '{job.name}': there are no weights at {job.weights_file}")
         if job.kind == "import":
             check_architecture(job.architecture)

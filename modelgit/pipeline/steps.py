@@ -17,7 +17,7 @@ from modelgit.pipeline.keys import STEP_REFS, keep
 from modelgit.pipeline.merging import examples_of, merge_commits
 from modelgit.pipeline.messages import MergeRequest
 from modelgit.pipeline.outcome import StepScore
-from modelgit.porcelain.importing import Import, single_file
+from modelgit.porcelain.importing import Import, folder_files, plain_files, single_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.scores import note, noted, split_key
 from modelgit.porcelain.versions import DEFAULT_PATH, contents_id
@@ -27,7 +27,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.networks.network import head_tensors
+from modelgit.train.networks.network import Design, head_tensors
 from modelgit.train.networks.registry import build_network
 from modelgit.train.pretrained import pretrained_file
 
@@ -90,9 +90,11 @@ class Steps:
     def _import(self, job: Job) -> CommitDraft:
         source = weights_file(job)
         with self._repo.store.begin() as pack:
-            files = single_file(Import(source, {}, pack, self._listener), DEFAULT_PATH)
+            work = Import(source, {}, pack, self._listener)
+            files = folder_files(work) if source.is_dir() else single_file(work, DEFAULT_PATH)
             pack.commit()
-        head = head_tensors(build_network(job.architecture, 2))
+        small = {path: data for path, data in files.items() if isinstance(data, bytes)}
+        head = head_tensors(build_network(Design(job.architecture, small), 2))
         record = Record("import", job.architecture, (), head, {"source": source.name, "digest": file_digest(source)})
         message = f"{job.name}: {job.architecture}, {source.name}"
         return CommitDraft((), {**files, RECORD_PATH: write_record(record)}, message)
@@ -209,17 +211,21 @@ def step_score(job: Job, commit: str, row: Mapping[str, Any]) -> StepScore:
 
 
 def weights_file(job: Job) -> Path:
-    """Returns the file that an import step reads."""
+    """Returns the file or the folder that an import step reads."""
     return pretrained_file(job.architecture) if job.weights_file == "pretrained" else Path(job.weights_file)
 
 
 def file_digest(path: Path) -> str:
-    """Returns the BLAKE3 of a file's content.
+    """Returns the BLAKE3 of a file's content, of a folder's that of the names and contents of all its files.
 
     Raises:
         RecipeError: it cannot be read.
     """
     total = blake3()
+    if path.is_dir():
+        for name, place in sorted(plain_files(path, path)):
+            total.update(f"{name}\0{file_digest(place)}\n".encode())
+        return total.hexdigest()
     try:
         with path.open("rb") as file:
             while piece := file.read(READ_BYTES):

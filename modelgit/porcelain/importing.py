@@ -20,6 +20,7 @@ from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
+from modelgit.train.networks.layouts import LAYOUTS
 
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024
 LEFT_OUT = (".git", ".cache")
@@ -201,8 +202,22 @@ def ordinary(file: Path, path: str) -> bytes:
 
 
 def imported_record(source: Path, files: Files) -> Record:
-    """Returns the record of an import; classes are those that a Hugging Face config names."""
-    return Record("import", classes=config_classes(files.get("config.json")), details={"source": source.name})
+    """Returns the record of an import; classes are those that a Hugging Face config names.
+
+    The architecture is `transformers` for an encoder of texts whose layout the trainer knows.
+    """
+    config = files.get("config.json")
+    known = "tokenizer.json" in files and isinstance(config, bytes) and model_type(config) in LAYOUTS
+    architecture = "transformers" if known else None
+    return Record("import", architecture, config_classes(config), details={"source": source.name})
+
+
+def model_type(config: bytes) -> str:
+    """Returns what type of model a config.json says it is of, "" where it does not say."""
+    try:
+        return str(json.loads(config)["model_type"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def config_classes(config: Manifest | Blob | bytes | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from modelgit.events import Listener, ignore
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
 from modelgit.porcelain.tensors import Tensor, load_state
+from modelgit.porcelain.training.designs import design_of
 from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
@@ -79,7 +80,7 @@ def known_model(repo: Repository, rev: str) -> Model:
     if record is None or record.architecture is None:
         hint = "only versions made by a pipeline, or by merging such, say which network they are weights of"
         raise DataError(f"{rev}: no record says which architecture this version is of", hint=hint)
-    return Model(record.architecture, record.classes)
+    return Model(design_of(repo, rev, record.architecture), record.classes)
 
 
 def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:

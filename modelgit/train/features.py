@@ -286,6 +286,12 @@ def is_pooled(x: Tensor) -> bool:
     return x.dim() == 2 and x.is_floating_point()
 
 
+def even(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Returns sequences (n, length, …) filled up to the longest of all."""
+    longest = max(part.shape[1] for part in parts)
+    return [lengthened(part, longest) for part in parts]
+
+
 def lengthened(x: Tensor, length: int) -> Tensor:
     """Returns sequences (n, shorter, …) filled up with zeros, (n, length, …)."""
     missing = length - x.shape[1]

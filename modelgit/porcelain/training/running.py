@@ -9,6 +9,7 @@ from typing import Any
 from modelgit.errors import UsageError
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.porcelain.tensors import Tensor, load_state, load_tensor, numpy_version, raw_tensors, torch_version
+from modelgit.porcelain.training.designs import design_of
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
@@ -24,14 +25,14 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainResult:
     """Returns the outcome of a fine-tuning or a probe."""
-    init = starting_state(repo, request)
+    init, design = starting_state(repo, request), design_of(repo, request.start, request.architecture)
     if request.kind == "probe":
-        return probe(bench, init, request.architecture, request.data, request.config)
+        return probe(bench, init, design, request.data, request.config)
     dataset, _ = bench.dataset(request.data)
     origin = read_record(repo, request.head or request.start)
     fresh = origin is None or origin.classes != dataset.classes
     bench.resume = run_file(repo, request.key) if request.key else None
-    return fine_tune(bench, init, request.architecture, request.data, request.config, fresh_head=fresh)
+    return fine_tune(bench, init, design, request.data, request.config, fresh_head=fresh)
 
 
 def run_file(repo: Repository, key: str) -> Path:

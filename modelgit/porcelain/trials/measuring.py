@@ -151,6 +151,7 @@ def metrics_of(domains: Sequence[str], held_out: str | None, *, has_splits: bool
 
 def model_of(repo: Repository, commits: Mapping[str, str]) -> "Model":
     """Return what network the versions are weights of. Raises UsageError unless all say so, and the same."""
+    from modelgit.porcelain.training.designs import design_of
     from modelgit.train.task import Model
 
     records = {name: read_record(repo, commit) for name, commit in commits.items()}
@@ -162,7 +163,7 @@ def model_of(repo: Repository, commits: Mapping[str, str]) -> "Model":
     if len(found) > 1:
         raise UsageError(f"the models are of different architectures: {', '.join(sorted(found))}")
     classes = next((record.classes for record in records.values() if record is not None), ())
-    return Model(found.pop(), classes)
+    return Model(design_of(repo, next(iter(commits.values())), found.pop()), classes)
 
 
 def check_classes(repo: Repository, commits: Mapping[str, str], classes: tuple[str, ...], data: str) -> None:

@@ -16,6 +16,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from modelgit.errors import TrainingError
 from modelgit.train.config import FineTune
+from modelgit.train.features import even
 from modelgit.train.fitting.loop import (
     Clock,
     Member,
@@ -136,7 +137,8 @@ class Stack:
         """Returns the loss of each run on its batch, (M,)."""
         steps = [step_of(run, number, part) for run in self._runs]
         chosen = [run.config.objective for run in self._runs]
-        x = torch.stack([inputs_of(choice, step) for choice, step in zip(chosen, steps, strict=True)])
+        inputs = [inputs_of(choice, step) for choice, step in zip(chosen, steps, strict=True)]
+        x = torch.stack(even(inputs) if self._runs[0].task.features.padded else inputs)
         features, scores = self._passes(x, self._kept(x, number, part))
         outputs = [Outputs(*each) for each in zip(features.unbind(0), scores.unbind(0), strict=True)]
         return torch.stack([loss_from(*each) for each in zip(chosen, steps, outputs, strict=True)])

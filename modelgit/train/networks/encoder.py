@@ -16,17 +16,10 @@ from torch import Tensor, nn
 
 from modelgit.errors import DataError, DependencyMissing, FormatError, RecipeError
 from modelgit.train.data.dataset import Kind
+from modelgit.train.networks.layouts import LAYOUTS
 from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes
 from modelgit.train.networks.texts import Reading, Table, reading, table_in
 
-# type of model: where its layers are, below the embeddings
-LAYOUTS = {
-    "bert": "encoder.layer",
-    "camembert": "encoder.layer",
-    "distilbert": "transformer.layer",
-    "roberta": "encoder.layer",
-    "xlm-roberta": "encoder.layer",
-}
 POOLINGS = ("mean", "cls")
 MOST_LAYERS, MOST = 1024, 1 << 26  # what a config.json may ask for
 FIXED = {"is_decoder": False, "add_cross_attention": False, "use_cache": False, "gradient_checkpointing": False}
@@ -188,6 +181,8 @@ def make(config: Any, model: type[nn.Module]) -> nn.Module:
             return model(config, add_pooling_layer=False).eval()
         except TypeError:
             return model(config).eval()
+        except (ValueError, RuntimeError) as error:  # sizes that do not go together
+            raise FormatError(f"config.json: no encoder of type {config.model_type!r}: {str(error)[:200]}") from error
 
 
 def prefix_of(table: Table, model: type[nn.Module]) -> str:

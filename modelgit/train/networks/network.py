@@ -82,13 +82,11 @@ class Design:
     """What a network is built from.
 
     `files` are small files of its version by path: configuration and tokenizer. `room` is how many numbers the version
-    holds: more are never allocated for it. `factory` is the user's own code, where the user has named it: nothing that
-    a repository holds may ever get there.
+    holds: more are never allocated for it.
     """
 
     architecture: str
     files: Mapping[str, bytes] = field(default_factory=dict)
-    factory: Callable[[int], object] | None = None
     room: int | None = None
 
 

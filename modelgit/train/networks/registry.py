@@ -1,7 +1,6 @@
 """Networks by name.
 
-`NAME` or `NAME:DETAIL`; what the detail means is the architecture's: input channels, inputs, a way of pooling. A name
-that is none of the built-in ones may be code of the user's own (`own`), which is run only if the user has named it.
+`NAME` or `NAME:DETAIL`; what the detail means is the architecture's: input channels, inputs, a way of pooling.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,0 +1,22 @@
+"""What the network of a version is built from: its architecture, and the small files that describe it."""
+
+from modelgit.porcelain.versions import parameters
+from modelgit.repo.repository import Repository
+from modelgit.train.networks.network import Design
+from modelgit.train.networks.registry import needs_nothing
+
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/config.json")
+MAX_BYTES = 1 << 26
+
+
+def design_of(repo: Repository, rev: str, architecture: str) -> Design:
+    """Returns what the network of a version is built from; nothing in it is run.
+
+    Raises:
+        FormatError: a file that is far too large.
+    """
+    if needs_nothing(architecture):
+        return Design(architecture)
+    version = repo.version(rev)
+    files = {path: repo.read_blob(version.files[path], MAX_BYTES) for path in FILES if path in version.files}
+    return Design(architecture, files, sum(map(parameters, version.manifests.values())))

@@ -14,6 +14,7 @@ from modelgit.train.config import DataConfig
 # Counts changes of code that change what the same settings compute: old results are then made anew, and kept.
 GENERATION = 1
 STEP_REFS = "refs/modelgit/steps/"
+READING = ("path", "kind", "columns", "classes")
 
 
 def step_key(job: Job, inputs: Sequence[str], data_digest: str | None, on_digest: str | None = None) -> str:
@@ -53,8 +54,8 @@ def keep(repo: Repository, key: str, commit: str) -> str:
 
 
 def data_settings(data: DataConfig | None) -> dict[str, object] | None:
-    """Returns how data is split and prepared; where it lies does not matter, its digest does."""
-    return {key: value for key, value in asdict(data).items() if key != "path"} if data is not None else None
+    """Returns how data is split and prepared; where it lies and how it is read do not matter, its digest does."""
+    return {key: value for key, value in asdict(data).items() if key not in READING} if data is not None else None
 
 
 def merge_settings(job: Job, on_digest: str | None) -> dict[str, object]:

@@ -13,6 +13,7 @@ from modelgit.train.choices import ERM, NO_AVERAGING, Averaging, Objective, Sma,
 
 T = TypeVar("T")
 Group = Literal["none", "name"]
+Source = Literal["auto", "images", "table", "arrays", "saved", "colored-mnist", "rotated-mnist"]
 Keep = Literal["last", "best"]
 Trains = Literal["all", "head", "featurizer"]
 NewHead = Literal["probe", "random"]
@@ -22,16 +23,33 @@ Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What a table's columns, or a file's arrays, are called; None: by the names that are usual."""
+
+    input: str | None = None
+    label: str | None = None
+    domain: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("input", "label", "domain", "name"):
+            check(f"columns.{field}", repr(getattr(self, field)), getattr(self, field) != "", "the name of a column")
+
+
+@dataclass(frozen=True, slots=True)
 class DataConfig:
     """A data set and how it is split.
 
-    `held_out` is the domain never trained on. With `group = "name"` images of one name (the same thing in several
+    `held_out` is the domain never trained on. With `group = "name"` examples of one name (the same thing in several
     domains) stay on one side of every split, and `test_fraction` of the names are kept for the held-out domain.
     `fold` rotates those test names; `trial` draws another validation split.
 
     `domains` are those to train on, all but the held-out one if empty; `shard` "2/4" is the second of four parts of the
     training examples. Validation is on a part of each training domain, unless `validate_on` names another domain, which
     is then not trained on (leave-one-out), or the held-out one, a part of which is looked at (DomainBed's oracle).
+
+    `kind` says what `path` is, where its looks do not; `classes` names the classes in order, where the data's own are
+    not all or not in that order.
     """
 
     path: str
@@ -46,9 +64,16 @@ class DataConfig:
     domains: tuple[str, ...] = ()
     shard: str | None = None
     validate_on: str | None = None
+    kind: Source = "auto"
+    columns: Columns = Columns()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check("path", repr(self.path), bool(self.path), "a folder or a .zip")
+        check("path", repr(self.path), bool(self.path), "a file or a folder")
+        kinds = get_args(Source)
+        check("kind", repr(self.kind), self.kind in kinds, f"one of {', '.join(map(repr, kinds))}")
+        differ = len(set(self.classes)) == len(self.classes) != 1
+        check("classes", list(self.classes), differ, "at least two names, all different")
         check("held_out", repr(self.held_out), self.held_out != "", "the name of a domain")
         check("group", repr(self.group), self.group in get_args(Group), "one of 'none', 'name'")
         check("fold", self.fold, self.fold >= 0, "0 or more")

@@ -6,7 +6,7 @@ Nothing is extracted; names and sizes are checked before anything is decoded, si
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from modelgit.errors import DataError, DependencyMissing
-from modelgit.train.config import DataConfig, seed_hash
+from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset
+from modelgit.train.data.rows import Rows, assemble, check_amount
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_IMAGES = 5_000_000
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_TOTAL_BYTES = 64 * 1024**3
 MAX_PIXELS = 64_000_000
@@ -51,32 +50,37 @@ def load_images(config: DataConfig) -> Dataset:
     items = sorted(items_of(path), key=lambda item: (item.domain, item.label, item.name))
     if not items:
         raise DataError(f"{path}: no images", hint="expected files domain/class/name.png")
-    classes = tuple(sorted({item.label for item in items}))
-    domains = tuple(sorted({item.domain for item in items}))
-    check_classes(items, classes, domains, path)
-    kept = limited(items, config.limit_per_class)
-    contents = tuple(blake3(item.read()).digest() for item in kept)
-    return Dataset(
-        path=str(path),
+    check_amount(len(items), config.path)
+    return assemble(rows_of(items, config.image_size, config.path), config)
+
+
+def rows_of(items: Sequence[Item], size: int, path: str) -> Rows:
+    """Returns the images as examples; their classes and domains by the alphabet."""
+    return Rows(
         kind="images",
-        classes=classes,
-        domains=domains,
-        labels=np.array([classes.index(item.label) for item in kept], np.int64),
-        domain_ids=np.array([domains.index(item.domain) for item in kept], np.int64),
-        names=tuple(item.name for item in kept),
-        digest=digest_of(kept, contents),
-        shape=(3, config.image_size, config.image_size),
-        read=partial(decoded, kept, config.image_size, str(path)),
-        contents=contents,
+        shape=(3, size, size),
+        labels=[item.label for item in items],
+        domains=[item.domain for item in items],
+        names=[item.name for item in items],
+        read=partial(decoded, items, size, path),
+        content=lambda index: items[index].read(),
+        classes=tuple(sorted({item.label for item in items})),
+        domain_names=tuple(sorted({item.domain for item in items})),
     )
 
 
 def decoded(items: Sequence[Item], size: int, path: str, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Returns the images at `indices` as (n, 3, size, size), RGB on white."""
-    out = np.empty((len(indices), 3, size, size), np.uint8)
-    for row, index in enumerate(indices):
-        item = items[index]
-        out[row] = decode(item.read(), size, f"{path}: {item.domain}/{item.label}/{item.name}")
+    chosen = (items[index] for index in indices)
+    files = ((item.read(), f"{path}: {item.domain}/{item.label}/{item.name}") for item in chosen)
+    return decode_all(files, len(indices), size)
+
+
+def decode_all(files: Iterable[tuple[bytes, str]], count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Returns `count` images from their files' bytes, each with where it stands, as (n, 3, size, size)."""
+    out = np.empty((count, 3, size, size), np.uint8)
+    for row, (data, where) in enumerate(files):
+        out[row] = decode(data, size, where)
     return out
 
 
@@ -94,12 +98,25 @@ def items_of(path: Path) -> Iterator[Item]:
 
 def folder_items(path: Path) -> Iterator[Item]:
     """Yields the images of a folder; links are not followed."""
+    found = set[str]()
     for file in path.glob("*/*/*"):
         linked = any(part.is_symlink() for part in (file, file.parent, file.parent.parent))
         if file.suffix.lower() in SUFFIXES and file.is_file() and not linked:
             domain, label, name = file.relative_to(path).parts
             check_name("/".join((domain, label, name)), path)
+            found.add(domain)
             yield Item(domain, label, Path(name).stem, partial(read_file, file))
+    if found:
+        check_domains(path, found)
+
+
+def check_domains(path: Path, found: set[str]) -> None:
+    """Raises DataError for a folder that holds folders alone, as a domain does, but no image in them."""
+    for folder in sorted(path.iterdir()):
+        skipped = folder.name in found or folder.name.startswith((".", "_")) or folder.is_symlink()
+        if not skipped and folder.is_dir() and all(inner.is_dir() for inner in folder.iterdir()):
+            hint = f"expected files {folder.name}/class/name.png, or no such folder"
+            raise DataError(f"{path}: domain '{folder.name}' is empty", hint=hint)
 
 
 def check_name(name: str, path: Path) -> None:
@@ -137,8 +154,7 @@ def zip_items(path: Path) -> Iterator[Item]:
 
 def check_amounts(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
     """Raises DataError for too many images, too large ones, or two of one name."""
-    if len(entries) > MAX_IMAGES:
-        raise DataError(f"{path}: {len(entries)} images, expected at most {MAX_IMAGES}")
+    check_amount(len(entries), str(path))
     largest = max(entries, key=lambda entry: entry.file_size, default=None)
     if largest is not None and largest.file_size > MAX_FILE_BYTES:
         name = largest.filename[:200]
@@ -159,38 +175,6 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> 
         return archive.read(entry)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{path}: {entry.filename[:200]!r}: cannot be read: {error}") from error
-
-
-def check_classes(items: Sequence[Item], classes: Sequence[str], domains: Sequence[str], path: Path) -> None:
-    """Raises DataError if a domain lacks a class that another has."""
-    found = {(item.domain, item.label) for item in items}
-    missing = [f"{d}/{c}" for d in domains for c in classes if (d, c) not in found]
-    if missing:
-        raise DataError(f"{path}: domains have different classes: no images in {', '.join(missing[:5])}")
-    if len(classes) < 2:
-        raise DataError(f"{path}: one class only ({classes[0]}), expected at least two")
-
-
-def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """Returns at most `limit` items of each domain and class, chosen by the hash of their names."""
-    if limit is None:
-        return list(items)
-    groups: dict[tuple[str, str], list[Item]] = {}
-    for item in items:
-        groups.setdefault((item.domain, item.label), []).append(item)
-    kept = [
-        item for group in groups.values() for item in sorted(group, key=lambda i: seed_hash("limit", i.name))[:limit]
-    ]
-    return sorted(kept, key=lambda item: (item.domain, item.label, item.name))
-
-
-def digest_of(items: Sequence[Item], contents: Sequence[bytes]) -> str:
-    """Returns the BLAKE3 over names and contents, in order."""
-    total = blake3()
-    for item, content in zip(items, contents, strict=True):
-        total.update(f"{item.domain}/{item.label}/{item.name}\n".encode())
-        total.update(content)
-    return total.hexdigest()
 
 
 def decode(data: bytes, size: int, where: str) -> npt.NDArray[np.uint8]:

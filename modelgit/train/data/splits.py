@@ -1,9 +1,10 @@
-"""Which images are trained on, validated on, tested on.
+"""Which examples are trained on, validated on, tested on.
 
 Without groups exactly DomainBed's split: per domain, keys shuffled by RandomState(seed_hash(trial, domain)), the first
 fifth held back. With groups whole names are held back, in every domain at once.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     """Returns the split of `dataset` that `config` describes.
 
     Raises:
-        DataError: a part is empty: too few images for the split; a domain that the data does not have.
+        DataError: a part is empty: too few examples for the split; a domain that the data does not have.
     """
     for domain in (*config.domains, *([config.validate_on] if config.validate_on is not None else [])):
         if domain not in dataset.domains:
@@ -37,12 +38,11 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
             raise DataError(f"{dataset.path}: no domain is called '{domain}'", hint=hint)
     parts = named_split(dataset, config) if config.group == "name" else domainbed_split(dataset, config)
     parts = sharded(narrowed(parts, dataset, config), dataset, config)
-    for kind, domains in (("training", parts.train), ("validation", parts.validation)):
+    test = {config.held_out: parts.test} if config.held_out is not None else {}
+    for kind, domains in (("training", parts.train), ("validation", parts.validation), ("test", test)):
         for domain, indices in domains.items():
             if not len(indices):
-                raise DataError(f"{dataset.path}: too few images in domain '{domain}' for a {kind} split")
-    if config.held_out is not None and not len(parts.test):
-        raise DataError(f"{dataset.path}: too few images in domain '{config.held_out}' for a test split")
+                raise too_few(dataset, config, domain, kind)
     return parts
 
 
@@ -81,6 +81,20 @@ def sharded(parts: Split, dataset: Dataset, config: DataConfig) -> Split:
     return Split(
         {domain: kept(domain, indices) for domain, indices in parts.train.items()}, parts.validation, parts.test
     )
+
+
+def too_few(dataset: Dataset, config: DataConfig, domain: str, kind: str) -> DataError:
+    """Returns the error for a part that nothing falls into: how many examples there are, how many are needed."""
+    members = np.flatnonzero(dataset.domain_ids == dataset.domains.index(domain))
+    where = f"{dataset.path}: too few examples in domain '{domain}' for a {kind} split"
+    if config.group == "name":
+        names = len({dataset.names[i] for i in members})
+        fraction = "test_fraction" if kind == "test" else "validation_fraction"
+        return DataError(f"{where}: none of its {names} names falls into it", hint=f"another {fraction}, or more names")
+    shards = shard_of(config.shard)[1] if config.shard is not None else 1
+    share = config.validation_fraction if kind == "validation" else (1 - config.validation_fraction) / shards
+    hint = f"validation_fraction = {config.validation_fraction}" + (f", shard = {config.shard}" if shards > 1 else "")
+    return DataError(f"{where}: {len(members)}, needed at least {max(2, math.ceil(1 / share))}", hint=hint)
 
 
 def domainbed_split(dataset: Dataset, config: DataConfig) -> Split:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from modelgit.errors import DataError, DependencyMissing
 from modelgit.train.config import DataConfig
-from modelgit.train.data import images
+from modelgit.train.data import images, rows
 from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
 
@@ -98,10 +98,14 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_too_many_and_too_large_are_refused(make_zip: MakeZip, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(count=2)
-    limits = {"MAX_IMAGES": "12 images", "MAX_FILE_BYTES": "bytes, expected at most 5", "MAX_TOTAL_BYTES": "unpacked"}
-    for limit, said in limits.items():
+    limits = {
+        "MAX_EXAMPLES": (rows, "12 examples, expected at most 5"),
+        "MAX_FILE_BYTES": (images, "bytes, expected at most 5"),
+        "MAX_TOTAL_BYTES": (images, "unpacked"),
+    }
+    for limit, (module, said) in limits.items():
         with monkeypatch.context() as patch, pytest.raises(DataError, match=said):
-            patch.setattr(images, limit, 5)
+            patch.setattr(module, limit, 5)
             load_dataset(config(path))
 
 
@@ -156,7 +160,7 @@ def test_missing_empty_and_unknown_are_told_apart(make_zip: MakeZip, tmp_path: P
 def test_a_class_that_a_domain_lacks_is_named(make_zip: MakeZip, tmp_path: Path) -> None:
     zipfile.ZipFile(make_zip(count=1)).extractall(tmp_path / "out")
     (tmp_path / "out" / "leaf" / "standing" / "standing-0.png").unlink()
-    with pytest.raises(DataError, match="no images in leaf/standing"):
+    with pytest.raises(DataError, match="no examples in leaf/standing"):
         load_dataset(config(tmp_path / "out"))
 
 

@@ -74,7 +74,9 @@ def test_the_share_of_test_names_is_what_was_asked() -> None:
 
 
 def test_too_few_images_are_named(make_zip: MakeZip) -> None:
-    with pytest.raises(DataError, match="too few images in domain 'ink' for a validation split"):
+    with pytest.raises(
+        DataError, match="too few examples in domain 'ink' for a validation split: 4, needed at least 5"
+    ):
         parts(make_zip(count=2))
 
 

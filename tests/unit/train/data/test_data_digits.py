@@ -1,13 +1,13 @@
 """ColoredMNIST and RotatedMNIST from scikit-learn's digits in MNIST's format: the protocol counted, digests frozen."""
 
 import gzip
+import runpy
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 from modelgit.errors import DataError
 from modelgit.train.config import DataConfig
@@ -15,22 +15,14 @@ from modelgit.train.data.dataset import Dataset, arrays_of
 from modelgit.train.data.digits import read_digits
 from modelgit.train.data.loading import load_dataset
 
-COUNT, TRAINED = 1797, 1500
+COUNT = 1797
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder of MNIST's four files, of 8 x 8 digits tripled and framed."""
     path = tmp_path_factory.mktemp("digits")
-    found = load_digits()
-    pixels = (found.images * 15).astype(np.uint8).repeat(3, 1).repeat(3, 2)
-    framed = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
-    labels = found.target.astype(np.uint8)
-    for part, rows in (("train", slice(0, TRAINED)), ("t10k", slice(TRAINED, COUNT))):
-        count = len(labels[rows])
-        images = struct.pack(">4I", 0x0803, count, 28, 28) + framed[rows].tobytes()
-        (path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images, 1))
-        (path / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, count) + labels[rows].tobytes())
+    runpy.run_path(str(Path(__file__).parents[4] / "examples/data/digits.py"))["write"](path)
     return path
 
 

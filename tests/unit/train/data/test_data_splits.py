@@ -125,7 +125,10 @@ def test_an_oracle_looks_at_a_part_of_the_held_out_domain_and_tests_on_the_rest(
     [
         ({"domains": ("moss",)}, "no domain is called 'moss'"),
         ({"validate_on": "moss"}, "no domain is called 'moss'"),
-        ({"domains": ("ink",), "validate_on": "leaf", "shard": "9/9"}, "too few images in domain 'ink' for a training"),
+        (
+            {"domains": ("ink",), "validate_on": "leaf", "shard": "9/9"},
+            "too few examples in domain 'ink' for a training split: 8, needed at least 12",
+        ),
     ],
 )
 def test_parts_that_there_are_not_are_refused(make_zip: MakeZip, settings: dict[str, object], message: str) -> None:

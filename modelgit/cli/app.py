@@ -14,6 +14,7 @@ import typer
 from modelgit.cli import handed_on, history, learn, objects, upkeep
 from modelgit.cli.merging import commands as merging
 from modelgit.cli.replaying import asking, verbs
+from modelgit.cli.reporting import commands as reporting
 from modelgit.cli.screen.output import Output
 from modelgit.cli.session import Session
 from modelgit.errors import (
@@ -77,6 +78,7 @@ def new_app() -> typer.Typer:
     objects.register(app)
     upkeep.register(app)
     learn.register(app)
+    reporting.register(app)
     return app
 
 

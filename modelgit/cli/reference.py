@@ -31,6 +31,7 @@ HOMES = (
     "modelgit.porcelain.executing",
     "modelgit.porcelain.training.committing",
     "modelgit.porcelain.training.rerunning",
+    "modelgit.porcelain.reporting.values",
     "modelgit.pipeline.start",
 )
 HEADING = """# Commands

@@ -1,11 +1,9 @@
 """What a pipeline leaves for people and machines: the table as JSON, the page as SVG and HTML."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelgit.errors import StorageFull
 from modelgit.pipeline.outcome import Row, StepScore, as_json
 from modelgit.pipeline.run import Outcome
 from modelgit.recipe.expanding import Job
@@ -14,6 +12,7 @@ from modelgit.repo.repository import Repository
 from modelgit.report import chart
 from modelgit.report.lineage import Kind, Node
 from modelgit.report.page import Report, report_html, report_svg
+from modelgit.report.writing import write_text
 
 NOTE = "Accuracy in percent; bars are standard errors over {over}."
 
@@ -33,21 +32,9 @@ def publish(pipeline: Pipeline, repo: Repository, outcome: Outcome, stem: Path) 
     written = []
     for suffix, text in contents.items():
         path = stem.with_name(stem.name + suffix)
-        write_text(path, text)
+        write_text(path, text, hint="name another place: --report PATH")
         written.append(str(path))
     return tuple(written)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary name."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise StorageFull(f"cannot write {path}: {error.strerror}", hint="name another place: --report PATH") from error
 
 
 def as_table(pipeline: Pipeline, repo: Repository, outcome: Outcome) -> dict[str, object]:

@@ -2,20 +2,25 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelgit.repo.repository import Repository
 
 SCORES_REF = "refs/notes/modelgit-scores"
+MOST_IMAGES = 1 << 40  # what no data set has: a note is anybody's word
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a version scored on one split of one data set, by metric; `split` tells the split from all others."""
+    """What a version scored on one split of one data set, by metric; `split` tells the split from all others.
+
+    `images` is on how many each accuracy rests, where the note says so.
+    """
 
     data: str
     split: str
     values: Mapping[str, float]
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 def known_scores(repo: Repository, commit: str) -> tuple[Score, ...]:
@@ -57,4 +62,7 @@ def parse_row(row: str) -> Mapping[str, object] | None:
 def as_score(table: Mapping[str, object]) -> Score:
     """Returns the numbers of a line, by name; counts are left out."""
     values = {key: value for key, value in table.items() if isinstance(value, float)}
-    return Score(str(table.get("data", "")), str(table.get("split", "")), values)
+    counts = table.get("images")
+    images = counts if isinstance(counts, dict) else {}
+    known = {key: n for key, n in images.items() if isinstance(n, int) and 0 < n < MOST_IMAGES}
+    return Score(str(table.get("data", "")), str(table.get("split", "")), values, known)

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from modelgit.report import drawing
-from modelgit.report.drawing import Drawing, document, fit, number, percent, text, text_width
+from modelgit.report.drawing import Drawing, document, escaped, fit, number, percent, text, text_width
 
 ROW, TOP, BOTTOM, MARGIN, PLOT, VALUES = 34, 74, 62, 28, 520, 122
 HELD_OUT, VALIDATION = drawing.RED, drawing.BLUE
@@ -86,7 +85,7 @@ def _tick(scale: Scale, value: float, bottom: float) -> str:
 def _row(row: Row, scale: Scale, top: float) -> str:
     middle, weight = top + ROW / 2, "700" if row.emphasis else "400"
     width = scale.left + PLOT + VALUES
-    parts = [f"<g><title>{escape(_summary(row))}</title>\n"]
+    parts = [f"<g><title>{escaped(_summary(row))}</title>\n"]
     if row.emphasis:
         place = f'x="{MARGIN - 10}" y="{number(top)}" width="{number(width - MARGIN + 10)}" height="{ROW}"'
         parts.append(f'<rect class="card" {place} rx="6"/>\n')

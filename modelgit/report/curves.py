@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelgit.report.drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Drawing, document, fit, number, text
+from modelgit.report.drawing import COLOURS, Drawing, document, fit, number, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 280, 74, 56, 210, 54
-COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 TICKS = 4
 
 

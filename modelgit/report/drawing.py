@@ -11,6 +11,11 @@ from html import escape
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 CHARACTER = 0.56  # average width of a character, in font sizes
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE = "#1f83c4", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
+GREY = "#848d97"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)  # of series, in turn
+UNSEEN = {*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF}
+UNSEEN |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # what turns the direction of all that follows
+REPLACED = dict.fromkeys(UNSEEN, "\ufffd")
 Palette = Mapping[str, str]
 LIGHT: Palette = {"paper": "#ffffff", "ink": "#1f2328", "faint": "#59636e", "line": "#d1d9e0", "card": "#f6f8fa"}
 DARK: Palette = {"paper": "#0d1117", "ink": "#f0f6fc", "faint": "#9198a1", "line": "#3d444d", "card": "#151b23"}
@@ -30,14 +35,14 @@ def document(drawing: Drawing, title: str) -> str:
     width, height = round(drawing.width), round(drawing.height)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        f' role="img" font-family="{FONT}">\n<title>{escape(title)}</title>\n<style>{style()}</style>\n'
+        f' role="img" font-family="{FONT}">\n<title>{escaped(title)}</title>\n<style>{style()}</style>\n'
         f'<rect class="paper" width="{width}" height="{height}"/>\n{drawing.body}</svg>\n'
     )
 
 
 def style() -> str:
-    """Return the colour rules: light ones, and dark ones for readers who ask for them."""
-    return f"{_rules(LIGHT)}@media (prefers-color-scheme: dark){{{_rules(DARK)}}}"
+    """Return the colour rules: light ones, and dark ones for the screens of readers who ask for them."""
+    return f"{_rules(LIGHT)}@media screen and (prefers-color-scheme: dark){{{_rules(DARK)}}}"
 
 
 def _rules(colours: Palette) -> str:
@@ -59,7 +64,12 @@ def text(x: float, y: float, content: str, size: float = 12, **attributes: str) 
     names = {"anchor": "text-anchor", "weight": "font-weight", "class_": "class", "fill": "fill"}
     given = {"class_": "ink", **attributes}
     rest = "".join(f' {names[key]}="{escape(value)}"' for key, value in given.items() if value)
-    return f'<text x="{number(x)}" y="{number(y)}" font-size="{number(size)}"{rest}>{escape(content)}</text>\n'
+    return f'<text x="{number(x)}" y="{number(y)}" font-size="{number(size)}"{rest}>{escaped(content)}</text>\n'
+
+
+def escaped(content: str) -> str:
+    """Return text that XML and HTML only show; what they may not hold, and what turns other text, is replaced."""
+    return escape(content.translate(REPLACED))
 
 
 def fit(content: str, width: float, size: float) -> str:

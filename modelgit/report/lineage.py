@@ -6,15 +6,14 @@ height of their neighbours. The caller's order is kept inside a column, so a pic
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from statistics import fmean
 from typing import Literal
 
 from modelgit.errors import UsageError
 from modelgit.report import drawing
-from modelgit.report.drawing import Drawing, document, fit, number, percent, text, text_width
+from modelgit.report.drawing import Drawing, document, escaped, fit, number, percent, text, text_width
 
-Kind = Literal["base", "aux", "probe", "target", "merge", "fused"]
+Kind = Literal["base", "aux", "probe", "target", "merge", "fused", "commit"]
 KINDS: Mapping[Kind, tuple[str, str]] = {
     "base": (drawing.BLUE, "foundation model"),
     "aux": (drawing.ORANGE, "auxiliary fine-tuning"),
@@ -22,6 +21,7 @@ KINDS: Mapping[Kind, tuple[str, str]] = {
     "fused": (drawing.PURPLE, "fused start"),
     "target": (drawing.GREEN, "target fine-tuning"),
     "merge": (drawing.RED, "merge commit"),
+    "commit": (drawing.GREY, "other commit"),
 }
 RESULT = "#8f3f00"  # the merge colour, dark enough for white letters
 SCORE = "held-out accuracy, %"
@@ -65,24 +65,24 @@ class Box:
         return self.y + self.size[1] / 2
 
 
-def lineage_svg(nodes: Sequence[Node], title: str) -> str:
+def lineage_svg(nodes: Sequence[Node], title: str, score: str = SCORE) -> str:
     """Return the picture as an SVG file. Raises UsageError for parents that are not nodes, or a cycle."""
-    return document(lineage(nodes, title), title)
+    return document(lineage(nodes, title, score), title)
 
 
-def lineage(nodes: Sequence[Node], title: str) -> Drawing:
-    """Return the picture as a drawing, for a page with others."""
+def lineage(nodes: Sequence[Node], title: str, score: str = SCORE) -> Drawing:
+    """Return the picture as a drawing, for a page with others; `score` says what the numbers are."""
     boxes = arrange(nodes)
     by_id = {box.node.id: box for box in boxes}
     right = max((box.x + box.size[0] for box in boxes), default=0)
     bottom = max((box.y + box.size[1] for box in boxes), default=0)
     used = [kind for kind in KINDS if any(node.kind == kind for node in nodes)]
-    width = max(right, text_width(title, 18) + MARGIN, _legend_width(used)) + MARGIN
+    width = max(right, text_width(title, 18) + MARGIN, _legend_width(used, score)) + MARGIN
     scores = [node.score for node in nodes if node.score is not None]
     body = [text(MARGIN, 34, title, 18, weight="600"), *_edges(boxes, by_id)]
     body += [_group_label(boxes, i) for i in range(len(boxes))]
     body += [_node(box, scores) for box in boxes]
-    body.append(_legend(used, bottom + 34, bool(scores)))
+    body.append(_legend(used, bottom + 34, score if scores else ""))
     return Drawing(width, bottom + LEGEND + MARGIN / 2, "".join(body))
 
 
@@ -212,7 +212,7 @@ def _node(box: Box, scores: Sequence[float]) -> str:
     node = box.node
     colour, meaning = KINDS[node.kind]
     score = "" if node.score is None else percent(node.score)
-    title = f"<title>{escape(f'{node.label} ({meaning})' + (f': {score} %' if score else ''))}</title>"
+    title = f"<title>{escaped(f'{node.label} ({meaning})' + (f': {score} %' if score else ''))}</title>"
     draw = _merge_card if node.kind == "merge" else _card
     inside = draw(node, score, colour, _share(node.score, scores))
     return f'<g transform="translate({number(box.x)} {number(box.y)})">{title}\n{inside}</g>\n'
@@ -256,22 +256,18 @@ def _merge_card(node: Node, score: str, colour: str, share: float) -> str:
     )
 
 
-def _legend_width(kinds: Sequence[Kind]) -> float:
-    return (
-        MARGIN
-        + sum(34 + text_width(KINDS[kind][1], 12) for kind in kinds)
-        + text_width("0.0  held-out accuracy, %", 12)
-    )
+def _legend_width(kinds: Sequence[Kind], score: str) -> float:
+    return MARGIN + sum(34 + text_width(KINDS[kind][1], 12) for kind in kinds) + text_width(f"0.0  {score}", 12)
 
 
-def _legend(kinds: Sequence[Kind], y: float, scored: bool) -> str:
+def _legend(kinds: Sequence[Kind], y: float, score: str) -> str:
     parts, x = [], float(MARGIN)
     for kind in kinds:
         colour, meaning = KINDS[kind]
         parts.append(f'<rect x="{number(x)}" y="{number(y - 10)}" width="12" height="12" rx="3" fill="{colour}"/>\n')
         parts.append(text(x + 18, y, meaning, 12))
         x += 34 + text_width(meaning, 12)
-    if scored:
+    if score:
         parts.append(text(x, y, "00.0", 12, weight="600"))
-        parts.append(text(x + 34, y, SCORE, 12, class_="faint"))
+        parts.append(text(x + 34, y, score, 12, class_="faint"))
     return "".join(parts)

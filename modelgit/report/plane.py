@@ -4,16 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelgit.report.drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Drawing, document, fit, number, text
+from modelgit.report.drawing import COLOURS, Drawing, document, fit, number, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 520, 280, 74, 62, 230, 64
-COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 MOST_TICKS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points by x; with `low` and `high` a band around them. `line` joins them, `dashed` in dashes."""
+    """Points by x; `line` joins them, `dashed` in dashes; `low` and `high` are a band around a line, bars through dots.
+
+    `links` are pairs of points, by their places, that are joined besides. Without a label there is no key.
+    """
 
     label: str
     x: Sequence[float]
@@ -23,6 +25,8 @@ class Series:
     line: bool = True
     dashed: bool = False
     dots: bool = True
+    links: Sequence[tuple[int, int]] = ()
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,12 @@ def plane(series: Sequence[Series], title: str, axes: tuple[Axis, Axis], note: s
     body += [_row_tick(value, up) for value in up.ticks()]
     body += [_column_tick(value, across) for value in across.ticks()]
     body.append(text(LEFT + WIDTH / 2, TOP + HEIGHT + 40, axes[0].label, 11, anchor="middle", class_="faint"))
-    for i, one in enumerate(series):
-        body.append(_series(one, (across, up), COLOURS[i % len(COLOURS)]))
-        body.append(_key(one, COLOURS[i % len(COLOURS)], TOP + 20 * i))
+    coloured = [(one, one.colour or COLOURS[i % len(COLOURS)]) for i, one in enumerate(series)]
+    body += [_series(one, (across, up), colour) for one, colour in coloured]
+    named = [(one, colour) for one, colour in coloured if one.label]
+    body += [_key(one, colour, TOP + 20 * i) for i, (one, colour) in enumerate(named)]
     body.append(text(LEFT, TOP + HEIGHT + 60, note, 11, class_="faint") if note else "")
-    height = TOP + max(HEIGHT + BOTTOM + (12 if note else 0), 20 * len(series) + 20)
+    height = TOP + max(HEIGHT + BOTTOM + (12 if note else 0), 20 * len(named) + 20)
     return Drawing(LEFT + WIDTH + RIGHT, height, "".join(body))
 
 
@@ -113,7 +118,10 @@ def label(value: float, step: float) -> str:
 def _series(one: Series, ranges: tuple[Range, Range], colour: str) -> str:
     finite = [i for i in range(len(one.x)) if math.isfinite(one.x[i]) and math.isfinite(one.y[i])]
     places = [_place(one.x[i], one.y[i], ranges) for i in finite]
-    parts = [_band(one, finite, ranges, colour)] if one.low and one.high else []
+    spread = _band if one.line else _whiskers
+    parts = [spread(one, finite, ranges, colour)] if one.low and one.high else []
+    at = dict(zip(finite, places, strict=True))
+    parts += [_link(at[i], at[j], colour) for i, j in one.links if i in at and j in at]
     if one.line and len(places) > 1:
         path = "L".join(f"{number(x)} {number(y)}" for x, y in places)
         dashes = ' stroke-dasharray="5 4"' if one.dashed else ""
@@ -123,12 +131,24 @@ def _series(one: Series, ranges: tuple[Range, Range], colour: str) -> str:
     return "".join(parts)
 
 
+def _link(start: tuple[float, float], end: tuple[float, float], colour: str) -> str:
+    path = f"M{number(start[0])} {number(start[1])}L{number(end[0])} {number(end[1])}"
+    return f'<path d="{path}" stroke="{colour}" stroke-width="1.2" opacity="0.45" fill="none"/>\n'
+
+
 def _band(one: Series, finite: Sequence[int], ranges: tuple[Range, Range], colour: str) -> str:
     ends = [i for i in finite if math.isfinite(one.low[i]) and math.isfinite(one.high[i])]
     above = [_place(one.x[i], one.high[i], ranges) for i in ends]
     below = [_place(one.x[i], one.low[i], ranges) for i in reversed(ends)]
     outline = "L".join(f"{number(x)} {number(y)}" for x, y in [*above, *below])
     return f'<path d="M{outline}Z" fill="{colour}" fill-opacity="0.15"/>\n' if len(ends) > 1 else ""
+
+
+def _whiskers(one: Series, finite: Sequence[int], ranges: tuple[Range, Range], colour: str) -> str:
+    ends = [i for i in finite if math.isfinite(one.low[i]) and math.isfinite(one.high[i])]
+    pairs = [(_place(one.x[i], one.low[i], ranges), _place(one.x[i], one.high[i], ranges)) for i in ends]
+    path = "".join(f"M{number(a[0])} {number(a[1])}V{number(b[1])}" for a, b in pairs)
+    return f'<path d="{path}" stroke="{colour}" stroke-width="1.6" opacity="0.45" fill="none"/>\n' if path else ""
 
 
 def _key(one: Series, colour: str, y: float) -> str:

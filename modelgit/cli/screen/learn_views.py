@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modelgit.cli.screen.blocks import Block, Span, bytes_text, count_text, faint, identity, line
+from modelgit.cli.screen.blocks import Block, Span, Table, bytes_text, count_text, faint, identity, line, strong
 from modelgit.cli.screen.views import METRICS, some, view
 
 if TYPE_CHECKING:
     from modelgit.porcelain.executing import Executed
+    from modelgit.porcelain.reporting.values import Comparison, Report
     from modelgit.porcelain.training.committing import Trained
     from modelgit.porcelain.training.rerunning import Retrained
 
@@ -50,3 +51,29 @@ def executed(result: "Executed") -> Iterator[Block]:
     yield line(f"  files: {some(result.paths)}")
     for name, digest in result.data.items():
         yield line(faint(f"  data: {name}, digest {digest[:16]}…"))
+
+
+@view("Report", lambda result: [result.page] if result.page else [])
+def report(result: "Report") -> Iterator[Block]:
+    """Where the page is, and the figures of most interest."""
+    shown = f" of {len(result.versions) + result.left_out:,}" if result.left_out else ""
+    what = f"{len(result.versions):,}{shown} versions, scores on {count_text(len(result.boards), 'data set')}"
+    if result.comparison is not None:
+        yield from compared(result.comparison)
+    yield line(what)
+    yield line("wrote ", strong(str(result.page)))
+
+
+def compared(found: "Comparison") -> Iterator[Block]:
+    """Yields how versions compare: each alone, and their mean."""
+    rows = tuple(
+        (
+            one.name,
+            f"{100 * one.accuracy.value:.1f} %",
+            f"{100 * min(d.value for d in one.domains.values()):.1f} %",
+            f"{100 * one.ece:.1f}",
+        )
+        for one in (*found.versions, found.mean)
+    )
+    yield line(f"on {found.measured} of {found.data}, {count_text(found.examples, 'example')}:")
+    yield Table(("version", "accuracy>", "worst domain>", "ECE, points>"), rows)

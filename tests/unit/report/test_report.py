@@ -140,7 +140,7 @@ def test_chart_of_one_value_has_a_scale() -> None:
 
 def test_page_holds_the_numbers_as_a_table() -> None:
     page = report_html(Report("R", rows(), tuple(history()), ("Nine vendors.",)))
-    assert "<td><strong>recycling</strong><td>72.4<td>0.4<td>86.9<td>0.2" in page
+    assert "<tr class=strong><td class=word>recycling<td>72.4<td>0.4<td>86.9<td>0.2</tr>" in page
     assert "<p>Nine vendors.</p>" in page
     assert page.count("<svg") == 2
 

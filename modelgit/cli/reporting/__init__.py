@@ -1,0 +1,1 @@
+"""The report: the command, and its page in words and pictures."""

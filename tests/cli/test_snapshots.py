@@ -20,6 +20,7 @@ from modelgit.porcelain.merging.values import Cost, Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
 from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
+from modelgit.porcelain.reporting.values import Answered, Comparison, Estimate, Report
 from modelgit.porcelain.scorebook import Score
 from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
@@ -95,7 +96,10 @@ BLAMED = (
     BlamedTensor("model.safetensors", "enc.0.weight", 6, A, "Ada <a@b>", DAY, "Fine-tune", False, 0.0123),
     BlamedTensor("model.safetensors", "head.weight", 6, C, "Bob <b@b>", DAY, "Average", True),
 )
+TWEETS = Answered("tweets", B, Estimate(0.75), {"noto": Estimate(0.5), "twemoji": Estimate(1.0)}, None, None, 0.125, ())
+COMPARED = Comparison("emoji", "f", "every domain", 40, ("noto",), "", (TWEETS,), TWEETS, (), (), None, (), 1)
 RESULTS: dict[str, object] = {
+    "report": Report("models", ("tweets",), (), 3, (), COMPARED, "report.html"),
     "cherry-pick": Replayed("cherry-pick", B, "main", D, D, (PICKED,)),
     "revert-files": Replayed("revert", None, "main", D, D, (ReplayedStep(A, D, None, "Tune", 1.0, 7, 1, 0, 0),)),
     "rebase": Replayed("rebase", B, "tweets", D, A, (ReplayedStep(A, D, B, "Tune", 1.0, 7, 1, 3, 0),), (C,)),

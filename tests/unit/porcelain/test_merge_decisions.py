@@ -163,7 +163,7 @@ def test_the_id_of_contents_depends_on_paths_and_weights_alone() -> None:
 def test_scores_are_read_from_notes_that_anybody_may_write() -> None:
     rows = [{"data": "emoji", "split": "s", "val_accuracy": 0.5, "images": {"val_accuracy": 9}}, [1], {"data": "x"}]
     text = "\n".join([*map(json.dumps, rows), "not json", "[" * 100_000, ""])
-    assert parse_scores(text) == (Score("emoji", "s", {"val_accuracy": 0.5}),)
+    assert parse_scores(text) == (Score("emoji", "s", {"val_accuracy": 0.5}, {"val_accuracy": 9}),)
     assert parse_scores("") == ()
 
 

@@ -49,7 +49,7 @@ def test_accuracy_is_the_mean_over_domains_with_wilsons_interval() -> None:
     on = asked(examples())
     found = accuracy(on.right(sure([0, 1, 2, 3])), on.domains)
     assert found.value == pytest.approx((0.8 + 1.0) / 2)
-    assert (found.low, found.high) == (pytest.approx(0.7695, abs=1e-4), pytest.approx(0.9604, abs=1e-4))
+    assert (found.low, found.high) == pytest.approx((0.7695, 0.9604), abs=1e-4)
     assert found.n == 40
 
 
@@ -94,7 +94,7 @@ def test_a_pair_errs_differently_and_its_difference_has_an_interval() -> None:
 def test_the_gain_of_a_mean_is_over_the_best_single_one() -> None:
     on = asked(examples())
     found = gain(2, "b", on, sure([0]), [sure([0, 1]), sure([2, 3])])
-    assert (found.accuracy.value, found.difference) == (pytest.approx(0.975), pytest.approx(0.025))
+    assert (found.accuracy.value, found.difference) == pytest.approx((0.975, 0.025))
     assert found.ensemble.value == pytest.approx(0.95)  # four ties, all answered with the first class
     assert found.low <= found.difference <= found.high
 
@@ -102,18 +102,14 @@ def test_the_gain_of_a_mean_is_over_the_best_single_one() -> None:
 def test_the_law_is_found_again() -> None:
     found = law([0.8 - 0.2 / k for k in range(1, 7)])
     assert found is not None
-    assert (found.limit, found.slope, found.error) == (
-        pytest.approx(0.8),
-        pytest.approx(0.2),
-        pytest.approx(0, abs=1e-9),
-    )
+    assert (found.limit, found.slope, found.error) == pytest.approx((0.8, 0.2, 0), abs=1e-9)
     assert law([0.5, 0.6]) is None
 
 
 def test_a_valley_on_a_path_is_a_barrier() -> None:
     on = asked(examples())
     valley = line(("a", "b"), [0, 0.5, 1], [on.right(sure(w)) for w in ([], list(range(10)), [])], on)
-    assert (valley.barrier, valley.at) == (pytest.approx(0.25), 0.5)
+    assert (valley.barrier, valley.at) == pytest.approx((0.25, 0.5))
     assert 0 < valley.low < 0.25 < valley.high
     ridge = line(("a", "b"), [0, 0.5, 1], [on.right(sure(w)) for w in ([0, 1], [], [0, 1])], on)
     assert ridge.barrier == 0 and ridge.high <= 0
@@ -122,7 +118,9 @@ def test_a_valley_on_a_path_is_a_barrier() -> None:
 
 def test_many_features_are_sampled_evenly() -> None:
     many = Examples(CLASSES, np.zeros(5000, np.int64), ("a",) * 5000, ("x",) * 5000, np.zeros(5000, bool), "")
-    found = asked(many).sampled(Answers(np.zeros((5000, 2), np.float32), np.arange(5000.0).reshape(-1, 1)))
+    found = asked(many).sampled(
+        Answers(np.zeros((5000, 2), np.float32), np.arange(5000, dtype=np.float32).reshape(-1, 1))
+    )
     assert found[:3, 0].tolist() == [0, 3, 6] and len(found) == 1667
 
 

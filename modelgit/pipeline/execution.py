@@ -10,7 +10,7 @@ from modelgit.pipeline.keys import keep
 from modelgit.pipeline.merging import merge_commits, posterior_weights
 from modelgit.pipeline.messages import Done, MergeRequest, Request, ScoreRequest
 from modelgit.pipeline.worker import serve
-from modelgit.porcelain.scores import known_model, split_images, split_values, workbench
+from modelgit.porcelain.scores import known_model, split_answers, split_images, split_values, workbench
 from modelgit.porcelain.tensors import load_state
 from modelgit.porcelain.training.running import commit_result, run_file, train
 from modelgit.porcelain.versions import weights_of
@@ -52,7 +52,7 @@ def scores_of(repo: Repository, bench: Workbench, request: ScoreRequest) -> Scor
 
 def as_table(scores: Scores) -> dict[str, Any]:
     """Returns scores as they travel and are noted."""
-    return {**split_values(scores), "images": split_images(scores)}
+    return {**split_values(scores), "images": split_images(scores), "answers": split_answers(scores)}
 
 
 def work(place: Path, device: str, requests: IO[str], replies: IO[str]) -> None:

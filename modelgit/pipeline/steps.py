@@ -179,12 +179,12 @@ class Steps:
     # -------------------------------------------------------------------------------------------- scores
 
     def known_score(self, job: Job, commit: str, members: tuple[str, ...] = ()) -> StepScore | None:
-        """Returns the scores noted on a commit for the job's data, None if there are none.
+        """Returns the scores noted on a commit for the job's data, None if there are none with answers.
 
         Those of an ensemble of `members` are noted on the first of them.
         """
         row = noted(self._repo, commit, self._split(job, members))
-        return step_score(job, commit, row) if row is not None else None
+        return step_score(job, commit, row) if row is not None and "answers" in row else None
 
     def keep_score(self, job: Job, commit: str, scores: Mapping[str, Any], members: tuple[str, ...] = ()) -> StepScore:
         """Notes the scores on the commit and returns them."""

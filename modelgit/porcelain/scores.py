@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modelgit.errors import DataError
 from modelgit.events import Listener, ignore
+from modelgit.porcelain.evidence.answers import pack_answers
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
 from modelgit.porcelain.tensors import Tensor, load_state
@@ -16,7 +17,7 @@ from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
-from modelgit.train.evaluate import Accuracy, Scores
+from modelgit.train.evaluate import HELD_OUT, Accuracy, Scores
 from modelgit.train.scoring import domain_scorer
 from modelgit.train.task import Model, Workbench, score
 
@@ -133,6 +134,14 @@ def split_values(scores: Scores) -> dict[str, float]:
     if scores.ood_accuracy is not None:
         values["ood_accuracy"] = scores.ood_accuracy
     return {**values, **{f"val_accuracy/{domain}": a.value for domain, a in scores.validation.items()}}
+
+
+def split_answers(scores: Scores) -> dict[str, str]:
+    """Returns the classes answered, example by example, by the names of the accuracies they make."""
+    return {
+        "ood_accuracy" if domain == HELD_OUT else f"val_accuracy/{domain}": pack_answers(answers)
+        for domain, answers in scores.answers.items()
+    }
 
 
 def split_images(scores: Scores) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from modelgit.train.fitting.passes import apply_head
 from modelgit.train.networks.network import Network
 
 CHUNK = 256
+HELD_OUT = ""  # no domain is called so
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,14 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Accuracies on the validation split of each training domain, and on the held-out domain if there is one."""
+    """Accuracies on the validation split of each training domain, and on the held-out domain if there is one.
+
+    `answers` are the classes answered, in the order of the split, by the same names; HELD_OUT for the held-out domain.
+    """
 
     validation: Mapping[str, Accuracy]
     held_out: Accuracy | None
+    answers: Mapping[str, Integers] = field(default_factory=dict)
 
     @property
     def val_accuracy(self) -> float:
@@ -68,7 +73,9 @@ class Outputs:
     def scores(self) -> Scores:
         """Returns the accuracies."""
         held_out = accuracy(*self.held_out) if self.held_out is not None else None
-        return Scores({domain: accuracy(*pair) for domain, pair in self.validation.items()}, held_out)
+        pairs = {**self.validation, **({HELD_OUT: self.held_out} if self.held_out is not None else {})}
+        answers = {name: logits.argmax(1).cpu().numpy() for name, (logits, _) in pairs.items()}
+        return Scores({domain: accuracy(*pair) for domain, pair in self.validation.items()}, held_out, answers)
 
 
 def average_outputs(members: Sequence[Outputs]) -> Outputs:

@@ -52,7 +52,7 @@ def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) 
     """Returns the row's means over the commits that match it."""
     jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
     if row.pick == "best":
-        jobs = best_by_seed(jobs, standings(pipeline, row, jobs, scores))
+        jobs = best_by_cell(jobs, standings(pipeline, row, jobs, scores))
     found = [scores[job.name] for job in jobs]
     oods = [s.ood_accuracy for s in found if s.ood_accuracy is not None]
     return Row(
@@ -83,13 +83,13 @@ def run_of(job: Job) -> tuple[object, object]:
     return job.bindings.get("seed"), job.bindings.get("run")
 
 
-def best_by_seed(jobs: Sequence[Job], standing: Mapping[str, float]) -> list[Job]:
-    """Returns the job of each seed that stands highest, the first of equals."""
+def best_by_cell(jobs: Sequence[Job], standing: Mapping[str, float]) -> list[Job]:
+    """Returns the job of each cell, a held-out domain in a seed, that stands highest, the first of equals."""
     best: dict[object, Job] = {}
     for job in jobs:
-        seed = job.bindings.get("seed")
-        if job.name in standing and (seed not in best or standing[job.name] > standing[best[seed].name]):
-            best[seed] = job
+        cell = job.bindings.get("seed"), job.evaluate.held_out if job.evaluate is not None else None
+        if job.name in standing and (cell not in best or standing[job.name] > standing[best[cell].name]):
+            best[cell] = job
     return list(best.values())
 
 

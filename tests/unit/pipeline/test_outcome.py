@@ -85,3 +85,47 @@ def test_one_run_has_only_the_error_of_its_test_images(tmp_path: Path) -> None:
 def test_a_row_without_scores_says_null(tmp_path: Path) -> None:
     row = as_json(table(pipeline_of(tmp_path, "[0]"), {})[0])
     assert (row["ood_accuracy"], row["ood_stderr"], row["val_accuracy"], row["commits"]) == (None, None, None, [])
+
+
+HELD = """
+[pipeline]
+name = "p"
+[model]
+architecture = "mlp"
+[variables]
+held = ["a", "b"]
+run = [0, 1]
+[data.t]
+path = "t.zip"
+[train]
+steps = 1
+lr = 0.1
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "plain/{held}/{run}"
+kind = "train"
+start = "base"
+data = { name = "t", held_out = "{held}" }
+[[report]]
+strategy = "best"
+title = "Best"
+of = ["plain/*/*"]
+pick = "best"
+"""
+
+
+def test_the_best_run_is_chosen_in_each_held_out_domain(tmp_path: Path) -> None:
+    """Validation of other domains is no measure: a domain whose runs all validate low has its own best."""
+    path = tmp_path / "p.toml"
+    path.write_text(HELD)
+    scores = {
+        "plain/a/0": scored("plain/a/0", 0.5, val=0.9),
+        "plain/a/1": scored("plain/a/1", 0.6, val=0.8),
+        "plain/b/0": scored("plain/b/0", 0.1, val=0.3),
+        "plain/b/1": scored("plain/b/1", 0.3, val=0.4),
+    }
+    row = table(load_pipeline(path), scores)[0]
+    assert row.commits == ("commit-plain/a/0", "commit-plain/b/1")
+    assert row.ood is not None and row.ood.mean == pytest.approx(0.4)

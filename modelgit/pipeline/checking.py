@@ -19,7 +19,7 @@ from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset, contents_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.networks.registry import check_architecture
+from modelgit.train.networks.registry import check_architecture, check_untrained, weights_bytes
 
 NAMED = 4
 STORED = 0.25  # of a version's size, about what a fine-tuning takes as a difference
@@ -43,10 +43,8 @@ def checked(pipeline: Pipeline) -> Pipeline:
         RecipeError, DataError: what cannot be carried out, or tests on what was trained on.
     """
     for job in pipeline.jobs:
-        if job.kind == "import" and not weights_file(job).exists():
-            raise RecipeError(f"step '{job.name}': there are no weights at {job.weights_file}")
         if job.kind == "import":
-            check_architecture(job.architecture)
+            check_import(job)
         if job.kind == "merge":
             make(job.method, job.settings)  # type: ignore[arg-type]  # this is the check
     used = [data for job in pipeline.jobs for data in (job.data, job.on, job.evaluate) if data is not None]
@@ -59,6 +57,15 @@ def checked(pipeline: Pipeline) -> Pipeline:
     if pipeline.info.leakage == "refuse":
         refuse_leaks(pipeline, expected, loaded)
     return replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
+
+
+def check_import(job: Job) -> None:
+    """Raises RecipeError for an import of nothing, or of a network that there is none of."""
+    if job.seed is not None:
+        check_untrained(job.architecture)
+    elif not weights_file(job).exists():
+        raise RecipeError(f"step '{job.name}': there are no weights at {job.weights_file}")
+    check_architecture(job.architecture)
 
 
 def informed(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Job:
@@ -81,7 +88,7 @@ def validation_seen(job: Job, on: DataConfig, known: Mapping[str, Expected], loa
 def expect(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Expected:
     """Returns what a step's version will be. Raises RecipeError where its parts do not go together."""
     if job.kind == "import":
-        return Expected(job.architecture, None, {})
+        return Expected(job.architecture, None if job.seed is None else (), {})
     parts = {name: known[name] for name in job.needs}
     where = f"step '{job.name}'"
     architectures = {name: part.architecture for name, part in parts.items()}
@@ -182,8 +189,8 @@ def refuse_full_disk(pipeline: Pipeline, place: Path) -> None:
     Raises:
         StorageFull: saying how much is free, and how much is wanted.
     """
-    files = [weights_file(job) for job in pipeline.jobs if job.kind == "import"]
-    largest = max((file.stat().st_size for file in files), default=0)
+    imports = [job for job in pipeline.jobs if job.kind == "import"]
+    largest = max(map(size_bytes, imports), default=0)
     trainings = sum(job.config is not None for job in pipeline.jobs)
     wanted = int(largest * (2 + STORED * trainings))
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
@@ -191,6 +198,11 @@ def refuse_full_disk(pipeline: Pipeline, place: Path) -> None:
     if free < wanted:
         told = f"{free / 1e6:,.0f} MB are free at {existing}, {trainings} trainings take about {wanted / 1e6:,.0f} MB"
         raise StorageFull(told, hint="free some space, or name another place: --repo DIR")
+
+
+def size_bytes(job: Job) -> int:
+    """Returns about how large the weights are that an import brings."""
+    return weights_file(job).stat().st_size if job.seed is None else weights_bytes(job.architecture)
 
 
 def some(words: Iterator[str]) -> str:

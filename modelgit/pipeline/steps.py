@@ -17,18 +17,20 @@ from modelgit.pipeline.keys import STEP_REFS, keep
 from modelgit.pipeline.merging import examples_of, merge_commits
 from modelgit.pipeline.messages import MergeRequest
 from modelgit.pipeline.outcome import StepScore
-from modelgit.porcelain.importing import Import, folder_files, plain_files, single_file
+from modelgit.porcelain.importing import Files, Import, folder_files, plain_files, single_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.scores import note, noted, split_key
+from modelgit.porcelain.tensors import raw_tensors
 from modelgit.porcelain.versions import DEFAULT_PATH, contents_id
 from modelgit.recipe.expanding import BY_EXAMPLES, BY_POSTERIOR, Job
 from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
+from modelgit.store.files.intake import store_tensors
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.networks.network import Design, head_tensors
-from modelgit.train.networks.registry import build_network
+from modelgit.train.networks.registry import build_network, untrained
 from modelgit.train.pretrained import pretrained_file
 
 READ_BYTES = 1 << 20
@@ -51,7 +53,7 @@ class Steps:
     def inputs(self, job: Job, commits: Mapping[str, str]) -> list[str]:
         """Returns what identifies the contents of all that a job starts from."""
         if job.kind == "import":
-            return [file_digest(weights_file(job))]
+            return [f"random {job.seed}" if job.seed is not None else file_digest(weights_file(job))]
         return [self.contents(commits[name]) for name in job.needs]
 
     def contents(self, commit: str) -> str:
@@ -88,6 +90,8 @@ class Steps:
         self._recorded[STEP_REFS + key] = commit
 
     def _import(self, job: Job) -> CommitDraft:
+        if job.seed is not None:
+            return self._untrained(job, job.seed)
         source = weights_file(job)
         with self._repo.store.begin() as pack:
             work = Import(source, {}, pack, self._listener)
@@ -98,6 +102,15 @@ class Steps:
         record = Record("import", job.architecture, (), head, {"source": source.name, "digest": file_digest(source)})
         message = f"{job.name}: {job.architecture}, {source.name}"
         return CommitDraft((), {**files, RECORD_PATH: write_record(record)}, message)
+
+    def _untrained(self, job: Job, seed: int) -> CommitDraft:
+        with self._repo.store.begin() as pack:
+            manifest = store_tensors(pack, raw_tensors(untrained(job.architecture, seed)), {"format": "pt"})
+            pack.commit()
+        head = head_tensors(build_network(job.architecture, 2))
+        record = Record("import", job.architecture, (), head, {"source": "random", "seed": seed})
+        files: Files = {DEFAULT_PATH: manifest, RECORD_PATH: write_record(record)}
+        return CommitDraft((), files, f"{job.name}: {job.architecture}, untrained, seed {seed}")
 
     def merge_request(self, job: Job, key: str, commits: Mapping[str, str], frozen_stages: int) -> MergeRequest:
         """Returns a merge by value; versions that are the same commit count together."""

@@ -25,15 +25,17 @@ Bindings = Mapping[str, Value]
 Found = tuple[float, ...] | str  # weights, or the word for how they are found
 Select = Literal["", "uniform", "greedy", "greedier"]
 BY_EXAMPLES, BY_POSTERIOR = "examples", "posterior"
+PRETRAINED, RANDOM = "pretrained", "random"  # words for weights that are in no file of the recipe's
 OWN = ("name", "kind", "each", "evaluate")  # keys that every kind of step may have
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The architecture, and where its pre-trained weights come from: `pretrained` or a file."""
+    """The architecture, and where its weights come from: `pretrained`, a file, or `random`, untrained by the `seed`."""
 
     architecture: str
-    weights: str = "pretrained"
+    weights: str = PRETRAINED
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class StepTemplate:
     kind: Kind
     architecture: str | None = None
     file: str | None = None
+    seed: int | str | None = None
     start: str | None = None
     first: str | None = None
     head: str | None = None
@@ -90,6 +93,7 @@ class Job:
     `needs` are the names of the steps whose commits it starts from; of these, `heads` are averaged, with `weights`
     (none: all alike). `base` is the step that the method takes for the base, else the graph's. `validation_seen` says
     that the examples it would be validated on were trained on, in another split: then it has no validation score.
+    `seed` is that of an import that reads no file: untrained weights.
     """
 
     name: str
@@ -98,6 +102,7 @@ class Job:
     needs: tuple[str, ...]
     architecture: str
     weights_file: str = ""
+    seed: int | None = None
     head: str | None = None
     data: DataConfig | None = None
     config: FineTune | None = None
@@ -217,14 +222,15 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
     evaluated = context.data_of(filled(template.evaluate, bindings, where), f"{where}.evaluate")
     heads = tuple(fill(pattern, bindings, where) for pattern in template.heads)
     others = [name for name in (start, head, base) if name is not None]
-    imported = template.kind == "import"
+    source = source_of(template, bindings, context) if template.kind == "import" else ("", None)
     return Job(
         name=fill(template.name, own, where),
         kind=template.kind,
         bindings=own,
         needs=(*others, *heads),
         architecture=template.architecture or context.model.architecture,
-        weights_file=weights_file(template, context) if imported else "",
+        weights_file=source[0],
+        seed=source[1],
         head=head,
         data=data,
         config=fine_tune_of(template, bindings, context) if template.kind in ("train", "probe") else None,
@@ -243,9 +249,18 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
     )
 
 
-def weights_file(template: StepTemplate, context: Context) -> str:
-    """Returns where an import has its weights from: its own file, or the model's."""
-    return str(context.folder / template.file) if template.file else context.model.weights
+def source_of(template: StepTemplate, bindings: Bindings, context: Context) -> tuple[str, int | None]:
+    """Returns where an import has its weights from, its own or the model's: a file, or "" and the seed to draw by."""
+    word = str(template.weights or context.model.weights)
+    if template.file:
+        return str(context.folder / template.file), None
+    if word != RANDOM:
+        return word, None
+    seed = context.model.seed if template.seed is None else template.seed
+    where = f"step '{template.name}'.seed"
+    value = filled(seed, bindings, where)
+    check(where, repr(value), isinstance(value, int), "an integer")
+    return "", value
 
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -257,7 +272,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 MERGED = ("method", "settings", "weights", "base", "outer", "start", "first", "select", "search", "evaluations", "on")
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "import": ("architecture", "file"),
+    "import": ("architecture", "file", "weights", "seed"),
     "probe": ("start", "first", "data", "train", "run"),
     "train": ("start", "first", "head", "data", "run", "train"),
     "merge": ("heads", "drop_heads", *MERGED),
@@ -281,6 +296,8 @@ def check_kind(template: StepTemplate, where: str) -> None:
 
 def check_weights(template: StepTemplate, where: str) -> None:
     """Refuses weights that are no numbers for the heads, nor a way to find them."""
+    if template.kind == "import":
+        return check_source(template, where)
     words = (BY_POSTERIOR,) if template.kind == "ensemble" else (BY_EXAMPLES, BY_POSTERIOR)
     if isinstance(template.weights, str) and template.weights not in words:
         known = ", ".join(map(repr, words))
@@ -294,6 +311,16 @@ def check_weights(template: StepTemplate, where: str) -> None:
             told = f"{len(template.weights)} weights for {len(template.heads)} heads"
             raise RecipeError(f"{where}: {told}", hint="one for each pattern; all that match it have it")
     check_measuring(template, where)
+
+
+def check_source(template: StepTemplate, where: str) -> None:
+    """Refuses an import from a file and by a word at once, and another word than there is."""
+    if template.weights and template.weights not in (PRETRAINED, RANDOM):
+        hint = 'file = "…" names a file'
+        told = f"{where}: weights = {template.weights!r}: expected '{PRETRAINED}' or '{RANDOM}'"
+        raise RecipeError(told, hint=hint)
+    if template.file and (template.weights or template.seed is not None):
+        raise RecipeError(f"{where}: file does not go with weights or seed", hint="say one of file and weights")
 
 
 def check_measuring(template: StepTemplate, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, check_keys, expect_table
-from modelgit.recipe.expanding import Context, Found, Job, ModelInfo, StepTemplate, expand
+from modelgit.recipe.expanding import PRETRAINED, RANDOM, Context, Found, Job, ModelInfo, StepTemplate, expand
 from modelgit.train.config import DataConfig, PowerRange
 
 Pick = Literal["all", "best"]
@@ -158,7 +158,8 @@ def bind_draws(value: object) -> dict[str, Sequence[object] | PowerRange]:
 def bind_model(table: object, folder: Path) -> ModelInfo:
     """Returns the model's settings; a weight file is relative to the pipeline's folder."""
     info = bind(ModelInfo, table, "[model]")
-    return info if info.weights == "pretrained" else dataclasses.replace(info, weights=str(folder / info.weights))
+    words = (PRETRAINED, RANDOM)
+    return info if info.weights in words else dataclasses.replace(info, weights=str(folder / info.weights))
 
 
 def bind_data(table: object, name: str, folder: Path) -> DataConfig:

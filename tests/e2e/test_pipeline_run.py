@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modelgit.train.networks.registry import build_network
+from modelgit import Repository
+from modelgit.train.networks.registry import build_network, untrained
 
 PIPELINE = """
 [pipeline]
@@ -134,6 +136,57 @@ def modelgit(place: Path, *arguments: str, code: int = 0) -> str:
 def run_json(place: Path, *more: str) -> dict[str, list[str]]:
     table: dict[str, list[str]] = json.loads(modelgit(place, "run", "tiny.toml", "--workers", "2", "--json", *more))
     return table
+
+
+UNTRAINED = """
+[pipeline]
+name = "untrained"
+repository = "untrained"
+[model]
+architecture = "mlp"
+weights = "random"
+[data.target]
+path = "target.zip"
+image_size = 16
+[train]
+steps = 3
+lr = 0.01
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "stranger"
+kind = "import"
+weights = "random"
+seed = 1
+[[step]]
+name = "one"
+kind = "train"
+start = "base"
+data = "target"
+[[step]]
+name = "other"
+kind = "train"
+start = "stranger"
+data = "target"
+[[step]]
+name = "main"
+kind = "merge"
+heads = ["one", "other"]
+"""
+
+
+def test_untrained_starts_are_drawn_by_their_seed(place: Path) -> None:
+    (place / "untrained.toml").write_text(UNTRAINED)
+    table = json.loads(modelgit(place, "run", "untrained.toml", "--workers", "1", "--json"))
+    assert table["made"] == ["base", "stranger", "one", "other", "main"]
+    repo = Repository(place / "untrained")
+    base, stranger, main = (repo.load(name) for name in ("base", "stranger", "main"))
+    drawn = untrained("mlp", 0)
+    assert base.keys() == drawn.keys() == {"first.weight", "first.bias", "second.weight", "second.bias"}
+    assert all(torch.equal(base[name], tensor) for name, tensor in drawn.items())
+    assert not torch.equal(base["first.weight"], stranger["first.weight"])
+    assert main["head.weight"].shape == (3, 32)
 
 
 def test_a_pipeline_becomes_a_history_and_runs_once(place: Path) -> None:

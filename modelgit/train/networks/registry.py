@@ -6,10 +6,14 @@
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import torch
+from torch import Tensor
+
 from modelgit.errors import RecipeError
+from modelgit.train.config import seed_hash
 from modelgit.train.networks.efficientnet import EfficientNetLite0
 from modelgit.train.networks.encoder import build_encoder
-from modelgit.train.networks.network import Design, Network
+from modelgit.train.networks.network import Design, Network, head_tensors
 from modelgit.train.networks.resnet import resnet18, resnet50
 from modelgit.train.networks.small import Convolutional, MnistCnn, Perceptron
 
@@ -77,3 +81,31 @@ def build_network(design: Design | str, classes: int) -> Network:
     check_architecture(design.architecture)
     name, _, detail = design.architecture.partition(":")
     return ARCHITECTURES[name](design, detail, classes).eval()
+
+
+def check_untrained(architecture: str) -> None:
+    """Raises RecipeError unless a network can be begun from its name alone."""
+    check_architecture(architecture)
+    if not needs_nothing(architecture):
+        hint = f"of their own accord begin {', '.join(sorted(filter(needs_nothing, ARCHITECTURES)))}"
+        raise RecipeError(f"weights = 'random': '{architecture}' is built from the files of its version", hint=hint)
+
+
+def untrained(architecture: str, seed: int) -> dict[str, Tensor]:
+    """Returns the weights that PyTorch begins a network with, drawn by a seed of their own; without a head.
+
+    Raises:
+        RecipeError: an unknown network, or one that is built from the files of its version.
+    """
+    check_untrained(architecture)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed_hash("weights", seed))
+        network = build_network(architecture, 2)
+    head = head_tensors(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in head}
+
+
+def weights_bytes(architecture: str) -> int:
+    """Returns how large a network's weights are, without making them."""
+    with torch.device("meta"):
+        return sum(tensor.nbytes for tensor in build_network(architecture, 2).state_dict().values())

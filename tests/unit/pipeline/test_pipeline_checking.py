@@ -122,3 +122,35 @@ def test_an_average_over_splits_has_no_validation_score(tmp_path: Path) -> None:
 def test_too_few_examples_for_a_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelgitError, match="too few"):
         look(tmp_path, TARGET, "data.target.validation_fraction=0.01")
+
+
+RANDOM = TARGET.replace('weights = "w.safetensors"', 'weights = "random"')
+
+
+def test_untrained_weights_are_told_apart_by_their_seed(tmp_path: Path) -> None:
+    stranger = '[[step]]\nname = "s/{twin}"\nkind = "import"\nweights = "random"\nseed = "{twin}"\n'
+    stranger += "[variables]\ntwin = [1, 2]\n"
+    seeds = {job.name: job.seed for job in look(tmp_path, RANDOM + stranger).jobs if job.kind == "import"}
+    assert seeds == {"base": 0, "s/1": 1, "s/2": 2}
+    jobs = look(tmp_path, RANDOM, "model.seed=7").jobs
+    assert (jobs[0].seed, jobs[0].weights_file) == (7, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('weights = "none"', "expected 'pretrained' or 'random'"),
+        ('weights = "random"\nfile = "w.safetensors"', "file does not go with weights or seed"),
+        ('architecture = "transformers"', "'transformers' is built from the files of its version"),
+        ('seed = "x"', r"seed = 'x': expected an integer"),
+        ('architecture = "mlpp"', "unknown architecture 'mlpp'"),
+    ],
+)
+def test_untrained_weights_that_there_are_none_of_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        look(tmp_path, RANDOM.replace('kind = "import"\n', f'kind = "import"\n{line}\n'))
+
+
+def test_an_untrained_version_has_no_head_to_measure(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="knows other classes"):
+        look(tmp_path, RANDOM.replace('kind = "import"\n', 'kind = "import"\nevaluate = "target"\n'))

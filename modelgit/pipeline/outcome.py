@@ -3,10 +3,12 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 
+from modelgit.porcelain.evidence.comparing import differences, examples_of
 from modelgit.recipe.expanding import Job
 from modelgit.recipe.pipeline import Pipeline, ReportRow
+from modelgit.train.measuring.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class StepScore:
     val_accuracy: float | None
     ood_accuracy: float | None
     ood_n: int
+    row: Mapping[str, object] = field(default_factory=dict)  # all that was noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Row:
     val: Spread | None
     ood_range: tuple[float, float] | None
     commits: tuple[str, ...]
+    against: Mapping[str, Interval] = field(default_factory=dict)  # by strategy: how much more is right
 
 
 def table(pipeline: Pipeline, scores: Mapping[str, StepScore]) -> tuple[Row, ...]:
@@ -50,9 +54,7 @@ def table(pipeline: Pipeline, scores: Mapping[str, StepScore]) -> tuple[Row, ...
 
 def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) -> Row:
     """Returns the row's means over the commits that match it."""
-    jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
-    if row.pick == "best":
-        jobs = best_by_cell(jobs, standings(pipeline, row, jobs, scores))
+    jobs = chosen(pipeline, row, scores)
     found = [scores[job.name] for job in jobs]
     oods = [s.ood_accuracy for s in found if s.ood_accuracy is not None]
     return Row(
@@ -64,6 +66,22 @@ def row_of(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) 
         ood_range=(min(oods), max(oods)) if oods else None,
         commits=tuple(s.commit for s in found),
     )
+
+
+def chosen(pipeline: Pipeline, row: ReportRow, scores: Mapping[str, StepScore]) -> list[Job]:
+    """Returns the jobs that a row is the mean over."""
+    jobs = [pipeline.job(name) for name in pipeline.matching(row.of) if name in scores]
+    return best_by_cell(jobs, standings(pipeline, row, jobs, scores)) if row.pick == "best" else jobs
+
+
+def compared(pipeline: Pipeline, scores: Mapping[str, StepScore], rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Returns the rows with their differences to the strategies that the pipeline compares with."""
+    if not pipeline.info.compare:
+        return tuple(rows)
+    jobs = {row.strategy: chosen(pipeline, row, scores) for row in pipeline.report}
+    noted = {name: score.row for name, score in scores.items()}
+    found = differences(jobs, pipeline.info.compare, noted, examples_of)
+    return tuple(replace(row, against=found[row.strategy]) for row in rows)
 
 
 def standings(
@@ -126,6 +144,7 @@ def as_json(row: Row) -> dict[str, object]:
         "val_accuracy": row.val.mean if row.val else None,
         "val_stderr": finite(row.val),
         "commits": list(row.commits),
+        "against": {name: asdict(found) for name, found in row.against.items()},
     }
 
 

@@ -11,7 +11,7 @@ from modelgit import errors
 from modelgit.events import Advanced, Finished, Listener, Noted, Started
 from modelgit.pipeline.keys import step_key
 from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest
-from modelgit.pipeline.outcome import Row, StepScore, table
+from modelgit.pipeline.outcome import Row, StepScore, compared, table
 from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.steps import Steps
 from modelgit.porcelain.training.values import TrainRequest
@@ -70,7 +70,7 @@ class Coordinator:
         found = tuple(name for name in books.commits if name not in books.made)
         note = f"{len(books.made)} steps made, {len(found)} found done"
         self._say(Finished(self._pipeline.info.name, note))
-        rows = table(self._pipeline, books.scores)
+        rows = compared(self._pipeline, books.scores, table(self._pipeline, books.scores))
         return Outcome(tuple(books.made), found, books.commits, books.scores, rows, time.monotonic() - began)
 
     def _finished(self) -> bool:

@@ -220,7 +220,8 @@ def step_score(job: Job, commit: str, row: Mapping[str, Any]) -> StepScore:
     """Returns a note's row as the table wants it."""
     images = row.get("images", {})
     validated = None if job.validation_seen else row.get("val_accuracy")
-    return StepScore(job.name, commit, job.kind, validated, row.get("ood_accuracy"), images.get("ood_accuracy", 0))
+    tested = images.get("ood_accuracy", 0)
+    return StepScore(job.name, commit, job.kind, validated, row.get("ood_accuracy"), tested, row)
 
 
 def weights_file(job: Job) -> Path:

@@ -22,7 +22,8 @@ SECTIONS = ("pipeline", "model", "variables", "data", "train", "draws", "step", 
 class PipelineInfo:
     """What the pipeline is called, where its repository and its report go.
 
-    `leakage = "allow"` carries on where examples that are tested on were trained on.
+    `leakage = "allow"` carries on where examples that are tested on were trained on. `compare` names the strategies of
+    the report that all others are compared with, on the same test examples.
     """
 
     name: str
@@ -30,6 +31,7 @@ class PipelineInfo:
     report: str | None = None
     title: str = ""
     leakage: Leakage = "refuse"
+    compare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,11 @@ def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:
 
 
 def check_report(pipeline: Pipeline) -> None:
-    """Refuses report rows that speak of no step."""
+    """Refuses report rows that speak of no step, and comparisons with what is no row."""
+    known = [row.strategy for row in pipeline.report]
+    if unknown := [name for name in pipeline.info.compare if name not in known]:
+        hint = f"strategies: {', '.join(known) or 'none'}"
+        raise RecipeError(f"[pipeline] compare: no [[report]] has the strategy '{unknown[0]}'", hint=hint)
     for row in pipeline.report:
         if not pipeline.matching(row.of):
             steps = ", ".join(job.name for job in pipeline.jobs)

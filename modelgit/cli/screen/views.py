@@ -20,7 +20,7 @@ from modelgit.cli.screen.blocks import (
 from modelgit.cli.screen.output import View
 
 if TYPE_CHECKING:
-    from modelgit.pipeline.outcome import Spread
+    from modelgit.pipeline.outcome import Row, Spread
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
@@ -341,15 +341,27 @@ def ran(result: "Ran") -> Iterator[Block]:
     found = f", {len(result.found)} found done" if result.found else ""
     yield line(strong(result.pipeline), f": {done}{found} in {seconds_text(result.seconds)}")
     if result.rows:
-        rows = tuple((row.title, str(row.runs), spread_text(row.ood), spread_text(row.val)) for row in result.rows)
-        yield Table(("strategy", "models>", "held out>", "validation>"), rows)
+        names = list(dict.fromkeys(name for row in result.rows for name in row.against))
+        rows = tuple(
+            (row.title, str(row.runs), spread_text(row.ood), spread_text(row.val), *against_texts(row, names))
+            for row in result.rows
+        )
+        yield Table(("strategy", "models>", "held out>", "validation>", *(f"less {name}>" for name in names)), rows)
     over = {row.ood.over for row in result.rows if row.ood is not None}
     if over:
         yield line(faint(f"± is the standard error over {' or '.join(sorted(over))}"))
+    if any(row.against for row in result.rows):
+        yield line(faint("differences in points, on the same test examples, with the 95 % interval over these"))
     main: list[str | Span] = ["main is ", identity(result.main), "; "] if result.main else []
     yield line(*main, "the repository is ", strong(result.repository))
     for path in result.reports:
         yield line(f"wrote {path}")
+
+
+def against_texts(row: "Row", names: list[str]) -> list[str]:
+    """Returns a row's differences to other strategies, in points, with their 95 % intervals."""
+    found = [row.against.get(name) for name in names]
+    return [f"{100 * i.mean:+.1f} ({100 * i.low:+.1f} to {100 * i.high:+.1f})" if i else "" for i in found]
 
 
 def spread_text(spread: "Spread | None") -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modelgit.errors import RecipeError
 from modelgit.pipeline.outcome import StepScore, as_json, table
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
 
@@ -129,3 +130,11 @@ def test_the_best_run_is_chosen_in_each_held_out_domain(tmp_path: Path) -> None:
     row = table(load_pipeline(path), scores)[0]
     assert row.commits == ("commit-plain/a/0", "commit-plain/b/1")
     assert row.ood is not None and row.ood.mean == pytest.approx(0.4)
+
+
+def test_comparing_with_no_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(HELD.replace('name = "p"', 'name = "p"\ncompare = ["diwa"]', 1))
+    with pytest.raises(RecipeError, match=r"no .*report.* has the strategy 'diwa'") as caught:
+        load_pipeline(path)
+    assert caught.value.hint == "strategies: best"

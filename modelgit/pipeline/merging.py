@@ -29,7 +29,7 @@ def merge_commits(repo: Repository, request: MergeRequest, listener: Listener, b
     Raises:
         MergeConflict: the versions cannot be merged. DataError: they cannot be measured.
     """
-    told = f"{request.step}: average of {len(request.commits)} versions"
+    told = f"{request.step}: {'outer step' if request.outer else 'average'} of {len(request.commits)} versions"
     if request.posterior and bench is not None and request.on is not None:
         weights = posterior_weights(repo, bench, request.commits, (request.on, request.frozen_stages))
         request, told = replace(request, weights=weights), f"{told}, weighed by posterior"

@@ -46,6 +46,7 @@ class MergeRequest:
     weights: tuple[float, ...]  # none: all alike
     base: str | None  # commit
     drop_heads: bool
+    outer: bool = False  # an outer optimiser's step, written as the sum that it is
     select: str = ""
     search: str = ""
     evaluations: int = 30

@@ -131,6 +131,7 @@ class Steps:
             weights=() if alike else tuple(sums.values()),
             base=commits[job.base] if job.base else None,
             drop_heads=job.drop_heads,
+            outer=job.outer is not None,
             select=job.select,
             search=job.search,
             evaluations=job.evaluations,

@@ -37,6 +37,7 @@ SAME = [
     "multislerp",
     "multislerp_base",
     "slerp_03",
+    "slerp_gradient",
     "nuslerp",
     "nuslerp_base",
     "nuslerp_columnwise",
@@ -96,10 +97,25 @@ def test_what_takes_part_is_what_the_file_names(models: Path, tell: Tell) -> Non
     assert tell("verify", "--rerun")["tensors"] == len(wanted)
 
 
+def test_weights_differ_between_layers(models: Path, tell: Tell) -> None:
+    text = "merge_method: linear\nmodels:\n- model: ft0\n  parameters: {weight: [1, 0]}\n- model: ft1\n"
+    Path("gradient.yml").write_text(
+        f"{text}  parameters:\n    weight:\n    - {{filter: norm, value: 3}}\n    - value: [0, 1]\n"
+    )
+    tell("merge", "--from-mergekit", "gradient.yml", "--no-ff")
+    merged, one, two = (
+        load_file(path)
+        for path in ("model.safetensors", DATA / "merge" / "ft0.safetensors", DATA / "merge" / "ft1.safetensors")
+    )
+    shares = {"model.layers.0.mlp.up_proj.weight": 0, "model.layers.1.mlp.up_proj.weight": 1, "lm_head.weight": 0}
+    for name, share in {**shares, "model.norm.weight": 0.75, "model.layers.1.input_layernorm.weight": 1}.items():
+        assert np.allclose(merged[name], (1 - share) * one[name] + share * two[name], rtol=0, atol=1e-6), name
+    assert tell("verify", "--rerun")["tensors"] == len(merged)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("slerp_gradient", "slices and modules"),
         ("nearswap", "merge_method 'nearswap' is not to be had here"),
         ("dare_ties_norescale", "rescale: False is not to be had here"),
     ],
@@ -110,6 +126,10 @@ def test_what_cannot_be_had_is_refused_by_name(models: Path, tell: Tell, name: s
     assert tell("status")["head"] == before
 
 
+SLICED = (
+    "merge_method: linear\nslices:\n- sources:\n"
+    "  - {{model: ft0, layer_range: {}}}\n  - {{model: ft1, layer_range: {}}}\n"
+)
 TWO = "models:\n- model: ft0\n- model: ft1\n"
 
 
@@ -142,6 +162,21 @@ TWO = "models:\n- model: ft0\n- model: ft1\n"
             2,
             "density: differs between models",
         ),
+        (
+            f"merge_method: linear\nparameters: {{weight: [{{filter: mlp, value: 1}}]}}\n{TWO}",
+            2,
+            "no filter matches tensor",
+        ),
+        (
+            f"merge_method: linear\nparameters: {{weight: &a [{{value: *a}}]}}\n{TWO}",
+            2,
+            "expected numbers, or a list of",
+        ),
+        (SLICED.format("[0, 3]", "[0, 3]"), 2, "expected a layer_range of all layers, [0, 2], got [0, 3]"),
+        (SLICED.format("[0, 2]", "[0, 1]"), 2, "slices and modules"),
+        (SLICED.format("[1, 2]", "[1, 2]"), 2, "slices and modules"),
+        (SLICED.format("[0, two]", "[0, two]"), 2, "slices and modules"),
+        ("merge_method: linear\nslices: [{sources: 1}]\n", 12, "slices: expected sources, a list of"),
         ("!!python/object/apply:os.system [echo]", 12, "not YAML"),
         (f"merge_method: linear\nwhen: 2026-99-99\n{TWO}", 12, "not YAML"),
         (f"merge_method: [linear]\n{TWO}", 12, "merge_method: expected a name, got a list"),

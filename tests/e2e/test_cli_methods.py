@@ -145,13 +145,17 @@ def test_bytecode_beside_the_file_is_neither_run_nor_written(models: Path, tell:
 @pytest.mark.parametrize(
     ("text", "name", "expected"),
     [
-        ("def f(inputs):\n    return 1 / 0\n", "f", "method 'own.py:f' failed: ZeroDivisionError"),
+        (
+            "def f(inputs):\n    return 1 / 0\n",
+            "f",
+            "method 'own.py:f' failed: ZeroDivisionError: division by zero (line 2)",
+        ),
         ("def f(inputs):\n    return inputs.heads[0][:1]\n", "f", "expected values of shape [8, 4], got [1, 4]"),
         ("x = 1\n", "x", "no 'x' there to call"),
         ("def f(:\n", "f", "cannot be run: SyntaxError"),
         ("raise SystemExit(0)\n", "f", "cannot be run: SystemExit: 0"),
         ("def f(inputs):\n    exit(0)\n", "f", "method 'own.py:f' failed: SystemExit: 0"),
-        ("def f(inputs):\n    pass\n", "", "expected FILE.py:NAME"),
+        ("def f(inputs):\n    pass\n", "", "method 'own.py': expected FILE.py:NAME"),
         ("class C:\n    pass\n", "C", "got a plain class"),
         (
             "from dataclasses import dataclass\n@dataclass\nclass C:\n    pass\n",
@@ -163,7 +167,7 @@ def test_bytecode_beside_the_file_is_neither_run_nor_written(models: Path, tell:
 def test_what_is_wrong_with_ones_own_is_told(models: Path, tell: Tell, text: str, name: str, expected: str) -> None:
     (models / "own.py").write_text(text)
     before = tell("status")["head"]
-    assert expected in tell("merge", "a", "b", "--method", f"own.py:{name}", code=2)["message"]
+    assert expected in tell("merge", "a", "b", "--method", f"own.py:{name}".rstrip(":"), code=2)["message"]
     assert tell("status")["head"] == before
     assert "no file absent.py" in tell("merge", "a", "--method", "absent.py:f", code=2)["message"]
 

@@ -117,8 +117,14 @@ def test_every_strategy_of_updatable_learning(place: Path) -> None:
     shares = json.loads(trailer(place, "fedavg/1/mean", "Merge-Weights"))
     assert sum(shares) == sum(trained_on(place, f"fedavg/1/{domain}") for domain in DOMAINS if domain != "fluent")
     check_outer_steps(place)
+    assert subject(place, "diloco/2/outer").startswith("diloco/2/outer: outer step of ")
     for rev in ("diloco/2/outer", "btm/average", "patch/paint", "cold/2/mean"):
         modelgit(place, "-C", "models", "verify", "--rerun", rev)
+
+
+def subject(place: Path, rev: str) -> str:
+    command = ["git", "log", "-1", "--format=%s", rev]
+    return subprocess.run(command, cwd=place / "models", capture_output=True, text=True, check=True).stdout
 
 
 def trained_on(place: Path, rev: str) -> int:

@@ -230,7 +230,7 @@ def landing(how: Whether) -> "Landing":
 
 def entered(method: str) -> str:
     """Returns the name of a method in the registry, where one of the user's own was entered first."""
-    if ".py:" not in method:
+    if ".py:" not in method and not method.endswith(".py"):
         return method
     from modelgit.porcelain.merging.own_code import enter_method
 

@@ -299,5 +299,7 @@ def _blamed(work: Work, tensor: str) -> MergeConflict:
                 return conflict
         if step.name == tensor:
             wanted = f"a result that {step.dtype} can hold"
-            return conflict_error([Conflict("overflow", step.name, wanted, "a value beyond its range")])
+            return conflict_error(
+                [Conflict("overflow", step.name, wanted, "a value beyond its range, or not-a-number")]
+            )
     raise UsageError(f"no tensor {tensor!r} in this merge")

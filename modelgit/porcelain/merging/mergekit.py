@@ -1,8 +1,8 @@
 """mergekit's configuration files (YAML), for the methods that both have: what they mean here, or why they cannot.
 
 Meanings follow mergekit 0.1.5. Its defaults are written out where ours are others. What would change numbers and
-cannot be said here (slices, gradients over layers, filters by name, settings that differ between models) is refused
-by name; what changes none (shards, caches) is left out.
+cannot be said here (slices of several models, settings that differ between models, or between layers but for weights)
+is refused by name; what changes none (shards, caches) is left out.
 """
 
 import math
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modelgit.errors import FormatError, RevisionError, UsageError
+from modelgit.porcelain.merging.gradients import Place, Row, by_layer, layers_among, places, value_at, varies
 from modelgit.repo.repository import Repository
 
 MAX_BYTES = 1 << 20
@@ -78,6 +79,7 @@ class Imported:
     settings: Mapping[str, Any]
     revs: tuple[str, ...]
     weights: tuple[float, ...]
+    layers: Mapping[str, tuple[float, ...]]
     base: str | None
     vocabulary: str
     notes: tuple[str, ...]
@@ -85,7 +87,7 @@ class Imported:
     def choices(self) -> Table:
         """Returns what it says of how to merge."""
         said = {"method": self.method, "settings": self.settings, "weights": self.weights, "base": self.base}
-        return {**said, "vocabulary": self.vocabulary}
+        return {**said, "layers": self.layers, "vocabulary": self.vocabulary}
 
 
 def read_configuration(place: Path) -> Table:
@@ -113,7 +115,8 @@ def imported(repo: Repository, place: Path, names: Mapping[str, str]) -> Importe
     Raises:
         FormatError: no such configuration. UsageError: what cannot be had here, by name; a model that is no revision.
     """
-    table, where = read_configuration(place), str(place)
+    where = str(place)
+    table, count = unsliced(read_configuration(place), where)
     refuse_unknown(table, where)
     word = name_of(table.get("merge_method"), f"{where}: merge_method")
     if word not in DIALECT:
@@ -128,11 +131,16 @@ def imported(repo: Repository, place: Path, names: Mapping[str, str]) -> Importe
     models = taking_part(dialect, models_of(table, where), base, parameters, where)
     method, settings = method_of(dialect, parameters, models, where, seen_from=base)
     rev = reviser(repo, names, where)
+    revs = tuple(rev(name) for name in models)
+    weights, layers = weights_of(dialect, parameters, models, where, lambda: tensors_of(repo, revs))
+    if count is not None:
+        check_layers(count, tensors_of(repo, revs), where)
     return Imported(
         method=method,
         settings=settings,
-        revs=tuple(rev(name) for name in models),
-        weights=weights_of(dialect, parameters, models, where),
+        revs=revs,
+        weights=weights,
+        layers=layers,
         base=rev(base) if base is not None and dialect.base in ("needed", "deltas") else None,
         vocabulary="union" if table.get("tokenizer_source") == "union" else "error",
         notes=tuple(notes_of(table, word)),
@@ -184,12 +192,49 @@ def refuse_unknown(table: Table, where: str) -> None:
     """Raises UsageError for what would change numbers and cannot be said here."""
     if "slices" in table or "modules" in table:
         what = "slices and modules put layers of several models together, which is no merge of versions"
-        raise UsageError(f"{where}: {what}", hint="list whole models: 'models:'")
+        raise UsageError(f"{where}: {what}", hint="list whole models: 'models:', or one slice with all layers of each")
     if "tokenizer" in table:
         raise UsageError(f"{where}: 'tokenizer' is not to be had here", hint="merge with --vocabulary ours or union")
     unknown = sorted(str(key) for key in table.keys() - KNOWN - WITHOUT_EFFECT)
     if unknown:
         raise UsageError(f"{where}: unknown setting '{unknown[0]}'; known: {', '.join(sorted(KNOWN - {'tokenizer'}))}")
+
+
+def unsliced(table: Table, where: str) -> tuple[Table, int | None]:
+    """Returns a configuration of one slice of whole models as one of models, and how many layers it says they have.
+
+    Any other is returned as it is. Raises FormatError.
+    """
+    slices = table.get("slices")
+    one = slices[0] if isinstance(slices, list) and len(slices) == 1 and "models" not in table else None
+    if not isinstance(one, dict) or one.keys() - {"sources", "parameters"}:
+        return table, None
+    sources = one.get("sources")
+    if not isinstance(sources, list) or not sources or not all(isinstance(source, dict) for source in sources):
+        raise FormatError(f"{where}: slices: expected sources, a list of '- model: NAME' with a layer_range")
+    first = sources[0].get("layer_range")
+    if not whole_range(first) or any(source.get("layer_range") != first for source in sources):
+        return table, None
+    models = [{key: value for key, value in source.items() if key != "layer_range"} for source in sources]
+    own = table_of(one.get("parameters"), f"{where}: slices: parameters")
+    parameters = {**table_of(table.get("parameters"), f"{where}: parameters"), **own}
+    rest = {key: value for key, value in table.items() if key != "slices"}
+    return {**rest, "models": models, "parameters": parameters}, first[1]
+
+
+def whole_range(found: Any) -> bool:
+    """Returns whether this is a range of layers from the first on."""
+    if not isinstance(found, list) or len(found) != 2 or not all(type(number) is int for number in found):
+        return False
+    return bool(found[0] == 0 < found[1])
+
+
+def check_layers(count: int, names: Sequence[str], where: str) -> None:
+    """Raises UsageError unless models of these tensors have so many layers."""
+    layers = layers_among(names)
+    if layers != count:
+        what = f"{where}: slices: expected a layer_range of all layers, [0, {layers}], got [0, {count}]"
+        raise UsageError(what, hint="layers of several models put together are no merge of versions")
 
 
 def models_of(table: Table, where: str) -> dict[str, Table]:
@@ -273,7 +318,7 @@ def shared(name: str, default: Any, parameters: Table, models: Mapping[str, Tabl
     for value in values:
         if isinstance(value, list | dict):
             what = f"{where}: {name}: a gradient over layers or a filter by name is not to be had here"
-            raise UsageError(what, hint="--search layers finds weights by layer")
+            raise UsageError(what, hint="weight, and t of slerp, can have them")
     if any(value != values[0] for value in values):
         raise UsageError(f"{where}: {name}: differs between models, and can only be one for all here")
     return values[0]
@@ -294,21 +339,44 @@ def number(value: Any, where: str) -> float:
     except (ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise UsageError(f"{where}: expected a number, got {told(value)}", hint="--search layers: weights by layer")
+        raise UsageError(f"{where}: expected a number, got {told(value)}")
     return found
 
 
-def weights_of(dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str) -> tuple[float, ...]:
-    """Returns the weight of each model, 1 unless given; for slerp, what its t means. Raises UsageError."""
+def weights_of(
+    dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str, tensors: Callable[[], Sequence[str]]
+) -> tuple[Row, Mapping[str, Row]]:
+    """Returns the weight of each model, 1 unless given, for slerp what its t means, and those of layers with others.
+
+    Raises UsageError. `tensors` are asked for only where weights are not the same for all.
+    """
+    if dialect.base != "first" and not dialect.weighted:
+        return (), {}
     if dialect.base == "first":
-        t = number(parameters.get("t"), f"{where}: t")
-        if not 0 <= t <= 1:
-            raise UsageError(f"{where}: t: expected one number from 0 to 1, got {t}")
-        return (1 - t, t)
-    if not dialect.weighted:
-        return ()
-    given = {name: own.get("weight", parameters.get("weight", 1.0)) for name, own in models.items()}
-    return tuple(number(value, f"{where}: {name}: weight") for name, value in given.items())
+        given = {"t": parameters.get("t")}
+    else:
+        given = {f"{name}: weight": own.get("weight", parameters.get("weight", 1.0)) for name, own in models.items()}
+
+    def row(place: Place) -> Row:
+        values = tuple(value_at(place, value, number, f"{where}: {name}") for name, value in given.items())
+        return turned(values[0], where) if dialect.base == "first" else values
+
+    if not any(varies(value) for value in given.values()):
+        return row(Place("", 0.0)), {}
+    return by_layer({place.tensor: row(place) for place in places(tensors())})
+
+
+def turned(t: float, where: str) -> Row:
+    """Returns the weights of two models between which t says where to be. Raises UsageError."""
+    if not 0 <= t <= 1:
+        raise UsageError(f"{where}: t: expected one number from 0 to 1, got {t}")
+    return (1 - t, t)
+
+
+def tensors_of(repo: Repository, revs: Sequence[str]) -> Sequence[str]:
+    """Returns the names of the models' tensors."""
+    manifests = [manifest for rev in revs for manifest in repo.version(rev).manifests.values()]
+    return sorted({entry.name for manifest in manifests for entry in manifest.tensors})
 
 
 def notes_of(table: Table, word: str) -> Sequence[str]:

@@ -6,6 +6,7 @@ method records the file's name and digest, and is recomputed only if the user na
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from modelgit.merge.blocks.tensors import Inputs
 from modelgit.merge.methods.registry import METHODS, make
 
 CALLED = ("linear_terms", "fitted_terms", "facts", "block", "combine", "__call__")
+CONTRACT = "it gets a tensor of all models (heads, base, weights) and returns values of its shape: docs/howto/merge.md"
 KINDS = "linear_terms, fitted_terms, facts and block, or combine"
 
 
@@ -93,7 +95,8 @@ def enter_method(text: str, recorded: tuple[str, str] | None = None) -> str:
     if recorded is not None:
         wanted, digest = recorded
         if source.digest != digest or wanted.rpartition(":")[2] != source.name:
-            raise DataError(f"{text}: another method than {wanted}", hint=f"the digest of its file was {digest}")
+            what = f"{text}: another method than {wanted}, or its file has changed since"
+            raise DataError(what, hint=f"expected a file of digest {digest}, got {source.digest}")
         known = wanted
     found = run(source, "method")
     cls = found if isinstance(found, type) else from_function(found)
@@ -136,9 +139,15 @@ def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         except ModelgitError:
             raise
         except (Exception, SystemExit) as error:  # whatever somebody's method raises
-            raise UsageError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
+            raise UsageError(f"method '{name}' failed: {raised(error)}", hint=CONTRACT) from error
 
     return call
+
+
+def raised(error: BaseException) -> str:
+    """Returns what was raised, and in which line of the user's file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[0]})" if lines else "")
 
 
 def from_function(function: Callable[[Inputs], Any]) -> type:
@@ -156,7 +165,7 @@ def from_function(function: Callable[[Inputs], Any]) -> type:
             shape = inputs.heads[0].shape
             if merged.shape != shape:
                 what = f"tensor {inputs.name!r}: expected values of shape {list(shape)}, got {list(merged.shape)}"
-                raise UsageError(what)
+                raise UsageError(f"method '{getattr(self, 'name', function.__name__)}': {what}", hint=CONTRACT)
             return merged
 
         def __call__(self, inputs: Inputs) -> Array:

@@ -25,7 +25,7 @@ LAYERS = [
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_ROOMS = {"merge", "train", "porcelain"}
 ONLY_IN = {
-    "git": set[str](),
+    "git": {"repo"},
     "typer": {"cli"},
     "rich": {"cli"},
     "click": set[str](),

@@ -17,9 +17,8 @@ from modelgit.events import Event, Listener, Noted, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse
 from modelgit.repo.files import PAST_NS, stat_of
 from modelgit.repo.gitdir import sync_folder
-from modelgit.repo.index import stamp_of
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
-from modelgit.repo.stamps import index_lock, put_stamp
+from modelgit.repo.stamps import index_lock, put_stamp, stamp_of
 
 PREFIX_BYTES = 64
 

@@ -4,24 +4,28 @@ With the stat right git asks no filter and reads no weights. An entry is given a
 what the blob says: written blindly, a changed file would look clean and its changes would be lost.
 """
 
-import hashlib
 import os
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from os import urandom
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelgit.errors import RepositoryError
+from modelgit.errors import FormatError, RepositoryError
 from modelgit.repo.gitdir import GitDirectory, check_tracked
 from modelgit.repo.repository import Repository
+from modelgit.repo.stamps import UNKNOWN, Stamp, patched, stamp_of
 from modelgit.repo.values import Blob
 
-LOW = 0xFFFFFFFF
-SECOND_NS = 1_000_000_000
-SKIP_WORKTREE = 1 << 30
-LONGEST = 0xFFF  # length of a name that an entry can tell
+if TYPE_CHECKING:
+    from git.index import IndexEntry
+
+SKIP_WORKTREE, INTENDED = 1 << 30, 1 << 29  # as git has them in memory; in the file they are the second flags
+SECOND_FLAGS = 16
+ASSUME_UNCHANGED = 1 << 15
 ROW = re.compile(
     rb"(\d+) ([0-9a-f]{40}) (\d)\t([^\0]+)\0  ctime: (\d+):(\d+)\n  mtime: (\d+):(\d+)\n"
     rb"  dev: (\d+)\tino: (\d+)\n  uid: (\d+)\tgid: (\d+)\n  size: (\d+)\tflags: ([0-9a-f]+)\n"
@@ -29,33 +33,16 @@ ROW = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """A file's stat as the index holds it: seconds and nanoseconds, all in 32 bits."""
-
-    ctime: tuple[int, int] = (0, 0)
-    mtime: tuple[int, int] = (0, 0)
-    device: int = 0
-    inode: int = 0
-    uid: int = 0
-    gid: int = 0
-    size: int = 0
-
-    def same_file(self, other: "Stamp") -> bool:
-        """Tells whether a file was left alone between two stats."""
-        mine, theirs = (self.ctime, self.mtime, self.inode), (other.ctime, other.mtime, other.inode)
-        return mine == theirs and self.size == other.size
-
-
-UNKNOWN = Stamp()  # git will look at the file itself
-
-
-@dataclass(frozen=True, slots=True)
 class Index:
-    """The index as it was read: blobs and stamps by path, and the stat of its own file, None if there is none."""
+    """The index as it was read: blobs and stamps by path, and the stat of its own file, None if there is none.
+
+    `flags` are git's own of each path: whether its file is assumed to be unchanged, or only intended to be added.
+    """
 
     place: Path
     blobs: Mapping[str, Blob]
     stamps: Mapping[str, Stamp]
+    flags: Mapping[str, int]
     state: os.stat_result | None
     git: GitDirectory
 
@@ -69,18 +56,17 @@ class Index:
             return False
         return known.same_file(stamp_of(stat)) and stat.st_mtime_ns < self.state.st_mtime_ns
 
+    def settled(self) -> dict[str, Stamp]:
+        """Returns the stamps that may stand in an index written later: those of files older than this one.
 
-def stamp_of(stat: os.stat_result) -> Stamp:
-    """Returns a stat as the index holds it."""
-    return Stamp(
-        (stat.st_ctime_ns // SECOND_NS & LOW, stat.st_ctime_ns % SECOND_NS),
-        (stat.st_mtime_ns // SECOND_NS & LOW, stat.st_mtime_ns % SECOND_NS),
-        stat.st_dev & LOW,
-        stat.st_ino & LOW,
-        stat.st_uid & LOW,
-        stat.st_gid & LOW,
-        stat.st_size & LOW,
-    )
+        Those of others prove nothing now, and would seem to.
+        """
+        written = stamp_of(self.state).mtime if self.state is not None else (0, 0)
+        return {path: stamp for path, stamp in self.stamps.items() if stamp.mtime < written}
+
+    def intended(self, path: str) -> bool:
+        """Tells whether an entry stands for no blob yet, only for the intention to add one."""
+        return bool(self.flags.get(path, 0) & INTENDED)
 
 
 def read_index(repo: Repository) -> Index:
@@ -93,18 +79,20 @@ def read_index(repo: Repository) -> Index:
     state = state_of(place)
     blobs: dict[str, Blob] = {}
     stamps: dict[str, Stamp] = {}
+    flags: dict[str, int] = {}
     for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
         path = check_tracked(row[4].decode("utf-8", "surrogateescape"), "index")
         if row[3] != b"0":
             raise RepositoryError("a git merge is under way here", hint="git status says how to go on")
-        if int(row[14], 16) & SKIP_WORKTREE:
+        flags[path] = int(row[14], 16) & (ASSUME_UNCHANGED | SKIP_WORKTREE | INTENDED)
+        if flags[path] & SKIP_WORKTREE:
             raise RepositoryError(
                 "sparse checkouts cannot hold models yet", hint="widen it: git sparse-checkout disable"
             )
         numbers = [int(row[i]) for i in range(5, 14)]
         blobs[path] = Blob(row[2].decode(), row[1].decode())
         stamps[path] = Stamp((numbers[0], numbers[1]), (numbers[2], numbers[3]), *numbers[4:])
-    return Index(place, blobs, stamps, state, repo.git)
+    return Index(place, blobs, stamps, flags, state, repo.git)
 
 
 def state_of(place: Path) -> os.stat_result | None:
@@ -148,12 +136,15 @@ def locked(index: Index) -> RepositoryError:
 def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> None:
     """Makes the index say `files`, with the stamps of those that are known to be so; atomically, under git's lock.
 
+    Where no path comes or goes the entries are changed in place; else GitPython writes the whole. Flags stay.
+
     Raises:
-        RepositoryError: another git command holds it, or has written it since it was read.
+        RepositoryError: another git command holds it, or has written it since it was read. FormatError: a path that
+        GitPython refuses.
     """
-    data = index_bytes(files, stamps)
     scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
+        data = renewed(index, files, stamps) or written_anew(index, files, stamps)
         with scratch.open("xb") as file:
             file.write(data)
             file.flush()
@@ -164,6 +155,46 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
         raise RepositoryError(f"cannot write git's index: {error.strerror}") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def renewed(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> bytearray | None:
+    """Returns the index changed in place, None where that cannot be done."""
+    if index.state is None or files.keys() != index.blobs.keys():
+        return None
+    wanted = {os.fsencode(path): (blob, stamps.get(path, UNKNOWN)) for path, blob in files.items()}
+    return patched(index.place.read_bytes(), wanted)
+
+
+def written_anew(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> bytes:
+    """Returns an index as GitPython writes it. It has no extensions: git's cached trees would be stale.
+
+    Raises:
+        RepositoryError: GitPython cannot be loaded, for which it runs git. FormatError: a path that it refuses.
+    """
+    try:
+        from git.index.fun import write_cache
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise RepositoryError(f"git does not run: {reason}", hint="run the command again") from error
+    made, paths = BytesIO(), sorted(files, key=os.fsencode)
+    try:
+        write_cache([entry_for(index, path, files[path], stamps.get(path, UNKNOWN)) for path in paths], made)
+    except ValueError as error:
+        hint = "rename it: other systems would take it for something else"
+        raise FormatError(f"git's index: {error}", hint=hint) from error
+    return made.getvalue()
+
+
+def entry_for(index: Index, path: str, blob: Blob, stamp: Stamp) -> "IndexEntry":
+    """Returns GitPython's index entry; one that was only intended is added by a blob or a stamp."""
+    from git.index import IndexEntry
+
+    flags = index.flags.get(path, 0)
+    if stamp != UNKNOWN or blob != index.blobs.get(path):
+        flags &= ~INTENDED
+    times = struct.pack(">LL", *stamp.ctime), struct.pack(">LL", *stamp.mtime)
+    rest = (stamp.device, stamp.inode, stamp.uid, stamp.gid, stamp.size, flags >> SECOND_FLAGS)
+    return IndexEntry((int(blob.mode, 8), bytes.fromhex(blob.sha), flags & ASSUME_UNCHANGED, path, *times, *rest))
 
 
 def swap(index: Index, scratch: Path) -> None:
@@ -179,21 +210,3 @@ def swap(index: Index, scratch: Path) -> None:
         lock.replace(index.place)
     finally:
         lock.unlink(missing_ok=True)
-
-
-def index_bytes(files: Mapping[str, Blob], stamps: Mapping[str, Stamp]) -> bytes:
-    """Returns an index of version 2, as https://git-scm.com/docs/index-format has it.
-
-    It has no extensions: those that were there, trees for instance, describe what the index said before.
-    """
-    rows = [entry_bytes(path, files[path], stamps.get(path, UNKNOWN)) for path in sorted(files, key=os.fsencode)]
-    data = b"".join([struct.pack(">4sLL", b"DIRC", 2, len(rows)), *rows])
-    return data + hashlib.sha1(data, usedforsecurity=False).digest()
-
-
-def entry_bytes(path: str, blob: Blob, stamp: Stamp) -> bytes:
-    """Returns one entry, filled up to a multiple of 8 bytes with 1 to 8 zeros."""
-    name, owner = os.fsencode(path), (stamp.uid, stamp.gid)
-    stat = (*stamp.ctime, *stamp.mtime, stamp.device, stamp.inode, int(blob.mode, 8), *owner, stamp.size)
-    row = struct.pack(">10L20sH", *stat, bytes.fromhex(blob.sha), min(len(name), LONGEST)) + name
-    return row.ljust((len(row) + 8) // 8 * 8, b"\0")

@@ -12,8 +12,9 @@ from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manife
 from modelgit.formats.safetensors import read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
-from modelgit.repo.index import Stamp, read_index, stamp_of, write_index
+from modelgit.repo.index import read_index, write_index
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
+from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.statcache import Prints, StatCache, key_of
 from modelgit.repo.values import Blob, Upstream
 
@@ -90,7 +91,7 @@ class Look:
             return self.tracked[path]
         same = self._looks_the_same(path, found)
         blob = replace(self.tracked[path], mode=self.mode(path, found)) if same else self._hash(path, found)
-        if blob == self.tracked.get(path) and self.left_alone(path, found):
+        if blob == self.tracked.get(path) and not self.index.intended(path) and self.left_alone(path, found):
             self.proven[path] = found
         return blob
 
@@ -273,10 +274,9 @@ def remember(look: Look) -> None:
     if not look.proven:
         return
     proven = {path: stamp_of(dated(look, path, found)) for path, found in look.proven.items()}
-    stamps = {**look.index.stamps, **proven}
     try:
-        write_index(look.index, look.tracked, stamps)
-    except RepositoryError:
+        write_index(look.index, look.tracked, {**look.index.settled(), **proven})
+    except (FormatError, RepositoryError):
         return
 
 

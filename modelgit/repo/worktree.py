@@ -24,7 +24,7 @@ from modelgit.repo.files import (
     write_ordinary,
 )
 from modelgit.repo.gitdir import check_path
-from modelgit.repo.index import Stamp, refuse_lock, stamp_of, write_index
+from modelgit.repo.index import refuse_lock, write_index
 from modelgit.repo.look import (
     EMPTY,
     PREFIX_BYTES,
@@ -40,6 +40,7 @@ from modelgit.repo.look import (
     status,
 )
 from modelgit.repo.repository import Repository
+from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.values import Blob, CommitDraft, Version
 
 if TYPE_CHECKING:

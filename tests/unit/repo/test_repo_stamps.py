@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelgit.errors import RepositoryError
-from modelgit.repo.index import Stamp
-from modelgit.repo.stamps import find_entry, index_lock, put_stamp
+from modelgit.repo.stamps import Stamp, index_lock, layout, patched, put_stamp
 
 STAMP = Stamp((11, 12), (13, 14), 15, 16, 17, 18, 19)
 PATHS = ("a", "a/longer/path/that/shares/a/prefix", "a/longer/path/that/shares/more", "b", "é.txt")
@@ -69,7 +68,10 @@ def test_a_damaged_index_is_not_touched(index: Path) -> None:
         index.write_bytes(data[:size])
         with index_lock(index) as lock:
             assert not put_stamp(index, lock, "zz", "0" * 40, STAMP)
-    assert find_entry(bytearray(b"DIRC\0\0\0\x09" + data[8:]), b"b") is None
+    for changed in (b"DIRC\0\0\0\x09" + data[8:], data[:100] + bytes([data[100] ^ 1]) + data[101:]):
+        assert patched(changed, {}) is None
+    with pytest.raises(ValueError, match="version 9"):
+        layout(bytearray(b"DIRC\0\0\0\x09" + data[8:-20] + bytes(20)))
 
 
 def test_a_lock_that_stays_is_told_of(tmp_path: Path) -> None:

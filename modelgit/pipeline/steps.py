@@ -26,6 +26,7 @@ from modelgit.recipe.expanding import BY_EXAMPLES, BY_POSTERIOR, Job
 from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
+from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_tensors
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import load_dataset
@@ -94,7 +95,7 @@ class Steps:
             return self._untrained(job, job.seed)
         source = weights_file(job)
         with self._repo.store.begin() as pack:
-            work = Import(source, {}, pack, self._listener)
+            work = Import(source, {}, Earlier(self._repo, None), pack, self._listener)
             files = folder_files(work) if source.is_dir() else single_file(work, DEFAULT_PATH)
             pack.commit()
         small = {path: data for path, data in files.items() if isinstance(data, bytes)}

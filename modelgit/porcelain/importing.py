@@ -18,6 +18,7 @@ from modelgit.porcelain.work import Committed, committed, land, require_clean
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft
+from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
 from modelgit.train.networks.layouts import LAYOUTS
@@ -34,6 +35,7 @@ class Import:
 
     source: Path
     parent: Mapping[str, Manifest]
+    earlier: Earlier
     pack: PackWriter
     listener: Listener
 
@@ -51,7 +53,7 @@ def import_model(
     old = repo.version(head) if head else None
     before = repo.store.size_on_disk()
     with repo.store.begin() as pack:
-        work = Import(source, old.manifests if old else {}, pack, listener)
+        work = Import(source, old.manifests if old else {}, Earlier(repo, head), pack, listener)
         files = folder_files(work) if source.is_dir() else single_file(work, path)
         pack.commit()
     kept: Files = {} if source.is_dir() or old is None else dict(old.tree())
@@ -81,10 +83,11 @@ def single_file(work: Import, path: str) -> Files:
 
 def store_weights(work: Import, file: Path, path: str) -> Manifest:
     """Returns the manifest of a safetensors file or a PyTorch checkpoint, its tensors stored."""
+    parent, older = relatives(work.parent, path), work.earlier.like(path)
     if not is_torch_file(file):
-        return store_file(work.pack, file, relatives(work.parent, path), work.listener)
+        return store_file(work.pack, file, parent, work.listener, older)
     with TorchFile(file) as checkpoint:
-        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, relatives(work.parent, path))
+        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, parent, older)
 
 
 # -------------------------------------------------------------------------------------------------------- folders

@@ -19,6 +19,7 @@ from modelgit.porcelain.trials.values import Trial
 from modelgit.porcelain.versions import DEFAULT_PATH, HistoryEntry
 from modelgit.repo import repository
 from modelgit.repo.values import Blob, CommitDraft
+from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import StoredTensors
 
@@ -195,7 +196,8 @@ class Repository:
         first = self._repo.version(parents[0]) if parents else None
         with self._repo.store.begin() as pack:
             parent = relatives(first.manifests, DEFAULT_PATH) if first else None
-            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent)
+            older = Earlier(self._repo, parents[0] if parents else None).like(DEFAULT_PATH)
+            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent, older)
             pack.commit()
         kept: dict[str, Blob] = dict(first.files) if first else {}
         inherited = work.new_record(self._repo, parents[0] if parents else None).get(RECORD_PATH)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import DirtyWorktree, MissingObject, RepositoryError, RevisionError, UsageError
+from modelgit.errors import CorruptObject, DirtyWorktree, MissingObject, RepositoryError, RevisionError, UsageError
 from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import Manifest, followed, write
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
@@ -13,6 +13,7 @@ from modelgit.repo import worktree
 from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
 from modelgit.repo.filling import fill, left_over
 from modelgit.repo.repository import Repository
+from modelgit.repo.values import Version
 from modelgit.repo.worktree import Change, Status
 
 MAX_NAMED = 5
@@ -38,7 +39,8 @@ class Added:
 class Committed:
     """A new version: its commit, the branch it went to, and how its weights differ from its parent's.
 
-    Counts are of tensors; `stored_bytes` is what it added to the object store, of `size_bytes` in weight files.
+    Counts are of tensors; `stored_bytes` is what it added to the object store, of `size_bytes` in weight files. If that
+    is nothing, for `modelgit add` had stored them say, it is what the tensors take there that its parents lack.
     `files` are those that are new or changed, `deleted` those that are gone, without modelgit's own.
     """
 
@@ -171,10 +173,25 @@ def committed(repo: Repository, made: str, branch: str | None, stored_bytes: int
     before: Mapping[str, Manifest] = repo.version(parents[0]).manifests if parents else {}
     counts = tensor_changes(before, version.manifests)
     size = sum(manifest.size_bytes for manifest in version.manifests.values())
+    stored_bytes = stored_bytes or taken_bytes(repo, version, parents)
     old, new = repo.version(parents[0]).tree() if parents else {}, version.tree()
     files = tuple(path for path in sorted(new) if new[path] != old.get(path) and path not in OWN_PATHS)
     deleted = tuple(path for path in sorted(old.keys() - new.keys()) if path not in OWN_PATHS)
     return Committed(made, branch, version.entry.subject, parents, *counts, size, stored_bytes, files, deleted)
+
+
+def taken_bytes(repo: Repository, version: Version, parents: Sequence[str]) -> int:
+    """Returns what the objects of a version that its parents lack take in the store, as far as they are there."""
+    known = {
+        oid for parent in parents for manifest in repo.version(parent).manifests.values() for oid in manifest.oids()
+    }
+    new = {oid for manifest in version.manifests.values() for oid in manifest.oids()} - known
+    if not new:
+        return 0
+    try:
+        return sum(repo.store.info(oid).stored_bytes for oid in sorted(new - repo.store.missing(new)))
+    except (CorruptObject, MissingObject):
+        return 0  # the version is made: telling of damage is for fsck
 
 
 def tensor_changes(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[int, int, int, int]:

@@ -5,15 +5,16 @@ checkout is gone on with by running it again.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, is_manifest, relatives
+from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, relatives
 from modelgit.repo.drivers import ATTRIBUTES_PATH, keep_current
 from modelgit.repo.files import (
     backdate,
@@ -39,14 +40,16 @@ from modelgit.repo.look import (
     prefix_of,
     status,
 )
-from modelgit.repo.repository import Repository
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.values import Blob, CommitDraft, Version
 
 if TYPE_CHECKING:
+    from modelgit.store.files.intake import Older
     from modelgit.store.writing import PackWriter
 
 EXECUTABLE = "100755"
+MAX_EARLIER = 8  # versions before HEAD that are looked at for tensors HEAD lacks
 THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
 SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
 UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
@@ -283,18 +286,54 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
         write_index(look.index, files, stamps)
         return files
     head = repo.head()
-    parents = repo.version(head).manifests if head else {}
+    parents, older = repo.version(head).manifests if head else {}, Earlier(repo, head)
     with pack_for(repo, changed) as pack:
         for path, found in changed.items():
             files.pop(path, None)
             if found is not None:
-                files[path] = take_in(look, path, found, (pack, relatives(parents, path)), listener)
+                files[path] = take_in(look, path, found, (pack, relatives(parents, path), older.like(path)), listener)
                 stamps |= proven_stamp(look, path, found)
         if pack is not None:
             pack.commit()
     look.prints.save()
     write_index(look.index, files, stamps)
     return files
+
+
+class Earlier:
+    """The weights of versions before a commit, along first parents: what tensors that the commit lacks may be like.
+
+    Git is asked when the first is wanted, once for all files. `head` may be "HEAD", of no commit even.
+    """
+
+    def __init__(self, repo: Repository, head: str | None) -> None:
+        self.repo, self.head = repo, head
+
+    @cached_property
+    def versions(self) -> list[tuple[Mapping[str, Manifest], Mapping[str, TensorEntry]]]:
+        """The last versions with other weights: by file, and of all files by name; none where a manifest is malformed.
+
+        The last commit that touched weights has those of `head`.
+        """
+        limits = ("--first-parent", f"--max-count={MAX_EARLIER + 1}", str(self.head), "--", f"*{WEIGHTS_SUFFIX}")
+        code, output, _ = self.repo.git.attempt("rev-list", *limits) if self.head else (1, b"", "")
+        commits = output.decode().split() if code == 0 else []
+        try:
+            found = [self.repo.version(commit).manifests for commit in commits[1:]]
+        except FormatError:
+            return []
+        return [(files, by_name(relatives(files, ""))) for files in found]
+
+    def like(self, path: str) -> Iterator[Mapping[str, TensorEntry]]:
+        """Yields the tensors that a file may be like, the nearest version first, in it those at the same path."""
+        for files, everything in self.versions:
+            yield by_name(files.get(path))
+            yield everything
+
+
+def by_name(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
+    """Returns the tensors of a manifest by their names."""
+    return {entry.name: entry for entry in manifest.tensors} if manifest is not None else {}
 
 
 def pack_for(
@@ -334,11 +373,11 @@ def take_in(
     look: Look,
     path: str,
     found: os.stat_result,
-    target: "tuple[PackWriter | None, Manifest | None]",
+    target: "tuple[PackWriter | None, Manifest | None, Older]",
     listener: Listener,
 ) -> Blob:
     """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
-    pack, parent = target
+    pack, parent, older = target
     place, mode = look.root / path, look.mode(path, found)
     if pack is None or not is_weights(path, found):
         return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode)
@@ -346,7 +385,7 @@ def take_in(
         return replace(look.repo.write_blob(manifest_at(place)), mode=mode)
     from modelgit.store.files.intake import store_and_print
 
-    manifest, print_ = store_and_print(pack, place, parent, listener)
+    manifest, print_ = store_and_print(pack, place, parent, listener, older)
     blob = look.repo.write_blob(manifest)
     look.prints.put(blob.sha, print_)
     return replace(blob, mode=mode)
@@ -402,6 +441,7 @@ def settle(repo: Repository, target: Version, tree: Mapping[str, Blob]) -> None:
 __all__ = [
     "PREFIX_BYTES",
     "Change",
+    "Earlier",
     "Look",
     "Status",
     "add",

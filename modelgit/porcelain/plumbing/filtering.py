@@ -23,6 +23,7 @@ from modelgit.porcelain.plumbing.showing import TEXT_MARK
 from modelgit.repo.files import stat_of
 from modelgit.repo.filling import PREFIX_BYTES, fill, manifest_text
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
+from modelgit.repo.worktree import Earlier
 
 HELD_BYTES = 16 * 1024 * 1024  # what waits in memory for git to listen; more goes to disk
 CAPABILITIES = ("clean", "smudge")
@@ -186,7 +187,8 @@ def take_in(repo: Repository, path: str, stream: Source, listener: Listener = ig
     from modelgit.store.files.intake import store_stream  # brings numpy
 
     with repo.store.begin() as pack:
-        manifest = store_stream(pack, stream, path or "the weight file", parent_of(repo, path), listener)
+        older = Earlier(repo, "HEAD").like(path) if path else ()
+        manifest = store_stream(pack, stream, path or "the weight file", parent_of(repo, path), listener, older)
         pack.commit()
     return manifest
 

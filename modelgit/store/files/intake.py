@@ -23,6 +23,7 @@ from modelgit.store.files.prints import Print
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
 from modelgit.store.writing import PackWriter, Pending
 
+Older = Iterable[Mapping[str, TensorEntry]]  # what may be like a file in earlier versions, by name, the nearest first
 WAITING = 256  # tensors entered whose ids were not asked for yet
 
 
@@ -42,15 +43,22 @@ def delta_parent(parents: Mapping[str, TensorEntry], name: str, dtype: str, shap
 class Collected:
     """The tensors of a manifest in the making, some of whose ids are not known yet."""
 
-    def __init__(self, parent: Manifest | None, listener: Listener, total: int) -> None:
-        self._parents, self._listener = parents_of(parent), listener
+    def __init__(self, parent: Manifest | None, listener: Listener, total: int, older: Older = ()) -> None:
+        self._parents, self._older, self._listener = [parents_of(parent)], iter(older), listener
         self._waiting: deque[tuple[str, str, tuple[int, ...], Pending]] = deque()
         self._entries: list[TensorEntry] = []
         listener(Started("store weights", total, "bytes"))
 
     def parent(self, name: str, dtype: str, shape: Sequence[int]) -> Oid | None:
-        """Return the id to store a difference to."""
-        return delta_parent(self._parents, name, dtype, shape)
+        """Return the id to store a difference to; older versions are looked at for what the newer ones lack."""
+        bases = (delta_parent(parents, name, dtype, shape) for parents in self._nearest())
+        return next((oid for oid in bases if oid is not None), None)
+
+    def _nearest(self) -> Iterator[Mapping[str, TensorEntry]]:
+        yield from self._parents
+        for parents in self._older:
+            self._parents.append(parents)
+            yield parents
 
     def add(self, name: str, dtype: str, shape: Sequence[int], pending: Pending) -> None:
         """Note a tensor; the listener hears of it now."""
@@ -73,22 +81,27 @@ class Collected:
             self._entries.append(TensorEntry(name, dtype, shape, pending.oid()))
 
 
-def store_file(pack: PackWriter, path: Path, parent: Manifest | None = None, listener: Listener = ignore) -> Manifest:
+def store_file(
+    pack: PackWriter, path: Path, parent: Manifest | None = None, listener: Listener = ignore, older: Older = ()
+) -> Manifest:
     """Store a safetensors file's tensors, as differences to the parent's of the same names; return its manifest.
 
     Raises:
         FormatError: not a safetensors file, or changed while it was read. StorageFull.
     """
-    return store_and_print(pack, path, parent, listener)[0]
+    return store_and_print(pack, path, parent, listener, older)[0]
 
 
 def store_and_print(
-    pack: PackWriter, path: Path, parent: Manifest | None, listener: Listener
+    pack: PackWriter, path: Path, parent: Manifest | None, listener: Listener, older: Older = ()
 ) -> tuple[Manifest, str | None]:
-    """As `store_file`; return the file's print as well, None if frames of it were not needed."""
+    """As `store_file`; return the file's print as well, None if frames of it were not needed.
+
+    `older` is looked at only as far as tensors find nothing alike before.
+    """
     header = read_header(path)
     found = Print(header)
-    collected = Collected(parent, listener, header.size_bytes - header.data_start)
+    collected = Collected(parent, listener, header.size_bytes - header.data_start, older)
     file = opened(path)
     before = stamp(file)
     for tensor, span in enumerate(header.tensors):
@@ -142,7 +155,12 @@ def stream_frames(stream: Stream, size: int, name: str) -> Iterator[memoryview]:
 
 
 def store_stream(
-    pack: PackWriter, stream: Stream, name: str, parent: Manifest | None = None, listener: Listener = ignore
+    pack: PackWriter,
+    stream: Stream,
+    name: str,
+    parent: Manifest | None = None,
+    listener: Listener = ignore,
+    older: Older = (),
 ) -> Manifest:
     """As `store_file`, from a stream that is read once, with nothing beside it on disk; `name` is for messages.
 
@@ -150,7 +168,7 @@ def store_stream(
         FormatError: not a safetensors file. StorageFull.
     """
     header = stream_header(stream, name)
-    collected = Collected(parent, listener, header.size_bytes - header.data_start)
+    collected = Collected(parent, listener, header.size_bytes - header.data_start, older)
     for span in header.tensors:
         size, base = span.end - span.start, collected.parent(span.name, span.dtype, span.shape)
         pending = pack.enter_frames(stream_frames(stream, size, name), size, span.dtype, base)
@@ -166,6 +184,7 @@ def store_tensors(
     tensors: Iterable[tuple[str, str, Sequence[int], memoryview]],
     metadata: Mapping[str, str],
     parent: Manifest | None = None,
+    older: Older = (),
 ) -> Manifest:
     """Store tensors (name, dtype, shape, raw little-endian bytes) as the file that `build_header` describes.
 
@@ -174,7 +193,7 @@ def store_tensors(
     Raises:
         FormatError: bytes that do not fit dtype and shape. StorageFull.
     """
-    collected, described = Collected(parent, ignore, 0), list[tuple[str, str, Sequence[int]]]()
+    collected, described = Collected(parent, ignore, 0, older), list[tuple[str, str, Sequence[int]]]()
     for name, dtype, shape, data in tensors:
         view, expected = memoryview(data).cast("B"), size_bytes(dtype, shape)
         if len(view) != expected:

@@ -224,3 +224,28 @@ def test_the_listener_hears_of_every_byte(store: ObjectStore, tmp_path: Path) ->
     materialise(store, manifest, tmp_path / "out", events.append)
     data = manifest.size_bytes - manifest.header_bytes
     assert sum(e.n for e in events if isinstance(e, Advanced)) == data
+
+
+def test_older_versions_are_looked_at_only_as_far_as_need_be(store: ObjectStore, tmp_path: Path) -> None:
+    near = commit(store, file_of(tmp_path / "near", {"a": ("F32", [50_000])}))
+    old = commit(store, file_of(tmp_path / "old", {"a": ("F32", [50_000]), "b": ("F32", [50_000])}, seed=1))
+    asked: list[str] = []
+
+    def older() -> Iterator[dict[str, TensorEntry]]:
+        for name, manifest in (("old", old), ("older", near)):
+            asked.append(name)
+            yield {entry.name: entry for entry in manifest.tensors}
+
+    def stored(name: str) -> tuple[str, ...]:
+        data = bytearray(store.read(old.entry(name).oid))
+        data[4] ^= 1
+        shape = [50_000]
+        with store.begin() as pack:
+            made = store_tensors(pack, [(name, "F32", shape, memoryview(data))], {}, near, older())
+            pack.commit()
+        return store.info(made.entry(name).oid).parents
+
+    assert (stored("b"), asked) == ((old.entry("b").oid,), ["old"])
+    asked.clear()
+    stored("a")
+    assert asked == []

@@ -1,7 +1,7 @@
 """Accuracy of a network, domain by domain."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelgit.train.data.dataset import Integers
-from modelgit.train.features import Features, run_stages
-from modelgit.train.fitting.passes import apply_head
-from modelgit.train.networks.network import Network
+from modelgit.train.features import Features
 
 CHUNK = 256
 HELD_OUT = ""  # no domain is called so
+Scored = Callable[[Tensor], Tensor]  # features behind the frozen stages to class scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +115,13 @@ def mix_outputs(members: Sequence[Outputs], weights: Sequence[float]) -> Outputs
     return Outputs(validation, mixed(tested) if tested else None)
 
 
-def class_scores(network: Network, features: Features, indices: Integers, frozen_stages: int) -> Tensor:
+def class_scores(scored: Scored, features: Features, indices: Integers) -> Tensor:
     """Returns the logits (n, classes) of images, from their clean features."""
     rows = []
     with torch.no_grad():
         for start in range(0, len(indices), CHUNK):
             x = features.of(indices[start : start + CHUNK])
-            rows.append(apply_head(network, run_stages(network, x, frozen_stages, None)))
+            rows.append(scored(x))
     return torch.cat(rows)
 
 

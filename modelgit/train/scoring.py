@@ -10,6 +10,7 @@ from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import Accuracy, accuracy, class_scores
 from modelgit.train.features import Place, Wanted, features
+from modelgit.train.fitting.passes import scored_by
 from modelgit.train.networks.registry import build_network
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, loaded
 
@@ -33,6 +34,7 @@ def domain_scorer(bench: Workbench, model: Model, data: DataConfig) -> Scorer:
 
     def score(state: Mapping[str, Tensor]) -> dict[str, Accuracy]:
         network = loaded(bench, model.design, state, classes)
-        return {d: accuracy(class_scores(network, found, rows, 0), labels[rows]) for d, rows in members.items()}
+        scored = scored_by(network, 0)
+        return {d: accuracy(class_scores(scored, found, rows), labels[rows]) for d, rows in members.items()}
 
     return score

@@ -19,10 +19,11 @@ from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.evaluate import Outputs, Scores, average_outputs, class_scores, mix_outputs
+from modelgit.train.evaluate import Outputs, Scored, Scores, average_outputs, class_scores, mix_outputs
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
+from modelgit.train.fitting.crews import SOLO, whole
 from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
-from modelgit.train.fitting.passes import freeze
+from modelgit.train.fitting.passes import freeze, scored_by
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
@@ -69,6 +70,7 @@ class Workbench:
         self.device = choose_device(device)
         self.listener = listener
         self.resume: Path | None = None  # where the next run is saved, and goes on from
+        self.crew = SOLO  # the processes that carry out every run together
         self._cache = cache
         self._datasets: dict[DataConfig, tuple[Dataset, Split]] = {}
         self._features: dict[str, Features] = {}
@@ -167,7 +169,7 @@ def probe(
     network = loaded(bench, design, init, len(dataset.classes))
     ready = bench.prepare(network, data, config)
     set_head(network, ready, config)
-    scores = measure(network, ready, config.frozen_stages)
+    scores = evaluate(scored_by(network, config.frozen_stages), ready).scores()
     head = dict(zip(head_tensors(network), head_of(network), strict=True))
     state = {name: t.contiguous() for name, t in {**init, **head}.items()}
     seconds = time.monotonic() - began
@@ -291,10 +293,10 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
     task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
 
     def validate() -> Validation:
-        found = evaluate(network, ready, config.frozen_stages, test=False)
+        found = evaluate(scored_in(run), ready, test=False)
         return Validation(found.scores().val_accuracy, found.val_loss)
 
-    run = start(network, task, config)
+    run = start(network, task, config, bench.crew)
     saved = Resume(given.resume) if given.resume is not None else None
     if saved is not None:
         saved.restore(run)
@@ -305,7 +307,7 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
 def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     """Returns what a fine-tuning that is over came to."""
     network, run, dataset = fitting.network, fitting.member.run, fitting.ready.dataset
-    scores = measure(network, fitting.ready, run.config.frozen_stages)
+    scores = evaluate(scored_in(run), fitting.ready).scores()
     state, raw = state_of(network, fitting.init), None
     if run.config.commit_raw and run.raw is not None:
         give(run.parameters, run.raw)
@@ -330,7 +332,7 @@ def forget(_run: Run) -> None:
 def state_of(network: Network, init: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a copy of the network's state, on the CPU, in the types of the start, with what it carries along."""
     own = {
-        name: t.detach().to("cpu", init[name].dtype if name in init else t.dtype, copy=True).contiguous()
+        name: whole(t.detach()).to("cpu", init[name].dtype if name in init else t.dtype, copy=True).contiguous()
         for name, t in network.state_dict().items()
     }
     return {**{name: tensor for name, tensor in init.items() if name not in own}, **own}
@@ -346,17 +348,18 @@ def check_head(network: Network, init: Mapping[str, Tensor], dataset: Dataset, f
         raise DataError(f"head '{weight}': {dataset.path} needs shape {expected}, the start has {got}", hint=hint)
 
 
-def measure(network: Network, ready: Prepared, frozen_stages: int, *, test: bool = True) -> Scores:
-    """Returns the network's scores on the validation splits and, with `test`, on the held-out domain."""
+def scored_in(run: Run) -> Scored:
+    """Returns what gives class scores with the weights of a run, by all that carry it out."""
+    if run.crew.size == 1:
+        return scored_by(run.network, run.config.frozen_stages)
+    return lambda x: run.passes(x, None)[1]
 
-    return evaluate(network, ready, frozen_stages, test=test).scores()
 
-
-def evaluate(network: Network, ready: Prepared, frozen_stages: int, *, test: bool = True) -> Outputs:
+def evaluate(scored: Scored, ready: Prepared, *, test: bool = True) -> Outputs:
     """Returns the network's logits on the validation splits and, with `test`, on the held-out domain."""
 
     def on(indices: Integers) -> tuple[Tensor, Tensor]:
-        return class_scores(network, ready.features, indices, frozen_stages), ready.labels[indices]
+        return class_scores(scored, ready.features, indices), ready.labels[indices]
 
     held_out = on(ready.split.test) if test and len(ready.split.test) else None
     return Outputs({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
@@ -394,7 +397,7 @@ def outputs(
     dataset, _ = bench.dataset(data)
     check_classes(model, dataset)
     network = loaded(bench, model.design, state, len(dataset.classes))
-    return evaluate(network, bench.prepare_scoring(network, data, frozen_stages), frozen_stages)
+    return evaluate(scored_by(network, frozen_stages), bench.prepare_scoring(network, data, frozen_stages))
 
 
 def score_ensemble(

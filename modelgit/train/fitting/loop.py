@@ -21,9 +21,10 @@ from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Average, Weights, average_of, copies
 from modelgit.train.fitting.batches import Source, drawn, source_of
+from modelgit.train.fitting.crews import SOLO, Crew, divided, refuse_in_crews, shared, whole
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
-from modelgit.train.fitting.passes import Passes, Tail, dropped, freeze, passes_of
+from modelgit.train.fitting.passes import Passes, Tail, compiled, dropped, freeze
 from modelgit.train.networks.network import Network
 
 REPORT_EVERY = 10
@@ -69,7 +70,9 @@ class Run:
     draws: torch.Generator
     optimiser: torch.optim.Optimizer
     source: Source
-    passes: Passes  # inputs to features and class scores
+    tail: Tail
+    crew: Crew
+    passes: Passes  # the tail as it is run: compiled, or by a crew
     step: int = 0
     carried: dict[str, Tensor] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
@@ -84,19 +87,26 @@ Validate = Callable[[], Validation]
 Keep = Callable[[Run], None]
 
 
-def start(network: Network, task: Task, config: FineTune) -> Run:
-    """Returns a run that has not taken a step; what stays as it is has lost its gradients."""
+def start(network: Network, task: Task, config: FineTune, crew: Crew = SOLO) -> Run:
+    """Returns a run that has not taken a step; what stays as it is has lost its gradients.
+
+    Raises:
+        TrainingError: the settings ask for what a crew of processes cannot do.
+    """
+    refuse_in_crews(config, crew)
     freeze(network, config.frozen_stages)
     if config.trains != "all":
         head = set(network.get_submodule(network.head_name).parameters())
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.requires_grad and (parameter in head) == (config.trains == "head"))
+    tail = divided(Tail(network, config), config, crew, task.labels.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))
     optimiser = optimiser_for(trained_at(network, parameters, config, 1), config)
     source = source_of(task.features, task.labels, task.train)
-    passes = passes_of(Tail(network, config), config, task.labels.device)
-    run = Run(network, task, config, parameters, average_of(config.averaging), draws, optimiser, source, passes)
+    run = Run(
+        network, task, config, parameters, average_of(config.averaging), draws, optimiser, source, tail, crew, tail
+    )
     set_trained(run, 1)
     return run
 
@@ -236,6 +246,8 @@ def set_trained(run: Run, number: int) -> list[nn.Parameter]:
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
+    alone = run.crew.size == 1
+    run.passes = compiled(run.tail, run.config) if alone else shared(run.tail, run.config, run.crew)
     return trained
 
 
@@ -248,7 +260,7 @@ def gradients(run: Run, number: int) -> Tensor:
         loss = loss_of(config.objective, step_of(run, number, part), forward(run, number, part)) / config.accumulate
         if device.type == "cpu":  # elsewhere a look at the value would have to wait for it
             refuse_infinite(run, number, loss.item())
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * run.crew.size).backward()  # type: ignore[no-untyped-call]  # what a crew sends is then averaged
         total += loss.detach()
     return total
 
@@ -363,5 +375,5 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def culprit(network: Network) -> str:
     """Returns which tensor is not finite, in words."""
-    bad = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    bad = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(whole(tensor)).all())]
     return f", and tensor '{bad[0]}' is not finite" if bad else ""

@@ -14,7 +14,8 @@ MOMENTUM = 0.9
 def optimiser_for(parameters: Sequence[nn.Parameter], config: FineTune) -> torch.optim.Optimizer:
     """Returns a fresh optimiser: adamw (decoupled weight decay), adam (L2, as DomainBed's), sgd (momentum 0.9)."""
     if config.optimiser == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=True)
+        fused = not any(hasattr(parameter, "full_tensor") for parameter in parameters)  # not written for split ones
+        return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=fused)
     shape = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return shape(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
 

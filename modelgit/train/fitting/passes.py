@@ -27,9 +27,14 @@ class Tail(nn.Module):
         self._start, self._precision, self._checkpoint = config.frozen_stages, config.precision, config.checkpoint
 
     def forward(self, x: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """Returns features, after dropout, and class scores."""
-        with autocast(x.device, self._precision):
-            z = self._checkpointed(x) if self._checkpoint else run_stages(self.network, x, self._start, None)
+        """Returns features, after dropout, and class scores; those that are not for a gradient in full precision."""
+        training = torch.is_grad_enabled()
+        with autocast(x.device, self._precision if training else "float32"):
+            z = (
+                self._checkpointed(x)
+                if self._checkpoint and training
+                else run_stages(self.network, x, self._start, None)
+            )
             if kept is not None:
                 which, share = kept
                 z = z * which / share
@@ -41,15 +46,21 @@ class Tail(nn.Module):
         return x
 
 
-def passes_of(tail: Tail, config: FineTune, device: torch.device) -> Passes:
+def scored_by(network: Network, frozen_stages: int) -> Callable[[Tensor], Tensor]:
+    """Returns what gives the class scores of what the frozen stages made of examples."""
+    return lambda x: apply_head(network, run_stages(network, x, frozen_stages, None))
+
+
+def compiled(tail: Tail, config: FineTune) -> Passes:
     """Returns how a step runs the tail: as it is, or compiled, on CUDA into graphs that are replayed."""
     if not config.compile:
         return tail
-    compiled: Passes = torch.compile(tail, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+    on_gpu = next(tail.parameters()).is_cuda
+    passes: Passes = torch.compile(tail, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
     def replayed(x: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # what the last replay left in the graph's memory is not needed
-        return compiled(x, kept)
+        return passes(x, kept)
 
     return replayed
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modelgit.errors import StorageFull
 from modelgit.train.fitting.averaging import Weights, copies
+from modelgit.train.fitting.crews import divided_like, whole
 from modelgit.train.fitting.loop import Point, Run, give, set_trained
 from modelgit.train.fitting.optimisers import optimiser_for
 
@@ -31,7 +32,7 @@ class Resume:
         self.path = path
 
     def save(self, run: Run) -> None:
-        """Writes the run down. Raises StorageFull if the disk refuses; the older file is still there then."""
+        """Writes the run down; all of a crew must ask, one writes. Raises StorageFull, the older file still there."""
         groups, values = run.average.state()
         tensors = {
             **numbered("parameter", copies(run.parameters)),
@@ -49,7 +50,9 @@ class Resume:
             "best": run.best[0] if run.best else None,
             "points": [[p.step, p.loss, p.val_accuracy, p.val_loss] for p in run.points],
         }
-        self._write({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, json.dumps(about))
+        kept = {name: whole(t.detach()).cpu().contiguous() for name, t in tensors.items()}
+        if run.crew.rank == 0:
+            self._write(kept, json.dumps(about))
 
     def _write(self, tensors: dict[str, Tensor], about: str) -> None:
         scratch = self.path.with_name(f"{self.path.name}.{urandom(8).hex()}")
@@ -88,16 +91,29 @@ def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bo
     parameters = collected("parameter", found)
     if [p.shape for p in parameters] != [p.shape for p in run.parameters]:
         return False
-    optimiser = optimiser_for(set_trained(run, int(about["step"])), run.config)
-    optimiser.load_state_dict({"state": optimiser_state(found), "param_groups": optimiser.state_dict()["param_groups"]})
+    trained = set_trained(run, int(about["step"]))
+    optimiser = optimiser_for(trained, run.config)
+    state = {n: parts(row, trained[n]) for n, row in optimiser_state(found).items()}
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     points = [Point(*row) for row in about["points"]]
-    run.average.restore([collected(f"average/{n}", found) for n in range(about["groups"])], about["average"])
+    groups = [placed(run, collected(f"average/{n}", found)) for n in range(about["groups"])]
+    run.average.restore(groups, about["average"])
     run.draws.set_state(found["draws"])
-    give(run.parameters, parameters)
+    give(run.parameters, placed(run, parameters))
     run.optimiser, run.step, run.points = optimiser, int(about["step"]), points
-    run.best = None if about["best"] is None else (float(about["best"]), collected("best", found))
+    run.best = None if about["best"] is None else (float(about["best"]), placed(run, collected("best", found)))
     run.carried = {n.removeprefix("carried/"): tensor for n, tensor in found.items() if n.startswith("carried/")}
     return True
+
+
+def placed(run: Run, weights: Weights) -> Weights:
+    """Returns weights as the run's parameters are held: whole, or this process's part of each."""
+    return [divided_like(p, tensor) for p, tensor in zip(run.parameters, weights, strict=bool(weights))]
+
+
+def parts(row: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """Returns the moments of a parameter as it is held; the count of steps is whole everywhere."""
+    return {key: divided_like(parameter, value) if value.dim() else value for key, value in row.items()}
 
 
 def numbered(prefix: str, weights: Weights) -> dict[str, Tensor]:

@@ -69,7 +69,8 @@ def divided(tail: Tail, config: FineTune, crew: Crew, device: torch.device) -> T
     for stage, _ in tail.network.stages()[config.frozen_stages :]:
         if isinstance(stage, nn.Module):
             fully_shard(stage, mesh=mesh)
-    return fully_shard(tail, mesh=mesh, reshard_after_forward=True)  # else a validation leaves stale weights in place
+    fully_shard(tail, mesh=mesh, reshard_after_forward=True)  # else a validation leaves stale weights in place
+    return tail  # in place: it has become a module of a further class
 
 
 def shared(tail: Tail, config: FineTune, crew: Crew) -> Passes:
@@ -113,6 +114,7 @@ def divided_like(pattern: Tensor, value: Tensor) -> Tensor:
     """Returns this process's part of a value, if a tensor like it is held in parts."""
     if not hasattr(pattern, "full_tensor"):
         return value
-    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+    from torch.distributed.tensor import DTensor, distribute_tensor  # takes a second to import
 
+    assert isinstance(pattern, DTensor)  # nothing else has such a method
     return distribute_tensor(value, pattern.device_mesh, pattern.placements)

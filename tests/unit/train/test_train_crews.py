@@ -24,7 +24,7 @@ CONFIGS = {
     "plain": CONFIG,
     "coral, ema, again": replace(CONFIG, objective=Coral(), averaging=Ema(decay=0.7), accumulate=2, reprobe_steps=2),
     "irm, sma, clip": replace(CONFIG, objective=Irm(2.0, 3), averaging=Sma(start=2), clip=0.3, commit_raw=True),
-    "dro, best, sgd": replace(CONFIG, objective=GroupDro(eta=0.5), keep="best", optimiser="sgd", lr=0.01),
+    "dro, best, sgd": replace(CONFIG, objective=GroupDro(eta=0.5), keep="best", optimiser="sgd", lr=1e-4),
     "mixup, half": replace(CONFIG, objective=Mixup(), precision="bfloat16", checkpoint=True),
     "vrex, swad": replace(CONFIG, objective=Vrex(2.0, 3), averaging=Swad(converge=1, tolerance=1), trains="head"),
 }

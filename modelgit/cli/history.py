@@ -119,12 +119,20 @@ def register_commit(app: typer.Typer) -> None:
 def trained(
     session: Session, repo: "Repository", path: Path, given: dict[str, str | None], overrides: Sequence[str]
 ) -> "Trained":
-    """Returns what came of a recipe; what the command line gives counts before what the file says."""
-    from modelgit.porcelain.training.committing import commit_recipe  # brings PyTorch
+    """Returns what came of a recipe; what the command line gives counts before what the file says.
+
+    Under torchrun each process takes its part in the training; the first commits, and tells of it.
+    """
+    from modelgit.porcelain.training.committing import assist, commit_recipe  # brings PyTorch
     from modelgit.recipe.single import load_recipe
+    from modelgit.train.fitting.crews import crew_of
 
     recipe = load_recipe(path, overrides, {key: value for key, value in given.items() if value is not None})
-    return signed(session, repo, commit_recipe(repo, recipe, session.listener))
+    crew = crew_of(os.environ)
+    if crew.rank:
+        assist(repo, recipe, crew)
+        raise typer.Exit
+    return signed(session, repo, commit_recipe(repo, recipe, session.listener, crew))
 
 
 def signed(session: Session, repo: "Repository", made: "T") -> "T":

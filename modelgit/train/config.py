@@ -141,7 +141,7 @@ class FineTune:
 
     How the device does it: `compile` hands the network to torch.compile (on CUDA into graphs that are replayed);
     `checkpoint` computes each stage again for its gradient, which saves memory and costs a third more work;
-    `deterministic` allows only operations whose result does not depend on what else a GPU is at; `shard` splits
+    `deterministic` allows only operations whose result does not depend on what else a GPU is at; `shard_weights` splits
     weights, gradients and moments over the processes of a run, where there are several, instead of copying them.
     """
 
@@ -172,7 +172,7 @@ class FineTune:
     compile: bool = False
     checkpoint: bool = False
     deterministic: bool = False
-    shard: bool = False
+    shard_weights: bool = False
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")

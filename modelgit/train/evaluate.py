@@ -43,7 +43,7 @@ class Scores:
 
     validation: Mapping[str, Accuracy]
     held_out: Accuracy | None
-    answers: Mapping[str, Integers] = field(default_factory=dict)
+    answers: Mapping[str, Integers] = field(default_factory=dict, compare=False)  # arrays: == of them is no truth
 
     @property
     def val_accuracy(self) -> float:

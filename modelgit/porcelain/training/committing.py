@@ -27,6 +27,7 @@ from modelgit.repo import worktree
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob
 from modelgit.store.objects import available_threads
+from modelgit.train.fitting.crews import SOLO, Crew, joining
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.networks.registry import check_architecture
 from modelgit.train.task import TrainResult, Workbench
@@ -59,30 +60,45 @@ class Trained:
     stored_bytes: int
 
 
-def commit_recipe(repo: Repository, recipe: Recipe, listener: Listener = ignore) -> Trained:
+def commit_recipe(repo: Repository, recipe: Recipe, listener: Listener = ignore, crew: Crew = SOLO) -> Trained:
     """Carries the recipe out on HEAD and commits the result to the branch checked out.
 
-    Changed files and staged ones are committed with it, as `commit` does; changed weights are refused.
+    Changed files and staged ones are committed with it, as `commit` does; changed weights are refused. Of a crew the
+    first process does all that, the others `assist`.
 
     Raises:
         DirtyWorktree, RepositoryError, RecipeError, DataError, StorageFull, TrainingError: before the first step, where
         that can be known; nothing has changed then.
     """
-    head = repo.head()
-    if head is None:
-        raise RepositoryError("there is no version to train yet", hint="begin with weights: modelgit import FILE")
     refuse_weights(repo)
-    threads = recipe.threads or available_threads()
-    request = request_of(repo, head, replace(recipe, threads=threads))
-    bench = workbench(repo, recipe.device, threads, listener)
-    request = replace(request, key=checked(repo, bench, request))
     before = repo.packed_bytes()
-    result = train(repo, bench, request)
+    request, result = carried_out(repo, recipe, listener, crew)
     made = commit_result(repo, request, result, files_of(repo, listener))
-    arrive(repo, made, head, listener)
+    arrive(repo, made, request.start, listener)
     Resume(run_file(repo, request.key)).drop()
     note_scores(repo, made, Path(request.data.path).stem, (request.data, result.data_digest), result.scores)
     return report(repo, request, result, made, repo.packed_bytes() - before)
+
+
+def assist(repo: Repository, recipe: Recipe, crew: Crew) -> None:
+    """Takes this process's part in a recipe that the first of the crew commits; changes nothing. Raises as it does."""
+    carried_out(repo, recipe, ignore, crew)
+
+
+def carried_out(
+    repo: Repository, recipe: Recipe, listener: Listener, crew: Crew
+) -> tuple[TrainRequest, TrainResult]:
+    """Returns what a recipe asks of HEAD, and what came of it."""
+    head = repo.head()
+    if head is None:
+        raise RepositoryError("there is no version to train yet", hint="begin with weights: modelgit import FILE")
+    threads = recipe.threads or max(1, available_threads() // crew.size)
+    request = replace(request_of(repo, head, replace(recipe, threads=threads)), processes=crew.size)
+    bench = workbench(repo, recipe.device, threads, listener)
+    bench.crew = crew
+    request = replace(request, key=checked(repo, bench, request))
+    with joining(crew, bench.device):
+        return request, train(repo, bench, request)
 
 
 def refuse_weights(repo: Repository) -> None:
@@ -140,7 +156,8 @@ def checked(repo: Repository, bench: Workbench, request: TrainRequest) -> str:
     refuse_full_disk(repo, manifest, saved=bool(request.config.eval_every))
     settings = {key: value for key, value in asdict(request.data).items() if key != "path"}
     config = asdict(request.config)
-    whole = [request.kind, contents_id(version), request.head, dataset.digest, settings, config, request.threads]
+    whole = [request.kind, contents_id(version), request.head, dataset.digest, settings, config]
+    whole += [request.threads, request.processes]
     return blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

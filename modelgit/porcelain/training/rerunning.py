@@ -70,7 +70,7 @@ def rerun(
     apart = distance(recorded, found, start) if different else 0.0
     notes = changes_since(record, result.device)
     both_cpu = result.device == "cpu" and record.details.get("device") == "cpu"
-    if different and (both_cpu or apart > TOLERANCE):
+    if different and (both_cpu and processes_of(record) == 1 or apart > TOLERANCE):
         largest = furthest(recorded, found, different[0])
         raise unlike(commit, different, f"by {largest:.3g}", apart, notes)
     if not different:
@@ -110,6 +110,13 @@ def request_of(repo: Repository, commit: str, record: Record) -> TrainRequest:
     return TrainRequest(commit[:10], kind, "", record.architecture, start, head, data, config, sane)
 
 
+def processes_of(record: Record) -> int:
+    """Returns how many processes the run was carried out by; here it is one, and sums are rounded otherwise."""
+    machine = record.details.get("machine")
+    found = machine.get("processes") if isinstance(machine, dict) else 1
+    return found if isinstance(found, int) else 1
+
+
 def same_bits(one: Tensor, other: Tensor | None) -> bool:
     """Tells whether two tensors are equal, type, shape and values."""
     return other is not None and one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
@@ -145,6 +152,8 @@ def changes_since(record: Record, device: str) -> tuple[str, ...]:
     then_torch = versions.get("torch") if isinstance(versions, dict) else None
     then_cpu = machine.get("cpu") if isinstance(machine, dict) else None
     now = {"PyTorch": (then_torch, torch_version()), "device": (record.details.get("device"), device)}
+    if processes_of(record) > 1:
+        now["processes"] = (str(processes_of(record)), "1")
     if device == "cpu":
         now["CPU"] = (then_cpu, cpu_name())
     return tuple(f"{what}: then {old}, now {new}" for what, (old, new) in now.items() if old is not None and old != new)

@@ -139,7 +139,7 @@ def details(repo: Repository, request: TrainRequest, result: TrainResult) -> dic
         "head_from": request.head,
         "history": [asdict(point) for point in result.history],
         "device": result.device,
-        "machine": {"cpu": cpu_name(), "threads": request.threads},
+        "machine": {"cpu": cpu_name(), "threads": request.threads, "processes": request.processes},
         "seconds": round(result.seconds, 2),
         "versions": {
             "modelgit": VERSION,

@@ -10,8 +10,8 @@ from modelgit.train.config import DataConfig, FineTune
 class TrainRequest:
     """Fine-tune (or probe) a commit. In a pipeline `step` has a name, and the result is kept by the ref of its `key`.
 
-    `threads` are those of the CPU that take part: the bits depend on their number. `message` is what the commit says,
-    if not the usual.
+    `threads` are those of the CPU that take part, `processes` carry it out together: the bits depend on both numbers.
+    `message` is what the commit says, if not the usual.
     """
 
     step: str
@@ -23,4 +23,5 @@ class TrainRequest:
     data: DataConfig
     config: FineTune
     threads: int = 1
+    processes: int = 1
     message: str | None = None

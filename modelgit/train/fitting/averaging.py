@@ -58,13 +58,7 @@ def copies(parameters: Sequence[Tensor]) -> Weights:
 
 def lerp(mean: Weights, values: Sequence[Tensor], share: float) -> None:
     """Moves a mean towards values, in place."""
-    torch._foreach_lerp_([held(tensor) for tensor in mean], [held(value.detach()) for value in values], share)
-
-
-def held(tensor: Tensor) -> Tensor:
-    """Returns what this process holds of a tensor: all of it, or its part where a crew has split it."""
-    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # PyTorch's lerp of split lists errs
-    return found
+    torch._foreach_lerp_(mean, [value.detach() for value in values], share)
 
 
 class Last:

@@ -7,6 +7,8 @@ in every process (DistributedDataParallel), or, for models that do not fit, spli
 by stage (FSDP2, `fully_shard`). Only what one step sends differs; drawing, losses and averages are the single run's.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,13 +25,23 @@ PATIENCE = timedelta(hours=2)  # how long a process waits for another that is at
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """How many processes carry a run out together, and which of them this is."""
+    """How many processes carry a run out together, and which of them this is; `local` is its number on its machine."""
 
     rank: int = 0
     size: int = 1
+    local: int = 0
 
 
 SOLO = Crew()
+TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+def crew_of(environment: Mapping[str, str]) -> Crew:
+    """Returns what torchrun says of this process; without torchrun it is alone."""
+    told = [environment.get(name, "") for name in TOLD]
+    if "TORCHELASTIC_RUN_ID" not in environment or not all(value.isdecimal() for value in told):
+        return SOLO
+    return Crew(*map(int, told))
 
 
 def join(crew: Crew, place: str, device: torch.device) -> None:
@@ -40,7 +52,7 @@ def join(crew: Crew, place: str, device: torch.device) -> None:
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(crew.local)
     try:
         torch.distributed.init_process_group(backend, place, PATIENCE, crew.size, crew.rank)
     except (RuntimeError, ValueError) as error:
@@ -52,15 +64,32 @@ def leave() -> None:
     torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def joining(crew: Crew, device: torch.device) -> Iterator[None]:
+    """Makes this process one of the crew for as long as the block runs, as torchrun has set it up; alone it is free.
+
+    After an error the others are not waited for: what started them ends them.
+
+    Raises:
+        TrainingError: the others do not come.
+    """
+    if crew.size == 1:
+        yield
+        return
+    join(crew, "env://", device)
+    yield
+    leave()
+
+
 def refuse_in_crews(config: FineTune, crew: Crew) -> None:
     """Raises TrainingError for what several processes cannot do together."""
     if crew.size > 1 and config.compile:
-        raise TrainingError("compile = true is for one process", hint="set compile = false, or --processes 1")
+        raise TrainingError("compile = true is for one process", hint="set compile = false")
 
 
 def divided(tail: Tail, config: FineTune, crew: Crew, device: torch.device) -> Tail:
     """Returns the tail, its parameters split over the crew where that is wanted: stage by stage, then the rest."""
-    if crew.size == 1 or not config.shard:
+    if crew.size == 1 or not config.shard_weights:
         return tail
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -76,8 +105,8 @@ def divided(tail: Tail, config: FineTune, crew: Crew, device: torch.device) -> T
 def shared(tail: Tail, config: FineTune, crew: Crew) -> Passes:
     """Returns the tail as the crew runs it: on whole batches, each process its part."""
     model: nn.Module = tail
-    if not config.shard and any(parameter.requires_grad for parameter in tail.parameters()):
-        model = DistributedDataParallel(tail, find_unused_parameters=True)
+    if not config.shard_weights and any(parameter.requires_grad for parameter in tail.parameters()):
+        model = DistributedDataParallel(tail)
 
     def passes(x: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         mine = part_of(len(x), crew)

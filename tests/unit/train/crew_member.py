@@ -1,4 +1,4 @@
-"""One process of a crew, for tests: `crew_member.py JSON`, under torchrun, or with RANK and WORLD_SIZE of its own."""
+"""One process of a crew, for tests: `crew_member.py JSON`, with RANK and WORLD_SIZE in its environment."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from modelgit.events import Advanced
 from modelgit.recipe.binding import bind
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.fitting.crews import Crew, join, leave
@@ -16,20 +17,23 @@ from modelgit.train.task import Workbench, fine_tune
 
 
 def main() -> None:
-    """Trains as told; the first process writes the weights and the curve."""
+    """Trains as told, each run a second time from where it was saved last; writes weights and curves."""
     told = json.loads(sys.argv[1])
-    crew = Crew(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    bench = Workbench("cpu")
-    join(crew, told.get("place", "env://"), bench.device)
-    bench.crew = crew
+    notes: list[str] = []
+    bench = Workbench("cpu", listener=lambda event: notes.append(event.note) if isinstance(event, Advanced) else None)
+    bench.crew = Crew(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    join(bench.crew, told["place"], bench.device)
     data, folder = bind(DataConfig, told["data"], "data"), Path(told["out"])
     for name, table in told["configs"].items():
-        bench.resume = folder / f"{name}.run" if told.get("resume") else None
+        bench.resume = folder / f"{name}.run"
         config = bind(FineTune, table, "train")
-        result = fine_tune(bench, load_file(told["init"]), told["architecture"], data, config, fresh_head=True)
-        save_file(result.state, folder / f"{name}.{crew.rank}.safetensors")
+        for again in ("", ".again"):
+            result = fine_tune(bench, load_file(told["init"]), "cnn", data, config, fresh_head=True)
+            save_file(result.state, folder / f"{name}{again}.{bench.crew.rank}.safetensors")
         curve = [dataclasses.astuple(point) for point in result.history]
-        (folder / f"{name}.{crew.rank}.json").write_text(json.dumps([curve, result.scores.val_accuracy]))
+        told_of = [curve, result.scores.val_accuracy, notes.count("resumed")]
+        (folder / f"{name}.{bench.crew.rank}.json").write_text(json.dumps(told_of))
+        notes.clear()
     leave()
 
 

@@ -85,9 +85,7 @@ def assist(repo: Repository, recipe: Recipe, crew: Crew) -> None:
     carried_out(repo, recipe, ignore, crew)
 
 
-def carried_out(
-    repo: Repository, recipe: Recipe, listener: Listener, crew: Crew
-) -> tuple[TrainRequest, TrainResult]:
+def carried_out(repo: Repository, recipe: Recipe, listener: Listener, crew: Crew) -> tuple[TrainRequest, TrainResult]:
     """Returns what a recipe asks of HEAD, and what came of it."""
     head = repo.head()
     if head is None:
@@ -156,7 +154,7 @@ def checked(repo: Repository, bench: Workbench, request: TrainRequest) -> str:
     refuse_full_disk(repo, manifest, saved=bool(request.config.eval_every))
     settings = {key: value for key, value in asdict(request.data).items() if key != "path"}
     config = asdict(request.config)
-    whole = [request.kind, contents_id(version), request.head, dataset.digest, settings, config]
+    whole: list[object] = [request.kind, contents_id(version), request.head, dataset.digest, settings, config]
     whole += [request.threads, request.processes]
     return blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 

@@ -70,7 +70,7 @@ def rerun(
     apart = distance(recorded, found, start) if different else 0.0
     notes = changes_since(record, result.device)
     both_cpu = result.device == "cpu" and record.details.get("device") == "cpu"
-    if different and (both_cpu and processes_of(record) == 1 or apart > TOLERANCE):
+    if different and ((both_cpu and processes_of(record) == 1) or apart > TOLERANCE):
         largest = furthest(recorded, found, different[0])
         raise unlike(commit, different, f"by {largest:.3g}", apart, notes)
     if not different:

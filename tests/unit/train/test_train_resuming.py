@@ -1,15 +1,33 @@
 """A run that was stopped goes on with the same bits; a file that is no run is not believed."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from modelgit.train.choices import Averaging, Ema, GroupDro, Irm, Lawa, Objective, Sma, Swad
-from modelgit.train.config import DataConfig, FineTune, Keep
+from modelgit.events import Advanced, Event
+from modelgit.train.choices import (
+    Averaging,
+    Coral,
+    Ema,
+    Erm,
+    GroupDro,
+    Irm,
+    Lawa,
+    Mixup,
+    NoAveraging,
+    Objective,
+    Sma,
+    Swa,
+    Swad,
+    Vrex,
+)
+from modelgit.train.config import DataConfig, FineTune, Keep, Optimiser
 from modelgit.train.fitting.loop import Run
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.networks.registry import build_network
@@ -81,6 +99,32 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(
     assert all(torch.equal(whole.state[name], again.state[name]) for name in whole.state)
     assert again.history == whole.history
     assert [point.step for point in again.history] == [4, 8, 12]
+
+
+OBJECTIVES: list[Objective] = [Erm(), Coral(), Mixup(), GroupDro(eta=0.5), Irm(2.0, 5), Vrex(2.0, 5)]
+AVERAGES: list[Averaging] = [NoAveraging(), Sma(start=2), Ema(0.7), Swa(start=2, every=2), Lawa(2, 3), Swad(1, 2)]
+OPTIMISERS: tuple[Optimiser, ...] = get_args(Optimiser)
+
+
+def test_every_objective_average_and_optimiser_goes_on_in_the_same_bits(make_zip: MakeZip, tmp_path: Path) -> None:
+    config = FineTune(steps=9, lr=3e-3, batch=8, warmup_steps=3, views=1, eval_every=4, dropout=0.2)
+    data = DataConfig(str(make_zip(count=25)), held_out="rose", group="name", image_size=16)
+    init, notes = build_network("mlp", 2).state_dict(), list[str]()
+
+    def listener(event: Event) -> None:
+        notes.extend([event.note] if isinstance(event, Advanced) and event.note == "resumed" else [])
+
+    bench = Workbench("cpu", listener=listener)
+    for number, (objective, averaging) in enumerate(itertools.product(OBJECTIVES, AVERAGES), 1):
+        optimiser = OPTIMISERS[(number + number // 6) % 3]  # each with each objective, and with each average
+        lr = 1e-5 if optimiser == "sgd" else 1e-3
+        chosen = replace(config, objective=objective, averaging=averaging, optimiser=optimiser, lr=lr)
+        bench.resume = tmp_path / f"{number}"
+        whole = fine_tune(bench, init, "mlp", data, chosen, fresh_head=True)
+        again = fine_tune(bench, init, "mlp", data, chosen, fresh_head=True)
+        assert len(notes) == number, chosen
+        assert all(torch.equal(whole.state[name], again.state[name]) for name in whole.state), chosen
+        assert again.history == whole.history, chosen
 
 
 @pytest.mark.parametrize("content", [b"", b"not a run", b"\x08\0\0\0\0\0\0\0{}      "])

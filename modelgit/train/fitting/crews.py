@@ -92,7 +92,12 @@ def divided(tail: Tail, config: FineTune, crew: Crew, device: torch.device) -> T
     if crew.size == 1 or not config.shard_weights:
         return tail
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        expected = f"shard_weights: expected PyTorch 2.6 or newer, got {torch.__version__}"
+        raise TrainingError(expected, hint="set shard_weights = false") from error
 
     mesh = init_device_mesh(device.type, (crew.size,))
     for stage, _ in tail.network.stages()[config.frozen_stages :]:

@@ -239,7 +239,7 @@ def peak_mb(name: str, arguments: argparse.Namespace) -> float:
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    return float(done.stdout)
+    return float(done.stdout.splitlines()[-1])  # the Trainer prints as well
 
 
 def first_step_seconds() -> float:

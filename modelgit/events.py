@@ -4,7 +4,7 @@ The core never prints. It sends events to a *listener*, a plain function; the co
 progress bars or JSON lines, tests collect them in a list, and by default nobody listens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,18 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What `task` measured when it had done `step` units: numbers by name.
+
+    Trainings say `loss`, `learning_rate`, `samples_per_second`, `val_accuracy`, `val_loss`, `val_accuracy/DOMAIN`.
+    """
+
+    task: str
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """`task` is over; `note` says in a few words how it ended."""
 
@@ -44,7 +56,7 @@ class Noted:
     message: str
 
 
-Event = Started | Advanced | Finished | Noted
+Event = Started | Advanced | Measured | Finished | Noted
 Listener = Callable[[Event], None]
 
 

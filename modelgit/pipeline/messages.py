@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelgit.events import Advanced, Event, Finished, Noted, Started
+from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.recipe.binding import bind
 from modelgit.train.config import DataConfig
 
-EVENTS: dict[str, type[Event]] = {"started": Started, "advanced": Advanced, "finished": Finished, "noted": Noted}
+EVENTS: dict[str, type[Event]] = {
+    "started": Started,
+    "advanced": Advanced,
+    "measured": Measured,
+    "finished": Finished,
+    "noted": Noted,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,7 +294,8 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
 
     def validate() -> Validation:
         found = evaluate(scored_in(run), ready, test=False)
-        return Validation(found.scores().val_accuracy, found.val_loss)
+        scores = found.scores()
+        return Validation(scores.val_accuracy, found.val_loss, {d: a.value for d, a in scores.validation.items()})
 
     run = start(network, task, config, bench.crew)
     saved = Resume(given.resume) if given.resume is not None else None

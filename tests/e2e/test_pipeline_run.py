@@ -267,6 +267,7 @@ def test_raw_weights_are_committed_below_their_average(place: Path) -> None:
     assert start == "probe: linear probe on target"
     record = json.loads(git(place, "show", "plain/0/0:.modelgit/record.json"))
     assert record["details"]["config"]["averaging"] == {"name": "sma", "start": 5}
+    assert set(record["details"]["history"][-1]["domains"]) == {"day", "dusk"}
     assert not list((place / "models/.git/modelgit/cache/runs").glob("*"))
 
 

@@ -5,13 +5,13 @@ Bars on a terminal, a line now and then when piped, JSON lines with --json; alwa
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from modelgit.cli.screen.blocks import bytes_text, seconds_text
 from modelgit.cli.screen.output import is_terminal, safe
-from modelgit.events import Advanced, Event, Finished, Listener, Noted, Started, ignore
+from modelgit.events import Advanced, Event, Finished, Listener, Measured, Noted, Started, ignore
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 EVERY_S = 5.0
 JSON_EVERY_S = 0.1
 SHOW_AFTER_S = 0.4
+MAX_DOMAINS = 4
+DOMAIN = "val_accuracy/"
 Clock = Callable[[], float]
 
 
@@ -32,6 +34,7 @@ class Task:
     done: int = 0
     unsaid: int = 0
     note: str = ""
+    scores: str = ""
 
     def describe(self, now: float) -> str:
         """Returns how far the task is, and how long it will still take."""
@@ -41,9 +44,28 @@ class Task:
         parts = [
             f"{safe(self.started.task)}: {far}",
             f"{seconds_text(left)} left" if left is not None else "",
-            self.note,
+            self.notes(),
         ]
         return ", ".join(filter(None, parts))
+
+    def notes(self) -> str:
+        """Returns the last status, and what the last validation found."""
+        return ", ".join(filter(None, (self.note, self.scores)))
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Takes what the task measured."""
+        self.scores = safe(scores_text(values)) or self.scores
+
+
+def scores_text(values: Mapping[str, float]) -> str:
+    """Returns what a validation found, a few domains by name; nothing if it is not one."""
+    if "val_accuracy" not in values:
+        return ""
+    domains = {name.removeprefix(DOMAIN): value for name, value in values.items() if name.startswith(DOMAIN)}
+    named = [f"{name} {100 * value:.1f}" for name, value in list(domains.items())[:MAX_DOMAINS]]
+    more = [f"{len(domains) - MAX_DOMAINS} more"] if len(domains) > MAX_DOMAINS else []
+    listed = f" ({', '.join([*named, *more])})" if len(domains) > 1 else ""
+    return f"validation {100 * values['val_accuracy']:.1f} %{listed}"
 
 
 def amount(count: int, unit: str) -> str:
@@ -73,14 +95,18 @@ class LineProgress:
         elif isinstance(event, Noted):
             self._print(safe(event.message))
         elif event.task in self._tasks:
-            self._advance(event, self._tasks[event.task], now)
+            task = self._tasks[event.task]
+            if isinstance(event, Measured):
+                task.measured(event.values)
+            else:
+                self._advance(event, task, now)
 
     def _advance(self, event: Advanced | Finished, task: Task, now: float) -> None:
         task.note = safe(event.note)
         if isinstance(event, Finished):
             del self._tasks[event.task]
             if task.spoken != task.began:
-                note = f", {task.note}" if task.note else ""
+                note = f", {task.scores or task.note}" if task.notes() else ""
                 self._print(f"{safe(event.task)}: done in {seconds_text(now - task.began)}{note}")
             return
         task.done += event.n
@@ -143,7 +169,10 @@ class BarProgress:
             self._finish(event.task)
         elif event.task in self._tasks:
             task = self._tasks[event.task]
-            task.done, task.note = task.done + event.n, safe(event.note)
+            if isinstance(event, Measured):
+                task.measured(event.values)
+            else:
+                task.done, task.note = task.done + event.n, safe(event.note)
             if event.task in self._bars or now - task.began >= self._after_s:
                 self._draw(event.task, task)
 
@@ -157,7 +186,7 @@ class BarProgress:
         far = amount(task.done, task.started.unit)
         if task.started.total is not None:
             far += f" / {amount(task.started.total, task.started.unit)}"
-        self._progress.update(self._bars[name], completed=task.done, note=task.note, far=far, refresh=first)
+        self._progress.update(self._bars[name], completed=task.done, note=task.notes(), far=far, refresh=first)
 
     def _note(self, text: str) -> None:
         if self._progress is not None:

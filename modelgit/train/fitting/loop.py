@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modelgit.errors import TrainingError
-from modelgit.events import Advanced, Finished, Listener, Started
+from modelgit.events import Advanced, Finished, Listener, Measured, Started
 from modelgit.train.config import FineTune, seed_hash
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
@@ -32,10 +32,11 @@ REPORT_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a validation found: mean over the training domains of accuracy and cross-entropy."""
+    """What a validation found: mean over the training domains of accuracy and cross-entropy, accuracy on each."""
 
     accuracy: float
     loss: float
+    domains: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Point:
     loss: float
     val_accuracy: float | None
     val_loss: float | None = None
+    domains: Mapping[str, float] = field(default_factory=dict)  # validation accuracy on each training domain
+
+    def values(self) -> dict[str, float]:
+        """Returns what was validated, as numbers by name."""
+        means = {"val_accuracy": self.val_accuracy, "val_loss": self.val_loss}
+        known = {name: value for name, value in means.items() if value is not None}
+        return {**known, **{f"val_accuracy/{domain}": value for domain, value in self.domains.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +172,24 @@ def look_after(member: Member, clock: Clock) -> None:
     """Tells of a step that was taken, validates and keeps the run where it is time to."""
     run, config = member.run, member.run.config
     if run.step % REPORT_EVERY == 0 or run.step == config.steps:
-        rate = (run.step - clock.first) / (time.monotonic() - clock.began)
-        done = (run.step - clock.first - 1) % REPORT_EVERY + 1
-        member.listener(Advanced(run.task.name, done, f"loss {settled(run)[-1]:.3f}, {rate:.1f} steps/s"))
+        say_how_far(member, clock)
     if run.step == config.steps or (config.eval_every and run.step % config.eval_every == 0):
         look(run, member.validate)
+        member.listener(Measured(run.task.name, run.step, run.points[-1].values()))
         if not ended(run):
             member.keep(run)
+
+
+def say_how_far(member: Member, clock: Clock) -> None:
+    """Tells what the last steps came to, in words and in numbers."""
+    run = member.run
+    name, loss = run.task.name, settled(run)[-1]
+    rate = (run.step - clock.first) / (time.monotonic() - clock.began)
+    rate *= share_of(run) * len(run.source) * run.config.accumulate
+    done = (run.step - clock.first - 1) % REPORT_EVERY + 1
+    member.listener(Advanced(name, done, f"loss {loss:.3f}, {rate:,.0f} samples/s"))
+    lr = learning_rate(run.config, run.step)
+    member.listener(Measured(name, run.step, {"loss": loss, "learning_rate": lr, "samples_per_second": rate}))
 
 
 def end(member: Member) -> None:
@@ -284,9 +303,13 @@ def explained(run: Run, number: int) -> Iterator[None]:
 
 def step_of(run: Run, number: int, part: int) -> Step:
     """Returns what a step is told: its batch is equal parts of every domain."""
-    share = run.config.batch_per_domain or max(1, run.config.batch // len(run.source))
-    domains = drawn(run.task.features, run.source, share, run.draws)
+    domains = drawn(run.task.features, run.source, share_of(run), run.draws)
     return Step(number, (run.config.seed, part), domains, run.carried)
+
+
+def share_of(run: Run) -> int:
+    """Returns how many examples of each domain a batch has."""
+    return run.config.batch_per_domain or max(1, run.config.batch // len(run.source))
 
 
 def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -326,7 +349,7 @@ def look(run: Run, validate: Validate) -> None:
     with in_place(run.parameters, None if run.average.validates_raw else run.average.weights()):
         found = validate()
         consider(run, found)
-    run.points.append(Point(run.step, sum(losses) / len(losses), found.accuracy, found.loss))
+    run.points.append(Point(run.step, sum(losses) / len(losses), found.accuracy, found.loss, found.domains))
     run.losses.clear()
     run.over = run.average.validated(found.loss)
 

@@ -7,6 +7,7 @@ aside and the run begins anew.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import astuple
 from os import urandom
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Resume:
             "groups": len(groups),
             "average": values,
             "best": run.best[0] if run.best else None,
-            "points": [[p.step, p.loss, p.val_accuracy, p.val_loss] for p in run.points],
+            "points": [list(astuple(point)) for point in run.points],
         }
         kept = {name: whole(t.detach()).cpu().contiguous() for name, t in tensors.items()}
         if run.crew.rank == 0:

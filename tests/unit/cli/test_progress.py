@@ -6,8 +6,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from modelgit.cli.screen.progress import BarProgress, JsonProgress, LineProgress, amount, listener_for, remaining
-from modelgit.events import Advanced, Event, Finished, Noted, Started, ignore
+from modelgit.cli.screen.progress import (
+    BarProgress,
+    JsonProgress,
+    LineProgress,
+    amount,
+    listener_for,
+    remaining,
+    scores_text,
+)
+from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started, ignore
 
 
 class Terminal(io.StringIO):
@@ -48,6 +56,50 @@ def test_a_long_task_leaves_a_line_every_few_seconds() -> None:
         "train: 50 steps of 100 steps, 12 s left",
         "train: done in 24 s, well",
     ]
+
+
+VALIDATED = Measured("train", 50, {"val_accuracy": 0.75, "val_accuracy/art": 0.7, "val_accuracy/photo": 0.8})
+
+
+def test_a_log_tells_the_last_validation_domain_by_domain() -> None:
+    stream = io.StringIO()
+    listener = LineProgress(stream, ticking(0.0, 5.0, 6.0, 10.0))
+    for event in (Started("train", 100, "steps"), VALIDATED, Advanced("train", 50, "loss 0.5, 9 samples/s")):
+        listener(event)
+    listener(Finished("train"))
+    assert stream.getvalue().splitlines() == [
+        "train: 50 steps of 100 steps, 6 s left, loss 0.5, 9 samples/s, validation 75.0 % (art 70.0, photo 80.0)",
+        "train: done in 10 s, validation 75.0 % (art 70.0, photo 80.0)",
+    ]
+
+
+def test_a_terminal_shows_the_last_validation_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    listener = BarProgress(stream, ticking(0.0, 3.0, 4.0, 5.0))
+    for event in (Started("train", 100, "steps"), Advanced("train", 50, "loss 0.5, 9 samples/s"), VALIDATED):
+        listener(event)
+    listener.close()
+    assert "loss 0.5, 9 samples/s, validation 75.0 % (art 70.0, photo 80.0)" in stream.getvalue()
+
+
+def test_programs_get_every_measurement() -> None:
+    stream = io.StringIO()
+    JsonProgress(stream, ticking(0.0))(VALIDATED)
+    assert json.loads(stream.getvalue()) == {
+        "event": "measured",
+        "task": "train",
+        "step": 50,
+        "values": {"val_accuracy": 0.75, "val_accuracy/art": 0.7, "val_accuracy/photo": 0.8},
+    }
+
+
+def test_many_domains_are_counted_not_listed() -> None:
+    values = {"val_accuracy": 0.5, **{f"val_accuracy/{name}": 0.5 for name in "abcdef"}}
+    assert scores_text(values) == "validation 50.0 % (a 50.0, b 50.0, c 50.0, d 50.0, 2 more)"
+    assert scores_text({"val_accuracy": 0.5, "val_accuracy/only": 0.5}) == "validation 50.0 %"
+    assert scores_text({"loss": 0.1}) == ""
 
 
 def test_notes_are_said_at_once_and_harmless() -> None:

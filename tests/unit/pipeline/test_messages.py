@@ -2,6 +2,7 @@
 
 import pytest
 
+from modelgit.events import Measured
 from modelgit.pipeline.messages import decode, encode
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.train.choices import Averaging, Ema, Irm, Lawa, Mixup, Objective, Swad
@@ -15,3 +16,8 @@ def test_a_request_with_choices_comes_back_as_it_was(objective: Objective, avera
     config = FineTune(steps=30, lr=0.1, eval_every=5, objective=objective, averaging=averaging, keep="best")
     request = TrainRequest("a/b", "train", "k", "cnn", "c" * 40, None, DataConfig(path="x.zip"), config)
     assert decode(encode(request)) == request
+
+
+def test_measurements_come_back_as_they_were() -> None:
+    told = Measured("a: training", 20, {"loss": 0.1 + 0.2, "val_accuracy/day": 1.0})
+    assert decode(encode(told)) == told

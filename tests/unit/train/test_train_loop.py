@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modelgit.errors import TrainingError
-from modelgit.events import Advanced, Event, Finished, Started
+from modelgit.events import Advanced, Event, Finished, Measured, Started
 from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
 from modelgit.train.config import DataConfig, FineTune, Trains
 from modelgit.train.features import Features
@@ -208,8 +208,25 @@ def test_steps_are_told_with_loss_and_rate(init: dict[str, Tensor], data: DataCo
     mine = [event for event in events if getattr(event, "task", "") == task]
     assert mine[0] == Started(task, 12, "steps")
     assert sum(event.n for event in mine if isinstance(event, Advanced)) == 12
-    assert all("loss" in e.note and "steps/s" in e.note for e in mine if isinstance(e, Advanced))
+    assert all("loss" in e.note and "samples/s" in e.note for e in mine if isinstance(e, Advanced))
     assert isinstance(mine[-1], Finished) and mine[-1].note.startswith("validation")
+
+
+def test_what_a_run_measures_is_told_and_kept_domain_by_domain(init: dict[str, Tensor], data: DataConfig) -> None:
+    events: list[Event] = []
+    result = trained(init, data, replace(CONFIG, eval_every=6), Workbench("cpu", listener=events.append))
+    told = [event for event in events if isinstance(event, Measured)]
+    assert {event.task for event in told} == {"training on bars"}
+    speeds = [event for event in told if "samples_per_second" in event.values]
+    assert [event.step for event in speeds] == [10, 12]
+    assert all(event.values["samples_per_second"] > 0 and event.values["learning_rate"] == 3e-3 for event in speeds)
+    validations = [event for event in told if "val_accuracy" in event.values]
+    assert [event.step for event in validations] == [point.step for point in result.history] == [6, 12]
+    for event, point in zip(validations, result.history, strict=True):
+        domains = {f"val_accuracy/{name}": value for name, value in point.domains.items()}
+        assert set(point.domains) == set(result.scores.validation)
+        assert event.values == {"val_accuracy": point.val_accuracy, "val_loss": point.val_loss, **domains}
+        assert point.val_accuracy == pytest.approx(sum(domains.values()) / len(domains))
 
 
 def test_a_loss_that_is_not_finite_names_step_and_tensor(init: dict[str, Tensor], data: DataConfig) -> None:

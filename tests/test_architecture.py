@@ -19,7 +19,7 @@ LAYERS = [
     ["merge", "train"],
     ["certify", "recipe"],
     ["porcelain", "report"],
-    ["pipeline"],
+    ["integrations", "pipeline"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}

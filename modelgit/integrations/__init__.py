@@ -1,0 +1,1 @@
+"""modelgit inside of other people's training code: a callback for each framework."""

@@ -1,0 +1,170 @@
+"""A checkpoint that a framework saved, as a commit: its weights and small text files, with step, epoch and metrics."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelgit.errors import FormatError, UsageError
+from modelgit.formats.manifest import relatives
+from modelgit.porcelain.executing import environment
+from modelgit.porcelain.importing import Files, imported_record, ordinary
+from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
+from modelgit.porcelain.work import land, refuse_shared_branch
+from modelgit.repo.gitdir import check_path
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.values import Blob, CommitDraft, Version
+from modelgit.store.files.intake import store_file
+
+INDEX_SUFFIX = ".safetensors.index.json"
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md")
+LEFT_OUT = ("trainer_state.json",)
+SHARD = re.compile(r"-\d+-of-\d+(?=\.safetensors$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that a training logged, and the step at which it did."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was saved, and where the training was; `details` is what else the record is to hold."""
+
+    folder: Path
+    message: str
+    step: int
+    epoch: float
+    metrics: tuple[Metric, ...] = ()
+    details: Mapping[str, Any] | None = None
+
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        """Returns step, epoch and metrics as trailers; of a metric of another step, which one."""
+        rows = [
+            f"{metric.name}={metric.value:.6g}" + ("" if metric.step == self.step else f" at step {metric.step}")
+            for metric in self.metrics
+        ]
+        place = (("Training-Step", str(self.step)), ("Training-Epoch", f"{self.epoch:.6g}"))
+        return (*place, *(("Metric", row) for row in rows))
+
+
+def commit_checkpoint(repo: Repository, checkpoint: Checkpoint, branch: str | None = None) -> str:
+    """Commits a checkpoint to `branch`, the one checked out unless named, and returns the commit.
+
+    Other files of the branch stay; shards that the model has no more go. A branch that is not there yet begins at HEAD.
+    The work tree follows if the branch is checked out.
+
+    Raises:
+        FormatError: no safetensors files there, or one that is malformed. DirtyWorktree: local changes lie in the way.
+        RepositoryError: the branch has moved meanwhile, or another work tree is on it. StorageFull.
+    """
+    current = repo.branch()
+    target = branch or current
+    if target is not None and target != current:
+        refuse_shared_branch(repo, target)
+    tip = repo.head() if target == current else repo.branches().get(target or "")
+    parent = tip or repo.head()
+    old = repo.version(parent) if parent else None
+    files = stored(repo, checkpoint.folder, old)
+    record = record_of(repo, checkpoint, files, parent)
+    tree = {**kept(old, files), **files, RECORD_PATH: record}
+    draft = CommitDraft((parent,) if parent else (), tree, checkpoint.message, checkpoint.trailers())
+    made = repo.commit(draft)
+    if target == current:
+        land(repo, made, expected=tip, reason=f"commit: checkpoint of step {checkpoint.step}")
+    else:
+        repo.set_ref(f"refs/heads/{target}", made, expected=tip, reason=f"commit: checkpoint of step {checkpoint.step}")
+    return made
+
+
+def stored(repo: Repository, folder: Path, old: Version | None) -> Files:
+    """Returns the files of a checkpoint that belong to the model, its tensors stored. Raises FormatError."""
+    files: Files = {}
+    with repo.store.begin() as pack:
+        for file in saved_files(folder):
+            path = check_path(file.name, str(folder))
+            if path.endswith(WEIGHTS_SUFFIX):
+                files[path] = store_file(pack, file, relatives(old.manifests if old else {}, path))
+            else:
+                files[path] = ordinary(file, path)
+        pack.commit()
+    return files
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """Returns weights, configuration and tokenizer of a checkpoint; not what only a resumed training needs.
+
+    Raises:
+        FormatError: no such folder, or no safetensors files in it.
+    """
+    try:
+        found = sorted(file for file in folder.iterdir() if file.is_file() and not file.is_symlink())
+    except OSError as error:
+        raise FormatError(f"{folder}: no checkpoint to commit: {error.strerror}") from error
+    if not any(file.name.endswith(WEIGHTS_SUFFIX) for file in found):
+        names = ", ".join(file.name for file in found[:5]) or "nothing"
+        hint = "save the model as safetensors; sharded training states (FSDP, DeepSpeed) are to be gathered first"
+        raise FormatError(f"{folder}: expected .safetensors files, got {names}", hint=hint)
+    return [
+        file for file in found if file.name.endswith((WEIGHTS_SUFFIX, *TEXT_SUFFIXES)) and file.name not in LEFT_OUT
+    ]
+
+
+def kept(old: Version | None, files: Files) -> dict[str, Blob]:
+    """Returns the files of the version before that stay: all but shards and indexes of a model that is replaced."""
+    models = {model_of(path) for path in files if path.endswith((WEIGHTS_SUFFIX, INDEX_SUFFIX))}
+    return {path: blob for path, blob in (old.tree() if old else {}).items() if model_of(path) not in models}
+
+
+def model_of(path: str) -> str:
+    """Returns the name that a weight file would have were it not one shard of several, or an index of them."""
+    return SHARD.sub("", path.removesuffix(".index.json") if path.endswith(INDEX_SUFFIX) else path)
+
+
+def record_of(repo: Repository, checkpoint: Checkpoint, files: Files, parent: str | None) -> bytes:
+    """Returns the record: what the model is, and where in its training it was saved."""
+    old = read_record(repo, parent) if parent else None
+    details = {
+        **(checkpoint.details or {}),
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "metrics": {m.name: {"value": m.value, "step": m.step} for m in checkpoint.metrics if math.isfinite(m.value)},
+        "environment": environment(),
+    }
+    said = imported_record(checkpoint.folder, files) if "config.json" in files else old or Record("commit")
+    return write_record(replace(said, kind="commit", details=details))
+
+
+def latest(log: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """Returns the last value of each number in a log of rows with a `step`; times and speeds are no metrics."""
+    found: dict[str, Metric] = {}
+    for row in log:
+        for name, value in row.items():
+            if is_metric(name, value):
+                found[name] = Metric(name, float(value), int(row.get("step", 0)))
+    return tuple(found[name] for name in sorted(found))
+
+
+def is_metric(name: str, value: object) -> bool:
+    """Tells whether an entry of a log is a number that says how good a model is."""
+    if name in ("step", "epoch", "total_flos") or name.endswith(("_runtime", "_per_second")):
+        return False
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def filled(template: str, **fields: object) -> str:
+    """Returns a message with the fields put in. Raises UsageError, naming those that there are."""
+    try:
+        text = template.format(**fields)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join("{" + name + "}" for name in fields)
+        raise UsageError(f"message {template!r}: {error}", hint=f"fields: {known}; a brace is written twice") from error
+    if not text.strip():
+        raise UsageError("empty commit message", hint='say what is saved: message="BERT, step {step}"')
+    return text

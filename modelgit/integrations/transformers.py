@@ -1,0 +1,100 @@
+"""A callback for the `Trainer` of transformers: each checkpoint it saves becomes a commit."""
+
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from modelgit.errors import DependencyMissing, ModelgitError, UsageError
+from modelgit.integrations.checkpoints import Checkpoint, commit_checkpoint, filled, latest
+from modelgit.repo.gitdir import GitDirectory
+from modelgit.repo.repository import Repository
+
+try:
+    from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+    from transformers.training_args import TrainingArguments
+except ImportError as error:
+    raise DependencyMissing("the callback needs transformers", hint="pip install 'modelgit[text]'") from error
+
+DEFAULT_MESSAGE = "Checkpoint at step {step}"
+
+
+class ModelgitCallback(TrainerCallback):
+    """Commits what the `Trainer` saves: weights (of a PEFT model its adapter), configuration and tokenizer.
+
+    `repository` is made if it is not there. The commits go to `branch`, the one checked out unless named, with step,
+    epoch and the latest metrics as trailers. `message` may hold {step}, {epoch} and {run}.
+
+    A checkpoint that cannot be committed is a warning, and the training goes on; with `strict` it ends with the error.
+
+    Raises:
+        RepositoryError, UsageError: a place, branch or message that cannot be, before the training begins.
+    """
+
+    def __init__(
+        self,
+        repository: str | PathLike[str],
+        branch: str | None = None,
+        message: str = DEFAULT_MESSAGE,
+        *,
+        strict: bool = False,
+    ) -> None:
+        filled(message, step=0, epoch=0.0, run="")
+        self.repository, self.branch, self.message, self.strict = Path(repository), branch, message, strict
+        self.commits: list[str] = []
+        self.failed: list[int] = []
+        check_branch(branch)
+        new = not self.repository.exists()
+        Repository.init(self.repository, branch=branch if new and branch else "main")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warns where the Trainer will save nothing."""
+        if args.save_strategy == "no" and state.is_world_process_zero:
+            warnings.warn("modelgit: save_strategy is 'no': nothing will be saved, nor committed", stacklevel=2)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Commits the checkpoint that was just saved, from the process that saved it."""
+        if not state.is_world_process_zero:
+            return
+        try:
+            self.commits.append(self._commit(args, state))
+        except Exception as error:  # days of training are worth more than any one commit
+            if self.strict:
+                raise
+            self.failed.append(state.global_step)
+            hint = f" ({error.hint})" if isinstance(error, ModelgitError) and error.hint else ""
+            what = f"{error}" if isinstance(error, ModelgitError) else f"{type(error).__name__}: {error}"
+            told = f"modelgit: the checkpoint of step {state.global_step} was not committed: {what}{hint}"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says once more, where it is not scrolled away, which checkpoints were not committed."""
+        if self.failed:
+            steps = ", ".join(map(str, self.failed))
+            told = f"modelgit: {len(self.failed)} checkpoints were not committed, those of steps {steps}"
+            warnings.warn(f"{told}; what was saved is in {args.output_dir}", RuntimeWarning, stacklevel=2)
+
+    def _commit(self, args: TrainingArguments, state: TrainerState) -> str:
+        step, epoch, run = state.global_step, float(state.epoch or 0), str(args.run_name or "")
+        checkpoint = Checkpoint(
+            folder=Path(str(args.output_dir)) / f"checkpoint-{step}",
+            message=filled(self.message, step=step, epoch=epoch, run=run),
+            step=step,
+            epoch=epoch,
+            metrics=latest(state.log_history),
+            details={"trainer": "transformers", "seed": args.seed, "steps": state.max_steps},
+        )
+        return commit_checkpoint(Repository.open(self.repository), checkpoint, self.branch)
+
+
+def check_branch(branch: str | None) -> None:
+    """Refuses what may not be a branch's name. Raises UsageError."""
+    if branch is None:
+        return
+    code, _, _ = GitDirectory(Path.cwd()).attempt("check-ref-format", f"refs/heads/{branch}")
+    if code or branch.startswith("-"):
+        raise UsageError(f"'{branch}' may not be a branch's name", hint="letters, digits, -, _ and / may")

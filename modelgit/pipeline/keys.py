@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from blake3 import blake3
 
 from modelgit.errors import RepositoryError
 from modelgit.recipe.expanding import Job
 from modelgit.repo.repository import Repository
-from modelgit.train.config import DataConfig
+from modelgit.train.config import DataConfig, FineTune
 
 # Counts changes of code that change what the same settings compute: old results are then made anew, and kept.
 GENERATION = 1
 STEP_REFS = "refs/modelgit/steps/"
 READING = ("path", "kind", "columns", "classes")
+# Settings that fine-tunings did not always have: where they are the usual, results of before stand.
+LATER = ("shard_weights", "batch_norm")
 
 
 def step_key(job: Job, inputs: Sequence[str], data_digest: str | None, on_digest: str | None = None) -> str:
@@ -30,7 +32,7 @@ def step_key(job: Job, inputs: Sequence[str], data_digest: str | None, on_digest
         "head": job.needs.index(job.head) if job.head else None,
         "data": data_digest,
         "split": data_settings(job.data),
-        "config": asdict(job.config) if job.config else None,
+        "config": training_settings(job.config) if job.config else None,
         "method": job.method,
         "settings": dict(job.settings),
         "drop_heads": job.drop_heads,
@@ -56,6 +58,12 @@ def keep(repo: Repository, key: str, commit: str) -> str:
 def data_settings(data: DataConfig | None) -> dict[str, object] | None:
     """Returns how data is split and prepared; where it lies and how it is read do not matter, its digest does."""
     return {key: value for key, value in asdict(data).items() if key not in READING} if data is not None else None
+
+
+def training_settings(config: FineTune) -> dict[str, object]:
+    """Returns how a fine-tuning is done; settings that came later only where they are not the usual."""
+    usual = {f.name: f.default for f in fields(config) if f.name in LATER}
+    return {key: value for key, value in asdict(config).items() if key not in usual or value != usual[key]}
 
 
 def merge_settings(job: Job, on_digest: str | None) -> dict[str, object]:

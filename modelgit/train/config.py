@@ -20,6 +20,7 @@ NewHead = Literal["probe", "random"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
+BatchNorm = Literal["frozen", "train", "re-estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,12 @@ class FineTune:
     `reprobe_steps` steps, the head alone is trained (then the optimiser begins afresh; Ramé et al. 2023 give 200 steps
     to starts from other tasks); with "featurizer" everything but the head. Where the start has no head for the task,
     `new_head` says how it gets one: by linear probing, or at random from the seed. `clip` bounds the gradient's norm, 0
-    does not. `eval_every` 0 evaluates at the end only; `keep = "best"` returns the weights that scored best on
-    validation, before the first step and at every evaluation, instead of the last. With `commit_raw` the weights before
-    averaging are committed too, as the parent of the average.
+    does not. `batch_norm` says what becomes of running statistics: "frozen", they stay as they came (only scale and
+    shift are trained); "train", layers normalise by the batch and follow it, and an average of weights gets statistics
+    of its own; "re-estimate", frozen, and measured anew on the training examples at the end. `eval_every` 0 evaluates
+    at the end only; `keep = "best"` returns the weights that scored best on validation, before the first step and at
+    every evaluation, instead of the last. With `commit_raw` the weights before averaging are committed too, as the
+    parent of the average.
 
     How the device does it: `compile` hands the network to torch.compile (on CUDA into graphs that are replayed);
     `checkpoint` computes each stage again for its gradient, which saves memory and costs a third more work;
@@ -173,6 +177,7 @@ class FineTune:
     checkpoint: bool = False
     deterministic: bool = False
     shard_weights: bool = False
+    batch_norm: BatchNorm = "frozen"
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")
@@ -194,6 +199,7 @@ class FineTune:
         body = self.trains == "featurizer" and self.reprobe_steps
         check("reprobe_steps", self.reprobe_steps, not body, 'none with trains = "featurizer": the head stays as it is')
         check_averaging(self)
+        check_batch_norm(self)
 
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -203,7 +209,22 @@ WORDS: dict[str, tuple[str, ...]] = {
     "trains": get_args(Trains),
     "new_head": get_args(NewHead),
     "keep": get_args(Keep),
+    "batch_norm": get_args(BatchNorm),
 }
+
+
+def check_batch_norm(config: FineTune) -> None:
+    """Raises RecipeError where statistics would change that a run must not, or cannot, change."""
+    if config.batch_norm == "frozen":
+        return
+    moving = config.trains != "head"
+    check(
+        "batch_norm", repr(config.batch_norm), moving, "'frozen' with trains = \"head\": the featurizer stays as it is"
+    )
+    if config.batch_norm == "train":
+        for name in ("compile", "checkpoint"):
+            off = not getattr(config, name)
+            check("batch_norm", "'train'", off, f"{name} = false: each pass is noted once, in the layers themselves")
 
 
 def check_averaging(config: FineTune) -> None:

@@ -311,7 +311,7 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     scores = evaluate(scored_in(run), fitting.ready).scores()
     state, raw = state_of(network, fitting.init), None
     if run.config.commit_raw and run.raw is not None:
-        give(run.parameters, run.raw)
+        give(run.changing, run.raw)
         raw = state_of(network, fitting.init)
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
     history, device = tuple(run.points), str(bench.device)

@@ -85,6 +85,9 @@ def refuse_in_crews(config: FineTune, crew: Crew) -> None:
     """Raises TrainingError for what several processes cannot do together."""
     if crew.size > 1 and config.compile:
         raise TrainingError("compile = true is for one process", hint="set compile = false")
+    if crew.size > 1 and config.batch_norm != "frozen":
+        what = f"batch_norm = '{config.batch_norm}' is for one process"
+        raise TrainingError(what, hint="set batch_norm = 'frozen', or train in one process")
 
 
 def divided(tail: Tail, config: FineTune, crew: Crew, device: torch.device) -> Tail:

@@ -7,12 +7,13 @@ and resumed: every random number comes from generators seeded here, and all that
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Finished, Listener, Measured, Started
@@ -22,6 +23,7 @@ from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Average, Weights, average_of, copies
 from modelgit.train.fitting.batches import Source, drawn, source_of
 from modelgit.train.fitting.crews import SOLO, Crew, divided, refuse_in_crews, shared, whole
+from modelgit.train.fitting.norms import adapting, estimate, norms_of, statistics_of
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
 from modelgit.train.fitting.passes import Passes, Tail, compiled, dropped, freeze
@@ -89,6 +91,12 @@ class Run:
     best: tuple[float, Weights] | None = None
     raw: Weights | None = None  # the last weights, where their average is what the run is for
     over: bool = False
+    norms: list[_BatchNorm] = field(default_factory=list)  # those whose statistics the run may change
+
+    @property
+    def changing(self) -> list[Tensor]:
+        """Parameters, and statistics that go with them."""
+        return [*self.parameters, *statistics_of(self.norms)]
 
 
 Validate = Callable[[], Validation]
@@ -115,6 +123,7 @@ def start(network: Network, task: Task, config: FineTune, crew: Crew = SOLO) -> 
     run = Run(
         network, task, config, parameters, average_of(config.averaging), draws, optimiser, source, tail, crew, tail
     )
+    run.norms = norms_of(network, config)
     set_trained(run, 1)
     return run
 
@@ -230,10 +239,15 @@ def trained_at(network: Network, parameters: list[nn.Parameter], config: FineTun
 def take_step(run: Run) -> None:
     """Takes the next step."""
     prepare(run, run.step + 1)
-    with explained(run, run.step + 1):
+    with explained(run, run.step + 1), adapting(adapted_at(run, run.step + 1)):
         loss = gradients(run, run.step + 1)
         descend(run)
     enter(run, loss)
+
+
+def adapted_at(run: Run, number: int) -> list[_BatchNorm]:
+    """Returns the layers that normalise by the batch in step `number`: none while the head alone is trained."""
+    return run.norms if run.config.batch_norm == "train" and number > run.config.reprobe_steps else []
 
 
 def prepare(run: Run, number: int) -> None:
@@ -289,6 +303,10 @@ def explained(run: Run, number: int) -> Iterator[None]:
     """Says what to turn down when a step runs out of memory, or off when it cannot be compiled; as TrainingError."""
     try:
         yield
+    except ValueError as error:
+        if not run.norms:
+            raise
+        raise TrainingError(f"step {number}: {error}", hint="a larger batch, or batch_norm = 'frozen'") from error
     except RuntimeError as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
@@ -346,7 +364,10 @@ def refuse_infinite(run: Run, number: int, loss: float) -> None:
 def look(run: Run, validate: Validate) -> None:
     """Validates the weights, or their average where that is what counts, and enters a point."""
     losses = settled(run)
-    with in_place(run.parameters, None if run.average.validates_raw else run.average.weights()):
+    average = None if run.average.validates_raw else run.average.weights()
+    with in_place(run.changing, average):
+        if average is not None and run.config.batch_norm == "train":
+            measure_norms(run)
         found = validate()
         consider(run, found)
     run.points.append(Point(run.step, sum(losses) / len(losses), found.accuracy, found.loss, found.domains))
@@ -357,7 +378,7 @@ def look(run: Run, validate: Validate) -> None:
 def consider(run: Run, found: Validation) -> None:
     """Keeps the weights in place if they are the best so far and the best are wanted."""
     if run.config.keep == "best" and (run.best is None or found.accuracy > run.best[0]):
-        run.best = found.accuracy, copies(run.parameters)
+        run.best = found.accuracy, copies(run.changing)
 
 
 def finish(run: Run) -> None:
@@ -365,30 +386,41 @@ def finish(run: Run) -> None:
     if found := culprit(run.network):  # the last step's loss does not show it
         raise TrainingError(f"step {run.step}: the loss is finite{found}", hint="turn the learning rate down")
     wanted = run.best[1] if run.best is not None else run.average.weights()
+    again = run.config.batch_norm == "re-estimate"
     if wanted is not None:
-        run.raw = copies(run.parameters)
-        give(run.parameters, wanted)
+        if again and run.config.commit_raw:
+            measure_norms(run)
+        run.raw = copies(run.changing)
+        give(run.changing[: len(wanted)], wanted)  # the best with its statistics, an average without
+    if again or (wanted is not None and run.best is None):
+        measure_norms(run)
+
+
+def measure_norms(run: Run) -> None:
+    """Gives the layers whose statistics the run may change those of the weights that it has now."""
+    if run.norms:
+        estimate(run.network, run.norms, (run.task.features, run.task.train), run.config)
 
 
 @contextmanager
-def in_place(parameters: list[nn.Parameter], weights: Weights | None) -> Iterator[None]:
-    """Puts weights in the network's place for as long as the block runs; None leaves it alone."""
+def in_place(places: Sequence[Tensor], weights: Weights | None) -> Iterator[None]:
+    """Puts weights in the first of the places for as long as the block runs; None leaves them alone."""
     if weights is None:
         yield
         return
-    kept = copies(parameters)
-    give(parameters, weights)
+    kept = copies(places)
+    give(places[: len(weights)], weights)
     try:
         yield
     finally:
-        give(parameters, kept)
+        give(places, kept)
 
 
-def give(parameters: list[nn.Parameter], values: Weights) -> None:
-    """Sets parameters to values."""
+def give(places: Sequence[Tensor], values: Weights) -> None:
+    """Sets parameters, and statistics, to values."""
     with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+        for place, value in zip(places, values, strict=True):
+            place.copy_(value)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -5,7 +5,7 @@ aside and the run begins anew.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from os import urandom
@@ -21,6 +21,7 @@ from modelgit.errors import StorageFull
 from modelgit.train.fitting.averaging import Weights, copies
 from modelgit.train.fitting.crews import divided_like, whole
 from modelgit.train.fitting.loop import Point, Run, give, set_trained
+from modelgit.train.fitting.norms import statistics_of
 from modelgit.train.fitting.optimisers import optimiser_for
 
 GENERATION = 1
@@ -37,6 +38,7 @@ class Resume:
         groups, values = run.average.state()
         tensors = {
             **numbered("parameter", copies(run.parameters)),
+            **numbered("statistic", copies(statistics_of(run.norms))),
             **{f"average/{n}/{i}": tensor for n, group in enumerate(groups) for i, tensor in enumerate(group)},
             **numbered("best", run.best[1] if run.best else []),
             **{f"carried/{name}": tensor for name, tensor in run.carried.items()},
@@ -89,27 +91,27 @@ def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bo
     """Sets a run to saved values, all of them or none."""
     device = run.task.labels.device
     found = {name: tensor if name == "draws" else tensor.to(device) for name, tensor in tensors.items()}
-    parameters = collected("parameter", found)
-    if [p.shape for p in parameters] != [p.shape for p in run.parameters]:
+    values = [*collected("parameter", found), *collected("statistic", found)]
+    if [value.shape for value in values] != [place.shape for place in run.changing]:
         return False
     trained = set_trained(run, int(about["step"]))
     optimiser = optimiser_for(trained, run.config)
     state = {n: parts(row, trained[n]) for n, row in optimiser_state(found).items()}
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     points = [Point(*row) for row in about["points"]]
-    groups = [placed(run, collected(f"average/{n}", found)) for n in range(about["groups"])]
+    groups = [placed(run.parameters, collected(f"average/{n}", found)) for n in range(about["groups"])]
     run.average.restore(groups, about["average"])
     run.draws.set_state(found["draws"])
-    give(run.parameters, placed(run, parameters))
+    give(run.changing, placed(run.changing, values))
     run.optimiser, run.step, run.points = optimiser, int(about["step"]), points
-    run.best = None if about["best"] is None else (float(about["best"]), placed(run, collected("best", found)))
+    run.best = None if about["best"] is None else (float(about["best"]), placed(run.changing, collected("best", found)))
     run.carried = {n.removeprefix("carried/"): tensor for n, tensor in found.items() if n.startswith("carried/")}
     return True
 
 
-def placed(run: Run, weights: Weights) -> Weights:
-    """Returns weights as the run's parameters are held: whole, or this process's part of each."""
-    return [divided_like(p, tensor) for p, tensor in zip(run.parameters, weights, strict=bool(weights))]
+def placed(places: Sequence[Tensor], weights: Weights) -> Weights:
+    """Returns weights as their places in a run are held: whole, or this process's part of each."""
+    return [divided_like(place, tensor) for place, tensor in zip(places, weights, strict=bool(weights))]
 
 
 def parts(row: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

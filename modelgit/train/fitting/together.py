@@ -39,13 +39,14 @@ from modelgit.train.fitting.passes import Kept, Tail, dropped
 # What runs that go together have in common: all that decides the shapes and kernels of a step.
 COMMON = (
     *("steps", "batch", "batch_per_domain", "accumulate", "precision", "trains", "reprobe_steps", "frozen_stages"),
-    *("views", "augment", "compile", "checkpoint", "deterministic", "shard_weights"),
+    *("views", "augment", "compile", "checkpoint", "deterministic", "shard_weights", "batch_norm"),
 )
 
 
 def go_together(one: FineTune, other: FineTune) -> bool:
     """Tells whether two runs of one architecture on one data set can share their passes."""
-    return not (one.checkpoint or one.compile) and all(getattr(one, name) == getattr(other, name) for name in COMMON)
+    apart = one.checkpoint or one.compile or one.batch_norm == "train"
+    return not apart and all(getattr(one, name) == getattr(other, name) for name in COMMON)
 
 
 def fit_together(members: Sequence[Member]) -> None:

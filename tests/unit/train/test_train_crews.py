@@ -15,8 +15,8 @@ from torch import Tensor
 
 from modelgit.errors import TrainingError
 from modelgit.train.choices import Coral, Ema, Irm, Sma
-from modelgit.train.config import DataConfig, FineTune
-from modelgit.train.fitting.crews import Crew, part_of, refuse_in_crews
+from modelgit.train.config import BatchNorm, DataConfig, FineTune
+from modelgit.train.fitting.crews import SOLO, Crew, part_of, refuse_in_crews
 from modelgit.train.networks.registry import build_network
 from modelgit.train.task import Workbench, fine_tune
 
@@ -90,3 +90,11 @@ def test_rows_are_shared_out_whole() -> None:
 def test_several_processes_do_not_compile() -> None:
     with pytest.raises(TrainingError, match="for one process"):
         refuse_in_crews(replace(CONFIG, compile=True), Crew(0, 2))
+
+
+@pytest.mark.parametrize("policy", ["train", "re-estimate"])
+def test_statistics_follow_the_data_in_one_process_alone(policy: BatchNorm) -> None:
+    config = replace(CONFIG, batch_norm=policy)
+    refuse_in_crews(config, SOLO)
+    with pytest.raises(TrainingError, match=f"batch_norm = '{policy}' is for one process"):
+        refuse_in_crews(config, Crew(0, 2))

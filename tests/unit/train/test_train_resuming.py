@@ -64,6 +64,33 @@ CASES: list[tuple[Objective, Averaging, Keep]] = [
     (GroupDro(), Lawa(keep=2, every=3), "last"),
     (GroupDro(), Swad(converge=1, tolerance=2), "last"),
 ]
+NORMS: list[tuple[Averaging, Keep]] = [(Sma(start=3), "last"), (Sma(start=3), "best"), (NoAveraging(), "last")]
+
+
+@pytest.mark.parametrize(("averaging", "keep"), NORMS)
+def test_statistics_that_follow_the_data_go_on_too(
+    init: dict[str, Tensor],
+    data: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    averaging: Averaging,
+    keep: Keep,
+) -> None:
+    config = replace(CONFIG, batch_norm="train", averaging=averaging, keep=keep, reprobe_steps=2)
+    whole, path = trained(init, data, config), tmp_path / "run"
+    real = Resume.save
+
+    def save(self: Resume, run: Run) -> None:
+        real(self, run)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resume, "save", save)
+        with pytest.raises(Killed):
+            trained(init, data, config, path)
+    again = trained(init, data, config, path)
+    assert again.history == whole.history
+    assert all(torch.equal(again.state[name], whole.state[name]) for name in whole.state)
 
 
 @pytest.mark.parametrize(("objective", "averaging", "keep"), CASES)

@@ -1,14 +1,13 @@
 """Networks that were trained apart, lined up and merged: what is recorded, recomputed, refused."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from telling import Tell, teller
 from torch import Tensor
 
 import modelgit
@@ -18,7 +17,6 @@ from modelgit.repo.repository import Repository
 from modelgit.train.networks.registry import build_network
 
 CLASSES, HEAD = ("dark", "light"), ("head.weight", "head.bias")
-Tell = Callable[..., Any]
 State = dict[str, Tensor]
 
 
@@ -68,17 +66,7 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> modelgit.Repository
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def test_a_permuted_copy_is_merged_as_if_it_were_the_same(repo: modelgit.Repository, tell: Tell) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from telling import Tell, teller
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,7 +23,6 @@ from modelgit.train.networks.small import Perceptron
 
 CLASSES, HEAD = ("dark", "light"), ("head.weight", "head.bias")
 IMAGES = 12
-Tell = Callable[..., Any]
 State = dict[str, Tensor]
 
 
@@ -92,16 +91,7 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: tuple[State, S
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str], repo: modelgit.Repository) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
+    run = teller(capfd)
     run("switch", "main")
     return run
 

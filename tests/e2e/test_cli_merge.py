@@ -2,36 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from telling import Tell, teller
 
 import modelgit
 from modelgit.cli.app import main
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo.repository import Repository
 
-Tell = Callable[..., Any]
 Tensors = Mapping[str, np.ndarray[Any, Any]]
 
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 @pytest.fixture(scope="module")

@@ -1,35 +1,21 @@
 """Classifiers that differ, and embeddings that are tied in some models: refused, or merged as one asks."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from telling import Tell, teller
 
 from modelgit.cli.app import main
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo.repository import Repository
 
-Tell = Callable[..., Any]
-
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def save_model(classes: dict[str, float], body: float) -> None:

@@ -1,37 +1,24 @@
 """What the graph says: criss-cross histories, merges of merges, branches that moved."""
 
-import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from telling import Tell, teller
 
 import modelgit
-from modelgit.cli.app import main
 from modelgit.repo.repository import Repository
 
-Tell = Callable[..., Any]
 Values = dict[str, float]
 
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def state(**values: float) -> dict[str, np.ndarray[Any, Any]]:

@@ -1,19 +1,15 @@
 """mergekit's configuration files: what they give there is what they give here, or they are refused by name."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from telling import Tell, teller
 
 import modelgit
-from modelgit.cli.app import main
 
-Tell = Callable[..., Any]
 DATA = Path(__file__).parents[1] / "data"
 TOLERANCE = 3e-6
 AWAY = {"model.norm.weight"}  # models disagree there: the reference walks away from them, we stay at the base
@@ -47,17 +43,7 @@ SAME = [
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 @pytest.fixture(scope="module")

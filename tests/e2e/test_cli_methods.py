@@ -1,40 +1,28 @@
 """The list of methods, and methods of the user's own: run when they are named, and never because a commit says so."""
 
 import importlib.util
-import json
 import py_compile
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from telling import Tell, teller
 
 import modelgit
 from modelgit.cli.app import main
 from modelgit.merge.methods import METHODS
 from modelgit.repo.repository import Repository
 
-Tell = Callable[..., Any]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method.py"
 
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,14 @@
 """The report at work: real networks, real pictures, a page that holds what was measured, and errors that teach."""
 
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import test_cli_select
+from telling import Tell, teller
 from test_cli_gate import HEAD, perceptron
 from test_cli_select import CLASSES, PIPELINE
 
@@ -20,7 +18,6 @@ from modelgit.porcelain.records import Record
 from modelgit.porcelain.scores import note
 from modelgit.repo.repository import Repository
 
-Tell = Callable[..., Any]
 pictures = test_cli_select.pictures  # the fixture
 SIGNS = {"good": 2.0, "fine": 0.5, "bad": -5.0}
 
@@ -48,17 +45,7 @@ def repo(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mod
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def test_the_history_needs_no_evaluation(repo: modelgit.Repository, capfd: pytest.CaptureFixture[str]) -> None:

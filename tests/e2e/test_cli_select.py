@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from telling import Tell, teller
 from test_cli_gate import HEAD, perceptron
 
 import modelgit
@@ -20,7 +19,6 @@ from modelgit.repo.repository import Repository
 from modelgit.train.data.loading import load_dataset
 
 CLASSES = ("dark", "light")
-Tell = Callable[..., Any]
 SIGNS = {"good": 2.0, "fine": 0.5, "bad": -5.0, "poor": -0.1}  # what the heads of four branches are multiplied by
 
 
@@ -57,17 +55,7 @@ def repo(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mod
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def snapshot(repo: modelgit.Repository) -> tuple[dict[str, str], bytes, list[str]]:

@@ -2,36 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from telling import Tell, teller
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
 from modelgit.cli.app import main
 
-Tell = Callable[..., Any]
 WORDS = ("[UNK]", "the", "cat", "sat", "##s")
 
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
-    """Runs a command line with --json and returns its object; expects the exit code."""
-
-    def run(*words: str, code: int = 0) -> Any:
-        capfd.readouterr()
-        got = main([*words, "--json"])
-        out, err = capfd.readouterr()
-        assert got == code, f"{out}{err}"
-        table = json.loads(out)
-        return table.get("error", table)
-
-    return run
+    return teller(capfd)
 
 
 def word_piece(words: tuple[str, ...], added: tuple[str, ...] = ()) -> Tokenizer:

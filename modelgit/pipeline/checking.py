@@ -56,7 +56,19 @@ def checked(pipeline: Pipeline) -> Pipeline:
         check_measured(job, expected, loaded)
     if pipeline.info.leakage == "refuse":
         refuse_leaks(pipeline, expected, loaded)
-    return replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
+    informed_one = replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
+    check_choices(informed_one)
+    return informed_one
+
+
+def check_choices(pipeline: Pipeline) -> None:
+    """Raises RecipeError for a report that chooses runs by validation on what these, or their starts, trained on."""
+    for row in pipeline.report:
+        judges = pipeline.matching(row.by or row.of) if row.pick == "best" else ()
+        if seen := [name for name in judges if pipeline.job(name).validation_seen]:
+            hint = "let it start from what was not trained on those examples, or leave out pick"
+            told = f"[[report]] '{row.strategy}': runs cannot be chosen by step '{seen[0]}'"
+            raise RecipeError(f"{told}: it, or its start, was trained on what it would be validated on", hint=hint)
 
 
 def check_import(job: Job) -> None:

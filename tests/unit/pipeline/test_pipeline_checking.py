@@ -119,6 +119,16 @@ def test_an_average_over_splits_has_no_validation_score(tmp_path: Path) -> None:
     assert {job.name for job in pipeline.jobs if job.validation_seen} == {"m"}
 
 
+def test_runs_are_not_chosen_by_examples_that_were_trained_on(tmp_path: Path) -> None:
+    text = TARGET + SECOND + '{ name = "target", trial = 1 }\n' + MERGED + 'evaluate = "target"\n'
+    row = '[[report]]\nstrategy = "best"\ntitle = "Best"\nof = ["m"]\n'
+    assert look(tmp_path, text + row).report
+    with pytest.raises(RecipeError, match="'best': runs cannot be chosen by step 'm'"):
+        look(tmp_path, text + row + 'pick = "best"\n')
+    with pytest.raises(RecipeError, match="'best': runs cannot be chosen by step 'm'"):
+        look(tmp_path, text + row.replace('["m"]', '["a"]') + 'pick = "best"\nby = ["m"]\n')
+
+
 def test_too_few_examples_for_a_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelgitError, match="too few"):
         look(tmp_path, TARGET, "data.target.validation_fraction=0.01")

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from modelgit.porcelain.evidence.comparing import differences, examples_of
+from modelgit.porcelain.evidence.strategies import differences, examples_of
 from modelgit.recipe.expanding import Job
 from modelgit.recipe.pipeline import Pipeline, ReportRow
 from modelgit.train.measuring.intervals import Interval

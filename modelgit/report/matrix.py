@@ -3,14 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from modelgit.report.drawing import BLUE, Drawing, document, fit, number, text, text_width
+from modelgit.report.drawing import BLUE, Drawing, fit, number, text, text_width
 
 CELL, TOP, MARGIN, NAMES = 46, 66, 28, 220
-
-
-def matrix_svg(names: Sequence[str], values: Sequence[Sequence[float]], title: str, note: str = "") -> str:
-    """Returns the picture as an SVG file."""
-    return document(matrix(names, values, title, note), title)
 
 
 def matrix(names: Sequence[str], values: Sequence[Sequence[float]], title: str, note: str = "") -> Drawing:

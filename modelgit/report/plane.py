@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelgit.report.drawing import COLOURS, Drawing, document, fit, number, text
+from modelgit.report.drawing import COLOURS, Drawing, fit, number, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 520, 280, 74, 62, 230, 64
 MOST_TICKS = 7
@@ -53,11 +53,6 @@ class Range:
         """Returns the round numbers within."""
         first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
         return [i * self.step for i in range(first, last + 1)]
-
-
-def plane_svg(series: Sequence[Series], title: str, axes: tuple[Axis, Axis], note: str = "") -> str:
-    """Returns the picture as an SVG file."""
-    return document(plane(series, title, axes, note), title)
 
 
 def plane(series: Sequence[Series], title: str, axes: tuple[Axis, Axis], note: str = "") -> Drawing:

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from modelgit.errors import DataError
-from modelgit.train.measuring.comparing import Cell, difference, slope
 from modelgit.train.measuring.diversity import Agreement
 from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated, wilson
+from modelgit.train.measuring.paired import Cell, difference, slope
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 Cells = Sequence[Cell]

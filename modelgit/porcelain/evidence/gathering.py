@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from modelgit.errors import DataError
 from modelgit.porcelain.evidence.answers import unpack_answers
-from modelgit.train.measuring.comparing import Cell, mean_of_models
+from modelgit.train.measuring.paired import Cell, mean_of_models
 
 HELD_OUT = "ood_accuracy"
 

@@ -11,8 +11,8 @@ from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
-from modelgit.train.measuring.comparing import Cell, difference
 from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.paired import Cell, difference
 
 Rows = Mapping[str, Mapping[str, object]]  # a note's row for each step
 ExamplesOf = Callable[[Job], Examples]

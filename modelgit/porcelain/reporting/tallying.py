@@ -14,6 +14,7 @@ from modelgit.train.measuring.calibration import calibration_error, reliability
 from modelgit.train.measuring.diversity import agreement, linear_cka
 from modelgit.train.measuring.groups import group_scores
 from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated
+from modelgit.train.measuring.paired import harmonic_fit
 
 DRAWS = 2000  # of each bootstrap: an end of a 95 % interval is then sure to a twentieth of its width
 FEATURE_ROWS = 2000  # on how many examples features are compared
@@ -148,17 +149,12 @@ def gain(k: int, added: str, on: Asked, mean: Floats, members: Sequence[Floats])
 
 
 def law(accuracies: Sequence[float]) -> Law | None:
-    """Returns limit - slope / k through the accuracies for k = 1, 2, …, by least squares; None for two points or fewer.
-
-    The error of a mean of k models falls as 1/k, down to what they all share (Ramé et al. 2022, arXiv:2205.09739,
-    eq. BVCL).
-    """
+    """Returns limit - slope / k through the accuracies for k = 1, 2, …; None for two points or fewer."""
     if len(accuracies) < 3:
         return None
-    inverse, values = 1 / np.arange(1, len(accuracies) + 1), np.asarray(accuracies, float)
-    slope, limit = np.polyfit(inverse, values, 1)
-    error = float(np.sqrt(np.mean((limit + slope * inverse - values) ** 2)))
-    return Law(float(limit), float(-slope), error)
+    found = harmonic_fit(accuracies)
+    left = [found.at(k) - accuracy for k, accuracy in enumerate(accuracies, 1)]
+    return Law(found.limit, found.gain, float(np.sqrt(np.mean(np.square(left)))))
 
 
 def line(ends: tuple[str, str], at: Sequence[float], right: Sequence[Bools], on: Asked) -> Line:

@@ -14,9 +14,9 @@ from modelgit.porcelain.evidence.claims import (
     one_stranger,
     ordering,
 )
-from modelgit.train.measuring.comparing import Cell
 from modelgit.train.measuring.diversity import Agreement
 from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.paired import Cell
 
 THINGS = tuple(f"thing-{i}" for i in range(200))
 CELLS = [f"cell-{i}" for i in range(12)]

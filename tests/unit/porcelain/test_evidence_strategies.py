@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from modelgit.porcelain.evidence.answers import pack_answers
-from modelgit.porcelain.evidence.comparing import differences, examples_of
 from modelgit.porcelain.evidence.gathering import Examples
+from modelgit.porcelain.evidence.strategies import differences, examples_of
 from modelgit.recipe.expanding import Job
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import load_dataset

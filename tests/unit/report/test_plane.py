@@ -1,12 +1,24 @@
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
 import pytest
 
-from modelgit.report.matrix import matrix_svg
-from modelgit.report.plane import Axis, Series, label, plane_svg, round_step, spanned
+from modelgit.report.drawing import document
+from modelgit.report.matrix import matrix
+from modelgit.report.plane import Axis, Series, label, plane, round_step, spanned
 
 AXES = (Axis("models averaged", whole=True), Axis("accuracy, %"))
+
+
+def document_of_plane(series: Sequence[Series], title: str, axes: tuple[Axis, Axis], note: str = "") -> str:
+    return document(plane(series, title, axes, note), title)
+
+
+def document_of_matrix(names: Sequence[str], values: Sequence[Sequence[float]], title: str) -> str:
+    return document(matrix(names, values, title), title)
+
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -45,7 +57,7 @@ def test_lines_points_and_bands_are_drawn() -> None:
         Series("fit", [1, 3], [60, 61.7], dashed=True, dots=False),
         Series("runs", [1, 1, 2], [59.5, 60.2, math.nan], line=False),
     ]
-    svg = plane_svg(series, "Gain by members", AXES, "a note")
+    svg = document_of_plane(series, "Gain by members", AXES, "a note")
     root = ET.fromstring(svg)
     assert len(list(root.iter(f"{SVG}circle"))) == 3 + 2 + 1  # dots, points that are finite, the points' key
     assert sum("fill-opacity" in node.attrib for node in root.iter(f"{SVG}path")) == 1
@@ -53,23 +65,23 @@ def test_lines_points_and_bands_are_drawn() -> None:
 
 
 def test_names_are_escaped() -> None:
-    svg = plane_svg([Series("<b>&", [0, 1], [0, 1])], "<script>", AXES)
+    svg = document_of_plane([Series("<b>&", [0, 1], [0, 1])], "<script>", AXES)
     assert "<b>" not in svg and "<script>" not in svg
     assert "<b>&" in words(svg)
 
 
 def test_a_plane_without_values_is_still_a_picture() -> None:
-    assert "empty" in words(plane_svg([Series("empty", [], [])], "Nothing yet", AXES))
+    assert "empty" in words(document_of_plane([Series("empty", [], [])], "Nothing yet", AXES))
 
 
 def test_matrix_shows_each_value_once() -> None:
-    svg = matrix_svg(["a", "b"], [[math.nan, 1.25], [1.25, math.nan]], "Diversity")
+    svg = document_of_matrix(["a", "b"], [[math.nan, 1.25], [1.25, math.nan]], "Diversity")
     assert words(svg).count("1.25") == 2
     assert len(list(ET.fromstring(svg).iter(f"{SVG}rect"))) == 1 + 2
 
 
 def test_larger_values_are_darker() -> None:
-    svg = matrix_svg(["a", "b", "c"], [[1, 2, 3]] * 3, "Values")
+    svg = document_of_matrix(["a", "b", "c"], [[1, 2, 3]] * 3, "Values")
     shades = [
         float(node.attrib["fill-opacity"]) for node in ET.fromstring(svg).iter(f"{SVG}rect") if "rx" in node.attrib
     ]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from modelgit.errors import DataError
-from modelgit.train.measuring.comparing import Cell, accuracy_of, difference, harmonic_fit, mean_of_models, slope
+from modelgit.train.measuring.paired import Cell, accuracy_of, difference, harmonic_fit, mean_of_models, slope
 
 THINGS = tuple(f"thing-{i}" for i in range(60))
 

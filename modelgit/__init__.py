@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Choices
     from modelgit.porcelain.python import Repository, Weights
     from modelgit.porcelain.records import Record
+    from modelgit.train.trust import trust_factory
 
-__all__ = ["Choices", "ModelgitError", "Record", "Repository", "Weights", "__version__"]
+__all__ = ["Choices", "ModelgitError", "Record", "Repository", "Weights", "__version__", "trust_factory"]
 
 # Loaded on first use: `import modelgit` alone is quick.
 HOMES = {
@@ -24,6 +25,7 @@ HOMES = {
     "Record": "modelgit.porcelain.records",
     "Repository": "modelgit.porcelain.python",
     "Weights": "modelgit.porcelain.python",
+    "trust_factory": "modelgit.train.trust",
 }
 
 

@@ -21,14 +21,26 @@ EVERY_OPTION = (
     inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, annotation=Json, default=False),
     inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, annotation=Quiet, default=False),
 )
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-factory", metavar="MODULE:FUNCTION", help="Import this function: it makes the network; repeat."
+    ),
+]
+TRUST = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, annotation=Trust, default=None)
 CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
 
-def command(app: typer.Typer, name: str, *, panel: str, hidden: bool = False) -> Callable[[Run], Run]:
-    """Enters the decorated function into `app` as the command `name`; its docstring is the help."""
+def command(
+    app: typer.Typer, name: str, *, panel: str, hidden: bool = False, networks: bool = False
+) -> Callable[[Run], Run]:
+    """Enters the decorated function into `app` as the command `name`; its docstring is the help.
+
+    A command that may run `networks` takes --trust-factory.
+    """
 
     def register(function: Run) -> Run:
-        run = adapted(function)
+        run = adapted(function, networks=networks)
         help_text = inspect.cleandoc(function.__doc__ or "")
         app.command(name, help=help_text, rich_help_panel=panel, hidden=hidden)(run)
         return function
@@ -36,17 +48,18 @@ def command(app: typer.Typer, name: str, *, panel: str, hidden: bool = False) ->
     return register
 
 
-def adapted(function: Run) -> Run:
+def adapted(function: Run, *, networks: bool = False) -> Run:
     """Returns a function with the signature that typer reads: the session out, --json and --quiet in."""
     signature = inspect.signature(function)
     own = list(signature.parameters.values())[1:]
     groups = {parameter.name: parameter.annotation for parameter in own if is_group(parameter)}
     flat = [option for parameter in own for option in options_of(parameter)]
-    parameters = [CONTEXT, *flat, *EVERY_OPTION]
+    parameters = [CONTEXT, *flat, *([TRUST] if networks else []), *EVERY_OPTION]
 
     def run(context: typer.Context, *, as_json: bool, quiet: bool, **arguments: Any) -> None:
         session: Session = context.obj
         session.speak(as_json=as_json, quiet=quiet)
+        trust(arguments.pop("trust", None) if networks else None)
         try:
             given = {
                 name: group(**{f.name: arguments.pop(f.name) for f in fields(group)}) for name, group in groups.items()
@@ -66,6 +79,14 @@ def adapted(function: Run) -> Run:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def trust(names: list[str] | None) -> None:
+    """Lets the functions that the user names be imported. Raises UsageError."""
+    if names:
+        from modelgit.train.trust import trust_factories
+
+        trust_factories(names)
 
 
 def is_group(parameter: inspect.Parameter) -> bool:

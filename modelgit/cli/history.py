@@ -75,7 +75,7 @@ def register_versions(app: typer.Typer) -> None:
 def register_commit(app: typer.Typer) -> None:
     """Enters `commit`, `status`."""
 
-    @command(app, "commit", panel=EVERY_DAY)
+    @command(app, "commit", panel=EVERY_DAY, networks=True)
     def commit(
         session: Session,
         message: Message = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelgit.cli.command import command
+from modelgit.cli.command import Trust, command, trust
 from modelgit.cli.session import Session
 from modelgit.cli.words import AlignBy, Lower, Message, Metric, aligning
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def register_run(app: typer.Typer) -> None:
     """Enters `run`, and what its workers are started with."""
 
-    @command(app, "run", panel=LEARNING)
+    @command(app, "run", panel=LEARNING, networks=True)
     def run(
         session: Session,
         pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE.toml", help="What to carry out.")],
@@ -55,8 +55,9 @@ def register_run(app: typer.Typer) -> None:
         return run_pipeline(pipeline, options, session.listener)
 
     @app.command("plumbing-worker", hidden=True)
-    def worker(device: Device = "auto") -> None:
+    def worker(device: Device = "auto", trusted: Trust = None) -> None:
         """Carry out the requests that arrive on stdin."""
+        trust(trusted)
         from modelgit.pipeline.execution import work
 
         replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
@@ -66,7 +67,7 @@ def register_run(app: typer.Typer) -> None:
 def register_scores(app: typer.Typer) -> None:
     """Enters `evaluate`."""
 
-    @command(app, "evaluate", panel=LEARNING)
+    @command(app, "evaluate", panel=LEARNING, networks=True)
     def evaluate(
         session: Session,
         rev: Annotated[str, typer.Argument(help="A version.")] = "HEAD",
@@ -101,7 +102,7 @@ def register_scores(app: typer.Typer) -> None:
 def register_barrier(app: typer.Typer) -> None:
     """Enters `barrier`."""
 
-    @command(app, "barrier", panel=LEARNING)
+    @command(app, "barrier", panel=LEARNING, networks=True)
     def barrier(
         session: Session,
         revs: Annotated[list[str], typer.Argument(metavar="A B…", help="The versions between which paths lie.")],

@@ -132,7 +132,7 @@ def register_transfers(app: typer.Typer) -> None:
 def register_checks(app: typer.Typer) -> None:
     """Enters `verify`."""
 
-    @command(app, "verify", panel=TRUST)
+    @command(app, "verify", panel=TRUST, networks=True)
     def verify(
         session: Session,
         rev: Rev = "HEAD",

@@ -17,6 +17,7 @@ from modelgit.recipe.pipeline import load_pipeline, part_of
 from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
 from modelgit.train.task import choose_device
+from modelgit.train.trust import trusted_factories
 
 GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
 
@@ -84,4 +85,5 @@ def open_or_make(place: Path) -> Repository:
 def worker_command(repo: Repository, device: str) -> Sequence[str]:
     """Returns the command line of a worker."""
     place = str((repo.worktree or repo.git_dir).resolve())
-    return [sys.executable, "-P", "-m", "modelgit", "-C", place, "plumbing-worker", "--device", device]
+    trusted = [word for name in trusted_factories() for word in ("--trust-factory", name)]
+    return [sys.executable, "-P", "-m", "modelgit", "-C", place, "plumbing-worker", "--device", device, *trusted]

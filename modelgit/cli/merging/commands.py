@@ -23,7 +23,7 @@ Revs = Annotated[list[str] | None, typer.Argument(metavar="REV", help="Commits: 
 def register(app: typer.Typer) -> None:
     """Enters the commands into the application."""
 
-    @command(app, "merge", panel=MERGING)
+    @command(app, "merge", panel=MERGING, networks=True)
     def merge(
         session: Session,
         how: How,

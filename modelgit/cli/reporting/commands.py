@@ -22,7 +22,7 @@ HEAD_BYTES = 4096  # of a page, in which it says who wrote it
 def register(app: typer.Typer) -> None:
     """Enters `report`."""
 
-    @command(app, "report", panel=LEARNING)
+    @command(app, "report", panel=LEARNING, networks=True)
     def report(
         session: Session,
         revs: Annotated[

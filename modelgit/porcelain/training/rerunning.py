@@ -17,6 +17,7 @@ from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.binding import bind
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.networks.factory import source_digest
 
 TRAINED = ("train", "probe")
 TOLERANCE = 0.05  # of the length of the way from the start, where two devices cannot agree bit for bit
@@ -154,6 +155,8 @@ def changes_since(record: Record, device: str) -> tuple[str, ...]:
     now = {"PyTorch": (then_torch, torch_version()), "device": (record.details.get("device"), device)}
     if processes_of(record) > 1:
         now["processes"] = (str(processes_of(record)), "1")
+    if (digest := source_digest(record.architecture or "")) is not None:
+        now["factory"] = (record.details.get("factory_digest"), digest)
     if device == "cpu":
         now["CPU"] = (then_cpu, cpu_name())
     return tuple(f"{what}: then {old}, now {new}" for what, (old, new) in now.items() if old is not None and old != new)

@@ -16,6 +16,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
+from modelgit.train.networks.factory import source_digest
 from modelgit.train.task import TrainResult, Workbench, fine_tune, probe
 from modelgit.version import VERSION
 
@@ -139,6 +140,7 @@ def details(repo: Repository, request: TrainRequest, result: TrainResult) -> dic
         "head_from": request.head,
         "history": [asdict(point) for point in result.history],
         "device": result.device,
+        **({"factory_digest": found} if (found := source_digest(request.architecture)) is not None else {}),
         "machine": {"cpu": cpu_name(), "threads": request.threads, "processes": request.processes},
         "seconds": round(result.seconds, 2),
         "versions": {

@@ -1,6 +1,7 @@
 """Networks by name.
 
-`NAME` or `NAME:DETAIL`; what the detail means is the architecture's: input channels, inputs, a way of pooling.
+`NAME` or `NAME:DETAIL`; what the detail means is the architecture's: input channels, inputs, a way of pooling, the
+function that makes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from modelgit.errors import RecipeError
 from modelgit.train.config import seed_hash
 from modelgit.train.networks.efficientnet import EfficientNetLite0
 from modelgit.train.networks.encoder import build_encoder
+from modelgit.train.networks.factory import build_made, factory_at, is_made
 from modelgit.train.networks.network import Design, Network, head_tensors
 from modelgit.train.networks.resnet import resnet18, resnet50
 from modelgit.train.networks.small import Convolutional, MnistCnn, Perceptron
@@ -50,6 +52,7 @@ ARCHITECTURES: Mapping[str, Build] = {
     "all-minilm-l6-v2": build_encoder,
     "cnn": counted(Convolutional, 1024, "input channels"),
     "efficientnet-lite0": plain(EfficientNetLite0),
+    "factory": build_made,
     "mlp": counted(Perceptron, 1 << 20, "inputs"),
     "mnist-cnn": counted(MnistCnn, 1024, "input channels"),
     "resnet18": plain(resnet18),
@@ -65,10 +68,13 @@ def needs_nothing(architecture: str) -> bool:
 
 
 def check_architecture(architecture: str) -> None:
-    """Raises RecipeError for a name that no network has, listing the known."""
-    if architecture.partition(":")[0] not in ARCHITECTURES:
+    """Raises RecipeError for a name that no network has, listing the known; of a factory what `factory_at` raises."""
+    name, _, detail = architecture.partition(":")
+    if name not in ARCHITECTURES:
         hint = f"known architectures: {', '.join(sorted(ARCHITECTURES))}"
         raise RecipeError(f"unknown architecture '{architecture[:80]}'", hint=hint)
+    if is_made(architecture):
+        factory_at(detail)
 
 
 def build_network(design: Design | str, classes: int) -> Network:
@@ -106,6 +112,6 @@ def untrained(architecture: str, seed: int) -> dict[str, Tensor]:
 
 
 def weights_bytes(architecture: str) -> int:
-    """Returns how large a network's weights are, without making them."""
-    with torch.device("meta"):
+    """Returns how large a network's weights are, without making them where the code is ours."""
+    with torch.device("cpu" if is_made(architecture) else "meta"):
         return sum(tensor.nbytes for tensor in build_network(architecture, 2).state_dict().values())

@@ -16,7 +16,7 @@ from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest, parse
 from modelgit.remotes.open import git_directory_of, open_remote
 from modelgit.repo.gitdir import last_line, sync_folder
-from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.repository import FILE_MODES, WEIGHTS_SUFFIX, Repository
 from modelgit.repo.worktree import advance, checkout
 
 if TYPE_CHECKING:
@@ -293,9 +293,19 @@ def needed_objects(repo: Repository, include: Sequence[str], exclude: Sequence[s
     if not include:
         return set()
     revisions = "\n".join([*include, *(f"^{commit}" for commit in exclude)]) + "\n"
-    rows = repo.git.run_bytes("rev-list", "--objects", "--stdin", stdin=revisions.encode()).splitlines()
-    blobs = sorted({row[:40].decode() for row in rows if row.endswith(WEIGHTS_SUFFIX.encode())})
-    return {oid for text in manifest_texts(repo, blobs) for oid in oids_in(text)}
+    commits = repo.git.run_bytes("rev-list", "--stdin", stdin=revisions.encode())
+    return {oid for text in manifest_texts(repo, weight_blobs(repo, commits)) for oid in oids_in(text)}
+
+
+def weight_blobs(repo: Repository, commits: bytes) -> list[str]:
+    """Returns the blobs that commits (a line each) have put in the place of weight files.
+
+    Each by the places it had: one that goes by an ordinary name in a newer commit was a weight file all the same.
+    """
+    looks = ("--stdin", "--root", "-r", "-m", "-z", "--raw", "--no-renames", "--no-commit-id")
+    rows = repo.git.run_bytes("diff-tree", *looks, "--", f"*{WEIGHTS_SUFFIX}", stdin=commits).split(b"\0")
+    entries = [row.split() for row in rows[:-1:2]]  # a path follows each
+    return sorted({sha.decode() for _, mode, _, sha, _ in entries if mode.decode() in FILE_MODES})
 
 
 def manifest_texts(repo: Repository, shas: Sequence[str]) -> Iterable[bytes]:

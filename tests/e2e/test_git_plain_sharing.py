@@ -75,6 +75,17 @@ def test_a_push_without_its_objects_is_refused(place: Path) -> None:
     assert git(place.parent / "origin.git", "for-each-ref", "--format=%(refname:short)").split() == ["again", "main"]
 
 
+def test_what_became_an_ordinary_file_is_sent_for_the_versions_before(place: Path) -> None:
+    """One blob of git's, two names: a list of objects would tell of the newer one alone."""
+    git(place, "mv", MODEL, "kept.bin")
+    git(place, "commit", "--quiet", "-m", "set aside")
+    git(place, "push", "--quiet", "origin", "main")
+    assert modelgit(place.parent / "origin.git", "fsck", "--full").startswith("ok 2 versions, 4 objects")
+    modelgit(place.parent, "clone", "origin.git", "clone")
+    modelgit(place.parent / "clone", "checkout", "HEAD~1")
+    assert (place.parent / "clone" / MODEL).read_bytes() == (place / "kept.bin").read_bytes()
+
+
 def test_a_remote_that_is_no_folder_gets_a_warning(place: Path) -> None:
     url = "ssh://git@localhost:1/nothing.git"
     hook = [str(place / ".git" / "hooks" / "pre-push"), "far", url]

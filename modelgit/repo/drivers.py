@@ -16,14 +16,15 @@ from modelgit.repo.gitdir import GitDirectory
 
 ATTRIBUTES_PATH = ".gitattributes"
 ATTRIBUTES = "*.safetensors filter=modelgit -text\n"
-# Overrules what a model's own .gitattributes may say of the same files (Hugging Face's sends them to LFS).
-LOCAL_ATTRIBUTES = """*.safetensors filter=modelgit -text diff=modelgit merge=modelgit
+# Overrules what a model's own .gitattributes may say of the same files (Hugging Face's sends them to LFS): git would
+# write `$Id$` into a manifest, or take it for text in another encoding.
+LOCAL_ATTRIBUTES = """*.safetensors filter=modelgit -text -ident !working-tree-encoding diff=modelgit merge=modelgit
 /.modelgit/record.json merge=modelgit-record
 """
 # What an interrupted write may leave beside a file.
 LOCAL_EXCLUDES = ".*.safetensors.*.tmp\n.*.modelgit-tmp\n"
 FORMAT_VERSION = "1"
-SETUP_VERSION = "2"  # of the settings below: an older repository gets them at the next commit or checkout
+SETUP_VERSION = "3"  # of the settings below: an older repository gets them at the next commit or checkout
 REPLACED = ("filter.modelgit.clean", "filter.modelgit.smudge")  # by the long-running process
 HOOK_PATH, HOOK_MARK = "hooks/pre-push", "# made by modelgit init: sends the objects that a push needs, before it"
 

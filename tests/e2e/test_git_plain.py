@@ -243,6 +243,17 @@ def test_an_older_repository_gets_the_new_settings(place: Path) -> None:
     assert (place / MODEL).read_bytes() == data and clean(place)
 
 
+def test_attributes_that_come_with_a_model_do_not_touch_manifests(place: Path) -> None:
+    """Git would write `$Id$` for what follows an Id in a name, and the other branch's manifest as UTF-16."""
+    (place / ".gitattributes").write_text("*.safetensors ident working-tree-encoding=UTF-16LE\n")
+    data = commit(place, {**BASE, "a.$Id: weight $": BASE["a.weight"]}, "named oddly")
+    git(place, "switch", "--quiet", "other")
+    assert same(place, OTHER) and clean(place)
+    git(place, "switch", "--quiet", "main")
+    assert (place / MODEL).read_bytes() == data and clean(place)
+    assert '"a.$Id: weight $" F32' in git(place, "show", "--no-textconv", f"main:{MODEL}")
+
+
 def test_archives_hold_manifests(place: Path) -> None:
     archive = place.parent / "out.tar"
     git(place, "archive", "-o", str(archive), "main")

@@ -34,6 +34,8 @@ FULL = (
     "Permission denied",
     "unable to write",
 )
+PARTIAL = "promisor"  # in what git says where it has left objects at a remote, to be brought when they are asked for
+PARTIAL_HINT = "a partial clone holds too little for this; clone it whole, without --filter"
 KILLED = b"died of signal"  # what git says of a process that it started itself
 LOCKING = frozenset(["update-ref", "symbolic-ref", "notes", "branch", "fetch", "gc"])
 MAX_PATH_BYTES = 4096
@@ -125,6 +127,8 @@ def failure(arguments: Sequence[str], code: int, complaint: str) -> RepositoryEr
     message = f"git {verb} failed ({code}): {last_line(complaint)}"
     if any(word in complaint for word in FULL):
         return StorageFull(message, hint="free some space, or check the permissions, and run the command again")
+    if PARTIAL in complaint:
+        return RepositoryError(message, hint=PARTIAL_HINT)
     if "index.lock" in complaint or "cannot lock" in complaint:
         return RepositoryError(message, hint="another git command is running here; wait for it and try again")
     return RepositoryError(message)

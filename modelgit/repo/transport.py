@@ -208,17 +208,21 @@ def bring_history(repo: Repository, there: Remote) -> None:
 def copy_objects(
     source: "ObjectStore", repo: Repository, wanted: Iterable[str], listener: Listener = ignore
 ) -> tuple[int, int]:
-    """Copies missing objects into the repository's store; returns how many, and their bytes."""
-    missing = repo.store.missing(wanted)
+    """Copies missing objects into the repository's store; returns how many, and their bytes.
+
+    Those of condemned packs come too, where the source has them: nobody may count on such packs for what is new.
+    """
+    missing = repo.store.missing(wanted, lasting=True)
     absent = source.missing(missing)
-    if absent:
+    lost = repo.store.missing(absent)
+    if lost:
         raise RemoteError(
-            f"the remote lacks {len(absent)} of {len(missing)} objects, the first is {min(absent)}",
+            f"the remote lacks {len(lost)} of {len(missing)} objects, the first is {min(lost)}",
             hint="check it there: modelgit fsck",
         )
-    if not missing:
+    if missing == absent:
         return 0, 0
-    report = source.copy_to(repo.store, missing, listener)
+    report = source.copy_to(repo.store, missing - absent, listener)
     return report.objects, report.bytes
 
 
@@ -355,7 +359,7 @@ def send_objects(repo: Repository, there: Remote, commits: Sequence[str], listen
     """
     store = there.store
     wanted = needed_objects(repo, commits, complete(repo, there.branches.values(), store))
-    return repo.store.copy_to(store, store.missing(wanted), listener)
+    return repo.store.copy_to(store, store.missing(wanted, lasting=True), listener)
 
 
 def tips_of(repo: Repository, branches: Sequence[str]) -> dict[str, str]:

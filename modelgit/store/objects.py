@@ -182,11 +182,11 @@ class ObjectStore:
                 if not future.cancel():
                     future.exception()
 
-    def missing(self, oids: Iterable[Oid]) -> set[Oid]:
-        """Return those that are not in the store."""
+    def missing(self, oids: Iterable[Oid], *, lasting: bool = False) -> set[Oid]:
+        """Return those that are not in the store; with `lasting`, nor in packs that are to stay: for who writes."""
         self.catalog.refresh()
-        known, condemned = self.catalog.known, self.catalog.condemned
-        return {oid for oid in oids if known(key := parse_oid(oid)) is None and condemned(key) is None}
+        absent = {oid for oid in oids if self.catalog.known(parse_oid(oid)) is None}
+        return absent if lasting else {oid for oid in absent if self.catalog.condemned(parse_oid(oid)) is None}
 
     def closure(self, oids: Iterable[Oid]) -> set[Oid]:
         """Return the objects and everything they are stored by reference to. Raises MissingObject, CorruptObject."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from modelgit.porcelain.upkeep.damage import fsck
 from modelgit.porcelain.upkeep.usage import du
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import clone, fetch, push
+from modelgit.repo.values import CommitDraft
 from modelgit.repo.worktree import add, checkout, commit_worktree, status
 from modelgit.store.upkeep.copying import alone
 
@@ -201,6 +203,16 @@ def test_git_that_cannot_be_read_stops_everything(repo: Repository) -> None:
     assert len(repo.store.backend.list("packs/")) == 3
 
 
+def test_a_partial_clone_is_no_damage_but_not_enough(repo: Repository, tmp_path: Path) -> None:
+    git(repo.git_dir, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", "--filter=blob:none", f"file://{repo.worktree}", "partial")
+    partial = Repository.open(tmp_path / "partial")
+    for look in (fsck, gc, du):
+        with pytest.raises(RepositoryError, match="left objects at a remote") as caught:
+            look(partial)
+        assert "partial clone" in str(caught.value.hint)
+
+
 def test_a_suspended_writer_loses_nothing(repo: Repository, tmp_path: Path) -> None:
     forget(repo, "HEAD~1")
     save(tmp_path / "r", 3)  # every object of it is stored, no manifest names them
@@ -240,6 +252,26 @@ def test_readers_go_on_while_packs_are_condemned(repo: Repository, tmp_path: Pat
     finally:
         reader.kill()
         reader.wait()
+
+
+def test_what_is_condemned_is_not_counted_on(repo: Repository, tmp_path: Path) -> None:
+    """A gc that runs on the other side may be about to delete it."""
+    git(tmp_path, "init", "-q", "--bare", "--initial-branch=main", "hub.git")
+    git(tmp_path / "r", "remote", "add", "origin", "../hub.git")
+    wanted = repo.version("HEAD").manifests[MODEL].oids()
+    push(repo, "origin", ["main"])
+    hub, copy = Repository.open(tmp_path / "hub.git"), Repository.init(tmp_path / "copy")
+    git(tmp_path / "copy", "remote", "add", "origin", "../hub.git")
+    fetch(copy, "origin")
+    for place in (hub, copy):
+        for name in place.store.backend.list("packs/"):
+            place.store.backend.move(name, name.replace("packs/", "condemned/"))
+    git(tmp_path / "hub.git", "update-ref", "-d", "refs/heads/main")
+    git(tmp_path / "copy", "update-ref", "-d", "refs/remotes/origin/main")
+    push(repo, "origin", ["main"])
+    fetch(copy, "origin")
+    for place in (hub, copy):
+        assert place.store.missing(wanted, lasting=True) == set()
 
 
 def test_two_collections_at_once(repo: Repository, tmp_path: Path) -> None:
@@ -362,6 +394,22 @@ def test_what_nobody_has_is_named_with_who_needs_it(repo: Repository, tmp_path: 
     done = fsck(repo, repair=True, remotes=[str(tmp_path / "sound")])
     assert done.brought > 0
     assert value_of(repo, "HEAD~2", tmp_path) == 1
+
+
+def test_a_manifest_that_its_header_does_not_bear_out_is_found(repo: Repository) -> None:
+    """Nobody could check such a version out, though every object of it is sound."""
+    found = repo.version("HEAD").manifests[MODEL]
+    swapped = {"a": found.entry("same").oid, "same": found.entry("a").oid}
+    fine = replace(found, tensors=tuple(replace(e, oid=swapped.get(e.name, e.oid)) for e in found.tensors))
+    wrong = replace(found, tensors=tuple(replace(e, name=e.name.replace("b", "c")) for e in found.tensors))
+    for manifest in (fine, wrong):
+        repo.commit(
+            CommitDraft((repo.resolve("main"),), {MODEL: manifest}, "by hand", (), "refs/heads/main", repo.head())
+        )
+    assert fsck(repo).versions == 5
+    with pytest.raises(DamageFound, match=rf"^version {repo.resolve('main')[:10]}: {MODEL}: header") as caught:
+        fsck(repo, full=True)
+    assert "who made it" in str(caught.value.hint)
 
 
 def test_fetch_brings_what_is_missing_or_lies_in_a_pack_without_index(repo: Repository, tmp_path: Path) -> None:

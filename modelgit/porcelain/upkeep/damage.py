@@ -1,16 +1,17 @@
 """Checking that all objects are there and right, and mending what is not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelgit.errors import DamageFound, ModelgitError
+from modelgit.errors import CorruptObject, DamageFound, ModelgitError, StoreError
 from modelgit.events import Listener, Noted, ignore
-from modelgit.formats.manifest import parse
+from modelgit.formats.manifest import Manifest, parse
 from modelgit.porcelain import sharing
 from modelgit.porcelain.sharing import Transferred
 from modelgit.remotes.open import open_remote
 from modelgit.repo import transport
+from modelgit.repo.gitdir import PARTIAL_HINT
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.upkeep.database import ObjectReader, Trees, every_commit, manifests
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from modelgit.store.objects import ObjectStore
     from modelgit.store.upkeep.fsck import Fault
 
+Look = Callable[[str, Manifest], None]
 MAX_NAMED = 5
 REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
 
@@ -69,6 +71,7 @@ def fsck(
         report = repo.store.fsck(full=full, listener=listener)
         missing = sorted(repo.store.missing(needs.objects))
         refuse(needs, told(needs, report.faults), missing, REPAIR)
+        refuse_untrue(repo, full)
         return Checked(needs.versions, report.objects, full)
     ids = [bytes.fromhex(oid) for oid in needs.objects]
     done = mend(repo.store, sources(repo, remotes, listener), ids, full=full, listener=listener)
@@ -76,6 +79,7 @@ def fsck(
     refuse(
         needs, told(needs, done.report.faults), missing, "name a repository that has them: modelgit fsck --repair PATH"
     )
+    refuse_untrue(repo, full)
     return Checked(needs.versions, done.report.objects, full, done.salvaged, done.brought, done.put_aside)
 
 
@@ -101,6 +105,22 @@ def refuse(needs: Needs, problems: list[str], missing: Sequence[str], hint: str)
         raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
 
 
+def refuse_untrue(repo: Repository, full: bool) -> None:
+    """Raises DamageFound if a manifest says something else than its header and objects, which are all there."""
+    from modelgit.store.files.tensors import open_tensor, stored_header
+
+    def look(path: str, manifest: Manifest) -> None:
+        try:
+            stored_header(repo.store, manifest)
+            for entry in manifest.tensors:
+                open_tensor(repo.store, entry)
+        except StoreError as error:
+            raise CorruptObject(f"{path}: {error.message}") from error
+
+    needs = needs_of(repo, look) if full else Needs(0, {}, ())
+    refuse(needs, [], [], "its version was made so; what it should be, only who made it can tell")
+
+
 def sources(repo: Repository, remotes: Sequence[str], listener: Listener) -> list["ObjectStore"]:
     """Returns the stores of remotes: of those named (names or paths), else of all that can be opened.
 
@@ -120,8 +140,8 @@ def sources(repo: Repository, remotes: Sequence[str], listener: Listener) -> lis
     return found
 
 
-def needs_of(repo: Repository) -> Needs:
-    """Returns what every version and the index of the work tree need."""
+def needs_of(repo: Repository, look: Look = lambda _, __: None) -> Needs:
+    """Returns what every version and the index of the work tree need; `look` may find a manifest wrong."""
     commits = every_commit(repo)
     problems: list[str] = []
     objects: dict[str, str] = {}
@@ -134,19 +154,22 @@ def needs_of(repo: Repository) -> Needs:
                 files = trees.weights(commit) if commit else staged(repo)
                 new = {path: blob for path, blob in files.items() if blob not in seen}
                 seen.update(new.values())
-                for path, oids in named(reader, new):
-                    objects.update((oid, f"{path} of {where}") for oid in oids if oid not in objects)
+                for path, manifest in named(reader, new):
+                    objects.update((oid, f"{path} of {where}") for oid in manifest.oids() if oid not in objects)
+                    look(path, manifest)
             except ModelgitError as error:
+                if error.hint == PARTIAL_HINT:  # no damage, and all that follow would say the same
+                    raise
                 problems.append(f"{where}: {error.message}")
     return Needs(len(commits), objects, tuple(problems))
 
 
-def named(reader: ObjectReader, files: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields the objects that each weight file's manifest names. Raises FormatError for a malformed one."""
+def named(reader: ObjectReader, files: Mapping[str, str]) -> Iterator[tuple[str, Manifest]]:
+    """Yields each weight file's manifest. Raises FormatError for a malformed one."""
     texts = manifests(reader, list(files.values()))
     for path, blob in files.items():
         if blob in texts:
-            yield path, parse(texts[blob].decode("utf-8", "replace"), path).oids()
+            yield path, parse(texts[blob].decode("utf-8", "replace"), path)
 
 
 def staged(repo: Repository) -> dict[str, str]:

@@ -8,12 +8,13 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO
 
 from modelgit.errors import RepositoryError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest
-from modelgit.repo.gitdir import ENVIRONMENT, FOREIGN, HARDENED, GitDirectory, last_line
+from modelgit.repo.gitdir import ENVIRONMENT, FOREIGN, HARDENED, PARTIAL, PARTIAL_HINT, GitDirectory, last_line
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 
 PREFIX_BYTES, PIECE_BYTES = 64, 1 << 20
@@ -32,12 +33,13 @@ class ObjectReader:
 
     def __init__(self, git: GitDirectory) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+        self._complaint = TemporaryFile()  # noqa: SIM115  closed at exit
         self._process = subprocess.Popen(
             ["git", *HARDENED, "cat-file", "--batch"],
             cwd=git.directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaint,
             env={**inherited, **ENVIRONMENT},
         )
 
@@ -50,6 +52,7 @@ class ObjectReader:
         if error is not None:
             self._process.kill()
         self._process.communicate()
+        self._complaint.close()
 
     def read(self, sha: str) -> bytes:
         """Returns an object's content. Raises RepositoryError when git lacks it or cannot read it."""
@@ -65,17 +68,36 @@ class ObjectReader:
             return
         for start in range(0, len(shas), AT_ONCE):
             some = shas[start : start + AT_ONCE]
-            requests.write("".join(f"{sha}\n" for sha in some).encode())
-            requests.flush()
+            try:
+                requests.write("".join(f"{sha}\n" for sha in some).encode())
+                requests.flush()
+            except BrokenPipeError as error:
+                raise self._ended() from error
             missing = list[str]()
             for sha in some:
                 words = answers.readline().split()
+                if not words:
+                    raise self._ended()
                 if len(words) != 3:
                     missing.append(sha)
                 else:
                     yield content(answers, int(words[2]), wanted)
             if missing:  # said only now: what was asked for must be taken
                 raise RepositoryError(f"{DAMAGED}: {missing[0]} cannot be read", hint=HINT)
+
+    def _ended(self) -> RepositoryError:
+        """Returns the error for a git that has given up, with its last words."""
+        self._process.wait()
+        self._complaint.seek(0)
+        return unreadable(self._complaint.read().decode("utf-8", "replace"))
+
+
+def unreadable(complaint: str) -> RepositoryError:
+    """Returns the error for objects that git cannot read, by what it says."""
+    if PARTIAL in complaint:
+        told = f"git has left objects at a remote, so nobody can tell what is needed: {last_line(complaint)}"
+        return RepositoryError(told, hint=PARTIAL_HINT)
+    return RepositoryError(f"{DAMAGED}: {last_line(complaint)}", hint=HINT)
 
 
 def content(answers: IO[bytes], size: int, wanted: Callable[[bytes], bool]) -> bytes:
@@ -99,7 +121,7 @@ def needed_ids(repo: Repository) -> set[bytes]:
     """
     code, _, complaint = repo.git.attempt("fsck", "--connectivity-only", "--no-dangling", "--no-progress")
     if code:
-        raise RepositoryError(f"{DAMAGED}: {last_line(complaint)}", hint=HINT)
+        raise unreadable(complaint)
     with ObjectReader(repo.git) as reader:
         texts = (text for text in reader.each(every_blob(repo), is_manifest) if is_manifest(text))
         return {bytes.fromhex(word.decode()) for text in texts for word in OID.findall(text)}
@@ -111,7 +133,7 @@ def every_blob(repo: Repository) -> list[str]:
     code, output, complaint = repo.git.attempt(*command)
     rows = [row.split() for row in output.decode().splitlines()]
     if code or complaint or any(len(row) != 3 for row in rows):
-        raise RepositoryError(f"{DAMAGED}: {last_line(complaint)}", hint=HINT)
+        raise unreadable(complaint)
     return [sha for sha, kind, size in rows if kind == "blob" and 0 < int(size) <= MAX_MANIFEST_BYTES]
 
 

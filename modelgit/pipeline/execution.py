@@ -11,9 +11,8 @@ from modelgit.pipeline.merging import merge_commits, posterior_weights
 from modelgit.pipeline.messages import Done, MergeRequest, Request, ScoreRequest
 from modelgit.pipeline.worker import serve
 from modelgit.porcelain.scores import known_model, split_answers, split_images, split_values, workbench
-from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.training.running import commit_result, run_file, train
-from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
 from modelgit.train.evaluate import Scores
 from modelgit.train.fitting.resuming import Resume
@@ -43,10 +42,10 @@ def scores_of(repo: Repository, bench: Workbench, request: ScoreRequest) -> Scor
     """Returns the scores of a commit, or of several together."""
     model, frozen = known_model(repo, request.commit), request.frozen_stages
     if request.posterior is None:
-        states = (load_state(weights_of(repo, commit)) for commit in request.members or (request.commit,))
+        states = (state_at(repo, commit) for commit in request.members or (request.commit,))
         return score_ensemble(bench, states, model, request.data, frozen)
     weights = posterior_weights(repo, bench, request.members, (request.posterior, frozen))
-    states = (load_state(weights_of(repo, commit)) for commit in request.members)
+    states = (state_at(repo, commit) for commit in request.members)
     return score_mixture(bench, states, model, request.data, (weights, frozen))
 
 

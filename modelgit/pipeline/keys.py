@@ -16,7 +16,7 @@ GENERATION = 1
 STEP_REFS = "refs/modelgit/steps/"
 READING = ("path", "kind", "columns", "classes")
 # Settings that fine-tunings did not always have: where they are the usual, results of before stand.
-LATER = ("shard_weights", "batch_norm")
+LATER = ("shard_weights", "batch_norm", "lora")
 
 
 def step_key(job: Job, inputs: Sequence[str], data_digest: str | None, on_digest: str | None = None) -> str:

@@ -11,10 +11,9 @@ from modelgit.porcelain.merging.preparing import common_bases, prepare
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scores import DataName, known_model
-from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.trials.trying import try_out
 from modelgit.porcelain.trials.values import Trial
-from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
 from modelgit.train.evaluate import posterior
@@ -66,7 +65,7 @@ def tried_out(
 
 def posterior_weights(repo: Repository, bench: Workbench, commits: tuple[str, ...], on: Measured) -> tuple[float, ...]:
     """Returns how likely each version is to explain the validation examples of a data set."""
-    states = (load_state(weights_of(repo, commit)) for commit in commits)
+    states = (state_at(repo, commit) for commit in commits)
     model = known_model(repo, commits[0])
     return posterior([outputs(bench, state, model, *on) for state in states])
 

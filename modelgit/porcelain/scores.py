@@ -11,9 +11,9 @@ from modelgit.events import Listener, ignore
 from modelgit.porcelain.evidence.answers import pack_answers
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
-from modelgit.porcelain.tensors import Tensor, load_state
+from modelgit.porcelain.tensors import Tensor
+from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.training.designs import design_of
-from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
@@ -100,7 +100,7 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str) -> Evalu
         DataError: the data is missing, or has other classes than the model.
     """
     name, model, commit = parse_data_name(data), known_model(repo, rev), repo.resolve(rev)
-    state = load_state(weights_of(repo, commit))
+    state = state_at(repo, commit)
     if name.has_splits:
         scores = score(bench, state, model, name.config, name.frozen_stages)
         return Evaluation(commit, name.label, split_values(scores), split_images(scores))

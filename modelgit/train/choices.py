@@ -184,3 +184,24 @@ class Swad:
 
 NO_AVERAGING = NoAveraging()
 Averaging = NoAveraging | Sma | Ema | Swa | Lawa | Swad
+
+# ------------------------------------------------------------------------------------------ what of it is trained
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Train factors of low rank in place of all weights: (`alpha` / `rank`) B A for each linear layer of `targets`.
+
+    Targets are names of layers, or their last parts; none: all linear layers but the head (Hu et al. 2021,
+    arXiv:2106.09685).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check("lora.rank", self.rank, 1 <= self.rank <= 4096, "from 1 to 4096")
+        check("lora.alpha", self.alpha, 0 < self.alpha <= 1e6, "above 0, at most 1e6")
+        named = all(target.strip(".") == target != "" for target in self.targets)
+        check("lora.targets", list(self.targets), named, "names of layers, such as 'query', or none")

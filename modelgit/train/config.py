@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
-from modelgit.train.choices import ERM, NO_AVERAGING, Averaging, Objective, Sma, Swa, Swad, check
+from modelgit.train.choices import ERM, NO_AVERAGING, Averaging, Lora, Objective, Sma, Swa, Swad, check
 
 T = TypeVar("T")
 Group = Literal["none", "name"]
@@ -141,7 +141,8 @@ class FineTune:
     of its own; "re-estimate", frozen, and measured anew on the training examples at the end. `eval_every` 0 evaluates
     at the end only; `keep = "best"` returns the weights that scored best on validation, before the first step and at
     every evaluation, instead of the last. With `commit_raw` the weights before averaging are committed too, as the
-    parent of the average.
+    parent of the average. With `lora` factors of low rank and the head are trained in place of all weights, and what is
+    committed is the adapter.
 
     How the device does it: `compile` hands the network to torch.compile (on CUDA into graphs that are replayed);
     `checkpoint` computes each stage again for its gradient, which saves memory and costs a third more work;
@@ -178,6 +179,7 @@ class FineTune:
     deterministic: bool = False
     shard_weights: bool = False
     batch_norm: BatchNorm = "frozen"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")
@@ -200,6 +202,7 @@ class FineTune:
         check("reprobe_steps", self.reprobe_steps, not body, 'none with trains = "featurizer": the head stays as it is')
         check_averaging(self)
         check_batch_norm(self)
+        check_lora(self)
 
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -225,6 +228,14 @@ def check_batch_norm(config: FineTune) -> None:
         for name in ("compile", "checkpoint"):
             off = not getattr(config, name)
             check("batch_norm", "'train'", off, f"{name} = false: each pass is noted once, in the layers themselves")
+
+
+def check_lora(config: FineTune) -> None:
+    """Raises RecipeError where something would be trained, or split, that an adapter does not hold."""
+    if config.lora is not None:
+        check("lora", "…", config.trains == "all", "trains = 'all': factors and head are what is trained")
+        check("lora", "…", config.batch_norm == "frozen", "batch_norm = 'frozen': an adapter holds no statistics")
+        check("lora", "…", not config.shard_weights, "shard_weights = false: factors are not split over processes")
 
 
 def check_averaging(config: FineTune) -> None:

@@ -27,6 +27,7 @@ from modelgit.train.fitting.passes import freeze, scored_by
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
+from modelgit.train.networks.lora import adapt, adapter_of
 from modelgit.train.networks.network import Design, Network, head_tensors
 from modelgit.train.networks.registry import build_network
 
@@ -36,7 +37,7 @@ KEPT = 4  # how many data sets' features a workbench keeps
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The whole state dict after training (CPU), its curve and scores, and what it was trained on."""
+    """The whole state dict after training (CPU), or the adapter's, its curve and scores, and what it was trained on."""
 
     state: dict[str, Tensor]
     history: tuple[Point, ...]
@@ -286,6 +287,8 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
     ready = bench.prepare(network, data, config)
     refuse_mixing(ready, config)
     freeze(network, config.frozen_stages)
+    if config.lora is not None:
+        adapt(network, config.lora, config.frozen_stages, config.seed)
     if given.fresh_head and config.new_head == "probe":
         set_head(network, ready, config)
     elif given.fresh_head:
@@ -309,10 +312,10 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     """Returns what a fine-tuning that is over came to."""
     network, run, dataset = fitting.network, fitting.member.run, fitting.ready.dataset
     scores = evaluate(scored_in(run), fitting.ready).scores()
-    state, raw = state_of(network, fitting.init), None
+    state, raw = trained_state(fitting), None
     if run.config.commit_raw and run.raw is not None:
         give(run.changing, run.raw)
-        raw = state_of(network, fitting.init)
+        raw = trained_state(fitting)
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
     history, device = tuple(run.points), str(bench.device)
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
@@ -328,6 +331,13 @@ def refuse_mixing(ready: Prepared, config: FineTune) -> None:
 
 def forget(_run: Run) -> None:
     """Saves nothing."""
+
+
+def trained_state(fitting: Fitting) -> dict[str, Tensor]:
+    """Returns a copy of what a fine-tuning has made: all weights, or an adapter."""
+    if fitting.member.run.config.lora is not None:
+        return adapter_of(fitting.network)
+    return state_of(fitting.network, fitting.init)
 
 
 def state_of(network: Network, init: Mapping[str, Tensor]) -> dict[str, Tensor]:

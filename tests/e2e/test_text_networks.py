@@ -1,5 +1,6 @@
 """A Hugging Face folder imported, fine-tuned on texts behind frozen stages, and scored; its small files are kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from modelgit.porcelain.importing import import_model
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scores import known_model, workbench
 from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.training.running import commit_result, train
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
+from modelgit.train.choices import Lora
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.splits import split
@@ -100,3 +103,17 @@ def test_texts_are_nothing_for_a_network_of_pictures(repo: Repository) -> None:
     bench = bench_with(repo)
     with pytest.raises(DataError, match="judgements holds text, and cnn takes images or arrays"):
         bench.prepare(build_network("cnn", 2), DATA, CONFIG)
+
+
+def test_an_adapter_of_an_encoder_is_scored_with_its_base(repo: Repository) -> None:
+    bench = bench_with(repo)
+    asked = request(repo, replace(CONFIG, lora=Lora(2, 4.0, ("query", "value"))))
+    result = train(repo, bench, asked)
+    commit = commit_result(repo, asked, result)
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json"} <= repo.tree(commit).keys()
+    assert "model.safetensors" not in repo.tree(commit)
+    layer = "base_model.model.encoder.layer.{}.attention.self.{}.lora_{}.weight"
+    factors = {layer.format(i, part, x) for i in (1, 2) for part in ("query", "value") for x in "AB"}
+    assert set(result.state) == factors | {f"base_model.model.classifier.{part}" for part in ("weight", "bias")}
+    found = score(bench, state_at(repo, commit), known_model(repo, commit), DATA, 2)
+    assert found.val_accuracy == result.scores.val_accuracy

@@ -1,5 +1,6 @@
 """What the network of a version is built from: its architecture, and the small files that describe it."""
 
+from modelgit.porcelain.training.adapting import base_of
 from modelgit.porcelain.versions import parameters
 from modelgit.repo.repository import Repository
 from modelgit.train.networks.network import Design
@@ -19,4 +20,5 @@ def design_of(repo: Repository, rev: str, architecture: str) -> Design:
         return Design(architecture)
     version = repo.version(rev)
     files = {path: repo.read_blob(version.files[path], MAX_BYTES) for path in FILES if path in version.files}
-    return Design(architecture, files, sum(map(parameters, version.manifests.values())))
+    whole = repo.version(base_of(repo, version))
+    return Design(architecture, files, sum(map(parameters, whole.manifests.values())))

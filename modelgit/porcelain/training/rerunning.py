@@ -9,6 +9,7 @@ from modelgit.events import Listener, ignore
 from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scores import workbench
 from modelgit.porcelain.tensors import Tensor, load_state, torch_version
+from modelgit.porcelain.training.adapting import together
 from modelgit.porcelain.training.finding import find_data
 from modelgit.porcelain.training.leaking import FOUND_OUT
 from modelgit.porcelain.training.running import cpu_name, train
@@ -67,8 +68,7 @@ def rerun(
     recorded = load_state(weights_of(repo, commit))
     found = nearer(recorded, result.state, result.raw)
     different = [name for name in sorted(recorded) if not same_bits(recorded[name], found.get(name))]
-    start = load_state(weights_of(repo, request.start))
-    apart = distance(recorded, found, start) if different else 0.0
+    apart = far_apart(repo, commit, request, recorded, found) if different else 0.0
     notes = changes_since(record, result.device)
     both_cpu = result.device == "cpu" and record.details.get("device") == "cpu"
     if different and ((both_cpu and processes_of(record) == 1) or apart > TOLERANCE):
@@ -79,6 +79,15 @@ def rerun(
     largest = furthest(recorded, found, different[0])
     report = Retrained(commit, record.kind, result.device, len(recorded), False, apart)
     return replace(report, first=different[0], largest=largest, notes=notes)
+
+
+def far_apart(repo: Repository, commit: str, request: TrainRequest, recorded: State, found: State) -> float:
+    """Returns the distance of two results over the length of the way from the start; of adapters, folded into it."""
+    start = load_state(weights_of(repo, request.start))
+    if request.config.lora is None or recorded.keys() != found.keys():
+        return distance(recorded, found, start)
+    version = repo.version(commit)
+    return distance(together(repo, version, start, recorded), together(repo, version, start, found), start)
 
 
 def described(record: Record, key: str) -> Mapping[str, Any]:

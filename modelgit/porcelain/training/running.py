@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from modelgit.errors import UsageError
+from modelgit.formats.manifest import Manifest
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
-from modelgit.porcelain.tensors import Tensor, load_state, load_tensor, numpy_version, raw_tensors, torch_version
+from modelgit.porcelain.tensors import Tensor, load_state, numpy_version, raw_tensors, torch_version
+from modelgit.porcelain.training.adapting import CONFIG, refuse_adapter, state_at
+from modelgit.porcelain.training.adapting import FILE as ADAPTER_FILE
+from modelgit.porcelain.training.adapting import written as adapter_config
 from modelgit.porcelain.training.designs import design_of
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
-from modelgit.repo.repository import Repository
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
@@ -43,13 +47,14 @@ def run_file(repo: Repository, key: str) -> Path:
 
 def starting_state(repo: Repository, request: TrainRequest) -> dict[str, Tensor]:
     """Returns the start's tensors, with the head of another version if the request names one."""
-    init = load_state(weights_of(repo, request.start))
+    source = weights_of(repo, request.start)
+    refuse_adapter(source, request.start)
+    init = load_state(source)
     if request.head is None:
         return init
     record = read_record(repo, request.head)
-    source = weights_of(repo, request.head)
     names = record.head if record is not None else ()
-    return {**init, **{name: load_tensor(source, name) for name in names}}
+    return {**init, **state_at(repo, request.head, names)}
 
 
 # ------------------------------------------------------------------------------------------------ the commit
@@ -68,6 +73,9 @@ def commit_result(
     return commit_state(repo, request, result, Part(result.state, raw, (raw,), kept))
 
 
+Place = tuple[str, Manifest | None, Mapping[str, str], dict[str, Blob | bytes]]  # path, parent, metadata, other files
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One state of a run to commit: the version it is stored as a difference to, its parents, the other files.
@@ -84,22 +92,33 @@ class Part:
 
 def commit_state(repo: Repository, request: TrainRequest, result: TrainResult, part: Part) -> str:
     """Returns the commit of one state of a run."""
-    path = weights_path(repo.version(part.near))
-    parent = repo.version(part.near).manifests[path]
-    metadata = stored_header(repo.store, parent).metadata
+    path, parent, metadata, files = place_of(repo, request, result, part)
     with repo.store.begin() as pack:
         manifest = store_tensors(pack, raw_tensors(part.state), metadata, parent)
         pack.commit()
     record = Record(request.kind, request.architecture, result.classes, result.head, details(repo, request, result))
-    kept = {place: blob for place, blob in part.files.items() if place != RECORD_PATH}
     step = (("Step", request.step), ("Step-Key", request.key)) if request.step else ()
     draft = CommitDraft(
         parents=part.parents,
-        files={**kept, path: manifest, RECORD_PATH: write_record(record)},
+        files={**files, path: manifest, RECORD_PATH: write_record(record)},
         message=(request.message or message(request)) + part.said,
         trailers=(*step, ("Data-Digest", result.data_digest)),
     )
     return repo.commit(draft)
+
+
+def place_of(repo: Repository, request: TrainRequest, result: TrainResult, part: Part) -> Place:
+    """Returns where the weights of a state go; an adapter stands alone, with its configuration, for its base."""
+    kept: dict[str, Blob | bytes] = {path: blob for path, blob in part.files.items() if path != RECORD_PATH}
+    lora = request.config.lora
+    if lora is None or request.kind == "probe":
+        path = weights_path(repo.version(part.near))
+        parent = repo.version(part.near).manifests[path]
+        return path, parent, stored_header(repo.store, parent).metadata, kept
+    kept = {path: blob for path, blob in kept.items() if not path.endswith(WEIGHTS_SUFFIX)}
+    head = (result.head[0], result.head[1])
+    table = adapter_config(lora, part.state, head, request.start)
+    return ADAPTER_FILE, repo.version(part.near).manifests.get(ADAPTER_FILE), {"format": "pt"}, {**kept, CONFIG: table}
 
 
 def weights_path(version: Version) -> str:

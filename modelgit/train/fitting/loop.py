@@ -27,6 +27,7 @@ from modelgit.train.fitting.norms import adapting, estimate, norms_of, statistic
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
 from modelgit.train.fitting.passes import Passes, Tail, compiled, dropped, freeze
+from modelgit.train.networks.lora import leave_to_factors
 from modelgit.train.networks.network import Network
 
 REPORT_EVERY = 10
@@ -115,6 +116,8 @@ def start(network: Network, task: Task, config: FineTune, crew: Crew = SOLO) -> 
         head = set(network.get_submodule(network.head_name).parameters())
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.requires_grad and (parameter in head) == (config.trains == "head"))
+    if config.lora is not None:
+        leave_to_factors(network)
     tail = divided(Tail(network, config), config, crew, task.labels.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))

@@ -39,7 +39,7 @@ from modelgit.train.fitting.passes import Kept, Tail, dropped
 # What runs that go together have in common: all that decides the shapes and kernels of a step.
 COMMON = (
     *("steps", "batch", "batch_per_domain", "accumulate", "precision", "trains", "reprobe_steps", "frozen_stages"),
-    *("views", "augment", "compile", "checkpoint", "deterministic", "shard_weights", "batch_norm"),
+    *("views", "augment", "compile", "checkpoint", "deterministic", "shard_weights", "batch_norm", "lora"),
 )
 
 

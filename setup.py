@@ -10,14 +10,14 @@ setup(
         Extension(
             "modelgit.store.codec._kernel",
             sources=[f"{CODEC}/{name}.c" for name in ("planes", "differences", "copying", "sums")],
-            depends=[f"{CODEC}/kernel.h"],
+            depends=[f"{CODEC}/kernel.h", f"{CODEC}/numbers.h"],
             extra_compile_args=FLAGS,
             optional=True,
         ),
         Extension(
             "modelgit.merge.blocks._kernel",
             sources=[f"{BLOCKS}/vectors.c"],
-            depends=[f"{CODEC}/kernel.h"],
+            depends=[f"{CODEC}/kernel.h", f"{CODEC}/numbers.h"],
             include_dirs=[CODEC],
             extra_compile_args=FLAGS,
             optional=True,

@@ -1,7 +1,8 @@
 """Files to read from, mapped into memory where the kernel is built: four times as fast as reading.
 
 What is read is copied to where the caller wants it, so it stays as it was when it was hashed, whoever writes to the
-file; and a file that is cut short meanwhile is an error like any other.
+file; and a file that is cut short meanwhile is an error like any other. Arithmetic that reads every byte once goes
+without the copy (`view`).
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.compiled import load_library
 from modelgit.store.handles import read_all
 
@@ -60,6 +62,15 @@ class MappedFile:
     def __del__(self) -> None:
         if self.handle >= 0:
             os.close(self.handle)
+
+    def view(self, start: int, size: int) -> Bytes | None:
+        """Return a stretch of the file where it is mapped, for functions that `guarded` calls; None where it is not.
+
+        Only those may read it: anything else would end with the process when the file is cut short.
+        """
+        if self._map is None or start < 0 or start + size > self._size:
+            return None
+        return np.frombuffer(self._map, np.uint8)[start : start + size]
 
     def read_into(self, start: int, into: memoryview) -> bool:
         """Fill `into` from `start`; return whether the file is long enough. Raises OSError."""

@@ -1,42 +1,38 @@
-/* What merge methods do to blocks of float64: inner products, selection, trimming, sign election.
+/* What merge methods do to blocks: inner products of raw weights; selection, trimming, sign election of float64.
  *
  * Sizes are checked by the caller. `modelgit/merge/blocks/vectors.py` does the same in numpy: both must give the same
  * bytes, so sums keep its order and nothing is fused. */
-#include "kernel.h"
-#include <stdlib.h>
+#include "numbers.h"
+#include <stdlib.h> /* qsort */
 
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 5; }
+int modelgit_kernel_version(void) { return 6; }
 
-/* The inner product of a and b: products, then halves folded onto each other. */
-WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
-  size_t half = (n + 1) / 2;
-  for (size_t i = 0; i < n - half; i++) sum[i] = a[i] * b[i] + a[half + i] * b[half + i];
-  for (size_t i = n - half; i < half; i++) sum[i] = a[i] * b[i];
-  for (size_t size = half; size > 1; size = half) {
-    half = (size + 1) / 2;
-    for (size_t i = 0; i < size - half; i++) sum[i] += sum[half + i];
-  }
-  return n ? sum[0] : 0.0;
-}
-/* The first three folds of FOLD products at once, for `n` of the places that are left. */
+/* -------------------------------------------------------------------------------------------- inner products */
+
 #define EIGHTH (FOLD / 8)
-#define STRETCH 64 /* places worked on at once: eight stretches of a few vectors stay in the first-level cache */
-#define PAIRS 36   /* inner products worked on at once */
-#define FEW 8      /* vectors whose stretches fit into the first-level cache */
-/* `step` is how far apart the eighths of a and b lie. */
-WIDE static void eighths(const double *restrict a, const double *restrict b, size_t step, double *restrict sum) {
-  for (size_t i = 0; i < STRETCH; i++) {
-    const double *x = a + i, *y = b + i;
-    double p0 = x[0] * y[0] + x[4 * step] * y[4 * step];
-    double p1 = x[step] * y[step] + x[5 * step] * y[5 * step];
-    double p2 = x[2 * step] * y[2 * step] + x[6 * step] * y[6 * step];
-    double p3 = x[3 * step] * y[3 * step] + x[7 * step] * y[7 * step];
-    sum[i] = (p0 + p2) + (p1 + p3);
+#define STRETCH 64            /* places of each eighth worked on at once */
+#define NEAR (8 * STRETCH)    /* values of an input that are brought together, to stay in the first-level cache */
+#define ROW (EIGHTH + STRETCH) /* of a pair's sums: each in other places of the cache than the one before */
+#define TILE 4                /* inputs whose products with as many others are worked on at once */
+
+#define VALUES(NAME, T, VALUE)                                                                                       \
+  WIDE static void values_##NAME(const T *restrict x, size_t n, double *restrict to) {                               \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
+  }                                                                                                                  \
+  WIDE static void less_##NAME(const T *restrict x, const double *restrict from, size_t n, double *restrict to) {    \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)-from[i];                                                  \
   }
+FOR_VALUES(VALUES)
+static void values(int type, const u8 *x, const double *from, size_t n, double *to) {
+#define CALL(NAME, T) from ? less_##NAME((const T *)x, from, n, to) : values_##NAME((const T *)x, n, to)
+  FOR_TYPE(CALL)
+#undef CALL
 }
+
+/* Halves folded onto each other. */
 WIDE static double fold(double *restrict sum, size_t size) {
   for (size_t half; size > 1; size = half) {
     half = (size + 1) / 2;
@@ -44,45 +40,91 @@ WIDE static double fold(double *restrict sum, size_t size) {
   }
   return sum[0];
 }
-/* Three folds of each inner product x[left[k]], x[right[k]] of a whole block. The stretches of a few vectors are first
- * brought together: where they lie they would all fall into one place of the cache. */
-static void some_pairs(const double *const *x, size_t vectors, size_t at, const u32 *left, const u32 *right,
-                       size_t count, double *sums) {
-  double near[FEW][8 * STRETCH];
-  for (size_t s = 0; s < EIGHTH; s += STRETCH) {
-    for (size_t v = 0; v < vectors && vectors <= FEW; v++)
-      for (size_t k = 0; k < 8; k++)
-        memcpy(near[v] + k * STRETCH, x[v] + at + s + k * EIGHTH, STRETCH * sizeof(double));
-    for (size_t k = 0; k < count; k++) {
-      double *sum = sums + k * EIGHTH + s;
-      if (vectors <= FEW) eighths(near[right[k]], near[left[k]], STRETCH, sum);
-      else eighths(x[right[k]] + at + s, x[left[k]] + at + s, EIGHTH, sum);
+/* The inner product of a and b. */
+WIDE static double dot(const double *restrict a, const double *restrict b, size_t n, double *restrict sum) {
+  for (size_t i = 0; i < n; i++) sum[i] = a[i] * b[i];
+  return fold(sum, n);
+}
+/* The first three folds of FOLD products at once, for a few of the places that are left. */
+WIDE static void eighths(const double *restrict a, const double *restrict b, double *restrict sum) {
+  for (size_t i = 0; i < STRETCH; i++) {
+    const double *x = a + i, *y = b + i;
+    double p0 = x[0] * y[0] + x[4 * STRETCH] * y[4 * STRETCH];
+    double p1 = x[STRETCH] * y[STRETCH] + x[5 * STRETCH] * y[5 * STRETCH];
+    double p2 = x[2 * STRETCH] * y[2 * STRETCH] + x[6 * STRETCH] * y[6 * STRETCH];
+    double p3 = x[3 * STRETCH] * y[3 * STRETCH] + x[7 * STRETCH] * y[7 * STRETCH];
+    sum[i] = (p0 + p2) + (p1 + p3);
+  }
+}
+
+/* Inner products of `count` inputs of n elements of a type, (count, count) for each FOLD elements in turn, the upper
+ * triangle; with `base`, of what they are less it. `scratch` holds 4 * FOLD float64. */
+struct products {
+  const u8 *const *x;
+  const u8 *base;
+  double *scratch, *products;
+  size_t count, n;
+  int type;
+};
+
+/* Brings stretches of an input's eighths together, from element `at` of the first on: where they lie they would all fall
+ * into one place of the cache. What comes next is fetched meanwhile. */
+static void bring(int type, const u8 *x, size_t at, const double *origin, double *near) {
+  for (size_t k = 0; k < 8; k++) {
+    const u8 *from = x + (at + k * EIGHTH) * WIDTHS[type];
+    fetch(from + FOLD * WIDTHS[type], STRETCH * WIDTHS[type]);
+    values(type, from, origin ? origin + k * STRETCH : NULL, STRETCH, near + k * STRETCH);
+  }
+}
+
+/* Products over FOLD elements from `at` on, of a few inputs from `left` on with those from `right` on. */
+static void tile(const struct products *job, size_t at, size_t left, size_t right, double *products) {
+  double near[2 * TILE * NEAR], base[NEAR], *origin = job->base ? base : NULL;
+  double *others = left == right ? near : near + TILE * NEAR, *sum = job->scratch;
+  size_t count = job->count, end = left + TILE < count ? left + TILE : count;
+  size_t stop = right + TILE < count ? right + TILE : count;
+  for (size_t s = 0; s < EIGHTH; s += STRETCH, sum = job->scratch + s) {
+    if (origin) bring(job->type, job->base, at + s, NULL, origin);
+    for (size_t i = left; i < end; i++) bring(job->type, job->x[i], at + s, origin, near + (i - left) * NEAR);
+    if (others != near)
+      for (size_t j = right; j < stop; j++) bring(job->type, job->x[j], at + s, origin, others + (j - right) * NEAR);
+    for (size_t i = left; i < end; i++)
+      for (size_t j = left == right ? i : right; j < stop; j++, sum += ROW)
+        eighths(others + (j - right) * NEAR, near + (i - left) * NEAR, sum);
+  }
+  sum = job->scratch;
+  for (size_t i = left; i < end; i++)
+    for (size_t j = left == right ? i : right; j < stop; j++, sum += ROW) products[i * count + j] = fold(sum, EIGHTH);
+}
+
+/* Products over the last n elements, from `at` on: fewer than FOLD. */
+static void rest(const struct products *job, size_t at, size_t n, double *products) {
+  double *origin = job->base ? job->scratch : NULL, *a = job->scratch + FOLD, *b = a + FOLD;
+  size_t start = at * WIDTHS[job->type];
+  if (origin) values(job->type, job->base + start, NULL, n, origin);
+  for (size_t i = 0; i < job->count; i++) {
+    values(job->type, job->x[i] + start, origin, n, a);
+    for (size_t j = i; j < job->count; j++) {
+      if (j > i) values(job->type, job->x[j] + start, origin, n, b);
+      products[i * job->count + j] = dot(j > i ? b : a, a, n, b + FOLD);
     }
   }
 }
 
-/* Inner products of `count` vectors, the upper triangle of (count, count), for each FOLD elements of n in turn. */
-void modelgit_gram(size_t count, const double *const *x, size_t n, double *products) {
-  double *sums = malloc(PAIRS * EIGHTH * sizeof *sums + FOLD / 2 * sizeof *sums), *scratch = sums + PAIRS * EIGHTH;
-  u32 left[PAIRS], right[PAIRS];
-  if (!sums) return;
-  for (size_t at = 0; at < n; at += FOLD, products += count * count) {
-    size_t m = n - at < FOLD ? n - at : FOLD, filled = 0;
-    for (size_t i = 0; i < count; i++)
-      for (size_t j = i; j < count; j++) {
-        if (m < FOLD) {
-          products[i * count + j] = dot(x[j] + at, x[i] + at, m, scratch);
-          continue;
-        }
-        left[filled] = (u32)i, right[filled++] = (u32)j;
-        if (filled < PAIRS && (i + 1 < count || j + 1 < count)) continue;
-        some_pairs(x, count, at, left, right, filled, sums);
-        for (size_t k = 0; k < filled; k++) products[left[k] * count + right[k]] = fold(sums + k * EIGHTH, EIGHTH);
-        filled = 0;
-      }
+/* For `modelgit_safely`. */
+void modelgit_gram(const struct products *job) {
+  double *products = job->products;
+  for (size_t at = 0; at < job->n; at += FOLD, products += job->count * job->count) {
+    if (job->n - at < FOLD) {
+      rest(job, at, job->n - at, products);
+      return;
+    }
+    for (size_t i = 0; i < job->count; i += TILE)
+      for (size_t j = i; j < job->count; j += TILE) tile(job, at, i, j, products);
   }
-  free(sums);
 }
+
+/* ------------------------------------------------------------------------------------------------ float64 blocks */
 
 static inline double size_of(double x) { return __builtin_fabs(x); }
 

@@ -13,19 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from modelgit.merge.blocks.sums import BLOCK, Array, folded
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, sums
+from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.compiled import load_library
+from modelgit.store.codec.compiled import TYPES, guarded, load_library, pointers
 
-KERNEL_VERSION = 5
+KERNEL_VERSION = 6
+SCRATCH_BYTES = 8 * 4 * BLOCK  # of inner products
 ITEM_BYTES, SPREAD = 16, 1  # of a row's element while it is ranked; buckets for each
 Draws = npt.NDArray[np.uint32]
 
 
 class Vectors(Protocol):
-    """What is done to blocks: contiguous float64 arrays of one size."""
+    """What is done to blocks: contiguous float64 arrays of one size, but for the raw inputs of `products`."""
 
-    def gram(self, vectors: Sequence[Array]) -> Array:
-        """Return the inner products of each `BLOCK` elements in turn (n / BLOCK, M, M), summed as `folded` does."""
+    @property
+    def guarded(self) -> bool:
+        """Whether `products` may be given what lies in mapped files."""
+
+    def products(self, inputs: Sequence[Bytes], dtype: str, base: Bytes | None = None) -> Array:
+        """Return the inner products of each `BLOCK` elements in turn (n / BLOCK, M, M), summed as `folded` does.
+
+        Inputs are raw and aligned; with `base`, products are those of what they are less it. What is not finite in an
+        input is not finite on the diagonal either; where a mapped file was cut short, no product is a number.
+        """
 
     def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
         """Return how many magnitudes are above `high`, and those from `low` to `high`, in order."""
@@ -64,8 +75,13 @@ class Vectors(Protocol):
 class NumpyVectors:
     """The arithmetic in numpy: the reference, and what is used without the kernel."""
 
-    def gram(self, vectors: Sequence[Array]) -> Array:
-        count, rows = len(vectors), np.stack([vector.reshape(-1) for vector in vectors])
+    guarded = False
+
+    def products(self, inputs: Sequence[Bytes], dtype: str, base: Bytes | None = None) -> Array:
+        count, given = len(inputs), [*inputs] if base is None else [*inputs, base]
+        rows = np.empty((len(given), len(inputs[0]) // ARITHMETIC_WIDTHS[dtype]))
+        sums().spread(given, dtype, rows, minus=base is not None)
+        rows = rows[:count]
         parts = [rows[:, start : start + BLOCK] for start in range(0, rows.shape[1], BLOCK)]
         result = np.zeros((len(parts), count, count))
         for part, products in zip(parts, result, strict=True):
@@ -123,15 +139,29 @@ class NumpyVectors:
         return summed / np.where(share == 0, 1.0, share) if normalize else summed
 
 
+class Products(ctypes.Structure):
+    """What `modelgit_gram` works on."""
+
+    _fields_ = (
+        ("inputs", ctypes.c_void_p),
+        ("base", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("products", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("elements", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+    )
+
+
 class CompiledVectors:
     """The arithmetic of the kernel."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         place, number, real, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double, ctypes.c_uint64
         several = [number, place, place, number]
-        self._library = library
+        self._library, codec = library, load_library()
+        self.guarded, self._guarded = codec is not None, guarded(codec)
         for name, kinds in {
-            "gram": [number, place, number, place],
             "band": [place, number, real, real, place, place],
             "trim": [place, number, real, real],
             "drop": [place, number, place, count, real],
@@ -143,11 +173,13 @@ class CompiledVectors:
             getattr(library, f"modelgit_{name}").argtypes = kinds
         library.modelgit_band.restype = number
 
-    def gram(self, vectors: Sequence[Array]) -> Array:
-        count, n = len(vectors), vectors[0].size
-        result = np.zeros((-(-n // BLOCK), count, count))
-        self._library.modelgit_gram(count, addresses(vectors), n, result.ctypes.data)
-        return mirrored(result)
+    def products(self, inputs: Sequence[Bytes], dtype: str, base: Bytes | None = None) -> Array:
+        count, n = len(inputs), len(inputs[0]) // ARITHMETIC_WIDTHS[dtype]
+        result, scratch = np.zeros((-(-n // BLOCK), count, count)), TOOLS.buffer("products", SCRATCH_BYTES)
+        places, origin = pointers(inputs), None if base is None else base.ctypes.data
+        ends = ctypes.addressof(places), origin, scratch.ctypes.data, result.ctypes.data
+        done = self._guarded(self._library.modelgit_gram, Products(*ends, count, n, TYPES[dtype]))
+        return mirrored(result if done else np.full_like(result, np.nan))
 
     def band(self, values: Array, low: float, high: float) -> tuple[int, Array]:
         found, above = TOOLS.buffer("band", 8 * (values.size + 1)).view(np.float64), ctypes.c_size_t()
@@ -212,9 +244,14 @@ def below(count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     return rows, columns
 
 
+def gram(values: Sequence[Array]) -> Array:
+    """Return the inner products of contiguous float64 arrays as `Vectors.products` does, (n / BLOCK, M, M)."""
+    return vectors().products([each.reshape(-1).view(np.uint8) for each in values], "F64")
+
+
 def square_sum(values: Array) -> float:
     """Return the sum of squares, in the order of `tree_sum`."""
-    return float(sum(vectors().gram([values])[:, 0, 0]))
+    return float(sum(gram([values])[:, 0, 0]))
 
 
 def limit_of(density: float) -> int:

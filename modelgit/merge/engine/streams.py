@@ -14,18 +14,17 @@ import numpy as np
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
-from modelgit.merge.blocks.sums import BLOCK, Array
+from modelgit.merge.blocks.sums import Array
 from modelgit.merge.blocks.tensors import Inputs, grid
 from modelgit.merge.blocks.vectors import vectors
 from modelgit.merge.engine.reading import frame_peak, whole
-from modelgit.merge.engine.windows import Reading, Window, Workshop
+from modelgit.merge.engine.windows import CHUNK_BYTES, Reading, Window, Workshop
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, spread, sums
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import FRAME_BYTES, frame_count
 from modelgit.store.writing import Fill
 
 T = TypeVar("T")
-CHUNK_BYTES = 1 << 20  # of each input read at once, unless a block is longer; short copies can be five times as slow
 
 
 class NotFinite(Exception):
@@ -153,18 +152,52 @@ class Stream:
 
     def summed(self, used: Sequence[int], coefficients: Sequence[float], divisor: float) -> Fill:
         """Return a fill that gives the frames of a weighted sum of some inputs. It raises NotFinite."""
-        reading, factors = self._opened(), np.array(coefficients, np.float64)
+        reading, factors, dtype = self._opened(), np.array(coefficients, np.float64), self.subject.dtype
+        step = reading.stretch(guarded=True)
 
         def fill(number: int, into: Bytes) -> Bytes:
-            start, step = number * FRAME_BYTES, CHUNK_BYTES
+            start = number * FRAME_BYTES
             with self._shop.window() as window:
                 for at in range(0, len(into), step):
                     part = into[at : at + step]
-                    raw = reading.read(window, start + at, start + at + len(part))
-                    sums().combine([raw[i] for i in used], factors, divisor, self.subject.dtype, part)
+                    for guarded in (True, False):  # again where a mapped file was cut short: reading tells which one
+                        raw = reading.read(window, start + at, start + at + len(part), guarded=guarded)
+                        if sums().combine([raw[i] for i in used], factors, divisor, dtype, part):
+                            break
             return self.finite(into)
 
         return fill
+
+    def products(self) -> list[Array]:
+        """Return the heads' inner products for each `BLOCK` elements, (n, M, M), frame by frame. Raises NotFinite.
+
+        They are of head - base where the stream is one of task vectors.
+        """
+        reading, size = self._opened(), size_bytes(self.subject.dtype, self.shape)
+        self._shop.hold(reading)
+        step = reading.stretch(guarded=vectors().guarded)
+
+        def frame(number: int) -> Array:
+            first, last = number * FRAME_BYTES, min(size, (number + 1) * FRAME_BYTES)
+            with self._shop.window() as window:
+                parts = [self._products(window, at, min(at + step, last)) for at in range(first, last, step)]
+            return np.concatenate(parts)
+
+        found = self._shop.each(frame, range(frame_count(size)))
+        self.checked = True
+        return found
+
+    def _products(self, window: Window, start: int, stop: int) -> Array:
+        """Return those of a stretch. What is not finite, or was cut short, shows on the diagonal; then look again."""
+        heads, dtype = len(self.weights), self.subject.dtype
+        for guarded in (vectors().guarded, False):
+            raw = self._opened().read(window, start, stop, guarded=guarded)
+            found = vectors().products(raw[:heads], dtype, raw[heads] if self._deltas else None)
+            if np.isfinite(found.diagonal(0, 1, 2)).all():
+                return found
+        if any(frame_peak(data.data, dtype) == math.inf for data in raw):
+            raise NotFinite(self.name)
+        return found
 
     def finite(self, raw: Bytes) -> Bytes:
         """Return a raw frame of the result. Raises NotFinite if it holds what is not finite."""
@@ -254,16 +287,10 @@ def products(stream: Stream) -> Array:
 
     Each frame is summed by itself, then the frames.
     """
-    count = len(stream.weights)
-
-    def look(block: Inputs) -> Array:
-        return vectors().gram(block.deltas() if block.base is not None else list(block.heads))
-
-    parts = np.concatenate([np.zeros((0, count, count)), *stream.each(look)])
-    step, total = FRAME_BYTES // ARITHMETIC_WIDTHS[stream.subject.dtype] // BLOCK, np.zeros((count, count))
-    for start in range(0, len(parts), step):
-        frame = np.zeros((count, count))
-        for part in parts[start : start + step]:
+    total = np.zeros((len(stream.weights),) * 2)
+    for parts in stream.products():
+        frame = np.zeros_like(total)
+        for part in parts:
             frame += part
         total += frame
     return total

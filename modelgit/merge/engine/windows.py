@@ -1,8 +1,9 @@
 """Raw bytes of several models side by side, in memory that is used again and again.
 
-Files are read a stretch at a time, straight from the page cache. Objects of a store come in frames, which a window
-keeps until the next is needed; where all frames of a tensor are few, they are kept for all passes over it. There are
-as many windows as threads, fewer where the models are many: memory is bounded by frames, not by tensors.
+Files are read a stretch at a time, straight from the page cache, or not at all: the kernel takes values where they are
+mapped. Objects of a store come in frames, which a window keeps until the next is needed; where all frames of a tensor
+are few, they are kept for all passes over it. There are as many windows as threads, fewer where the models are many:
+memory is bounded by frames, not by tensors.
 """
 
 import tempfile
@@ -29,6 +30,8 @@ from modelgit.store.reading import Link
 T = TypeVar("T")
 R = TypeVar("R")
 HELD_BYTES = 48 << 20  # of a tensor's inputs, that are kept between passes
+CHUNK_BYTES = 1 << 20  # of each file that is copied at once; short copies can be five times as slow
+ALIGNED = 8  # elements of every type lie at multiples of their own size
 WINDOW_BYTES = 128 << 20  # of all windows together; a single one may need more: then it lies in a temporary file
 
 
@@ -65,25 +68,36 @@ class Window:
 class Reading:
     """The inputs of one tensor, opened; each has its number.
 
-    `direct` fill a buffer from a given byte on; `stored` are objects of `store`; `held` are raw bytes at hand.
+    `direct` fill a buffer from a given byte on; `mapped` are those of them that lie in memory, for functions that a
+    kernel guards. `stored` are objects of `store`; `held` are raw bytes at hand.
     """
 
     size: int
     direct: dict[int, Callable[[int, Bytes], None]] = field(default_factory=dict)
+    mapped: dict[int, Bytes] = field(default_factory=dict)
     stored: dict[int, Link] = field(default_factory=dict)
     held: dict[int, Bytes] = field(default_factory=dict)
     store: ObjectStore | None = None
 
-    def read(self, window: Window, start: int, stop: int) -> list[Bytes]:
-        """Return bytes `start` to `stop` of every input, in order; they are valid until the window reads again."""
-        found = {number: data[start:stop] for number, data in self.held.items()}
-        if self.direct:
-            places = window.memory("direct", len(self.direct) * _even(stop - start))
-            for row, (number, fill) in enumerate(self.direct.items()):
+    def stretch(self, *, guarded: bool) -> int:
+        """Return how many bytes are best read at once."""
+        copied = len(self.direct) > (len(self.mapped) if guarded else 0)
+        return CHUNK_BYTES if copied else FRAME_BYTES
+
+    def read(self, window: Window, start: int, stop: int, *, guarded: bool = False) -> list[Bytes]:
+        """Return bytes `start` to `stop` of every input, in order; they are valid until the window reads again.
+
+        With `guarded` they are for a function of the kernel that ends safely when a mapped file is cut short.
+        """
+        at_hand = {**self.held, **self.mapped} if guarded else self.held
+        found = {number: data[start:stop] for number, data in at_hand.items()}
+        if waiting := [(number, fill) for number, fill in self.direct.items() if number not in found]:
+            places = window.memory("direct", len(waiting) * _even(stop - start))
+            for row, (number, fill) in enumerate(waiting):
                 into = found[number] = places[row * _even(stop - start) :][: stop - start]
                 fill(start, into)
-        if waiting := [number for number in self.stored if number not in self.held]:
-            found.update(zip(waiting, self._framed(window, waiting, start, stop), strict=True))
+        if framed := [number for number in self.stored if number not in self.held]:
+            found.update(zip(framed, self._framed(window, framed, start, stop), strict=True))
         return [found[number] for number in range(len(found))]
 
     def _framed(self, window: Window, waiting: Sequence[int], start: int, stop: int) -> list[Bytes]:
@@ -172,6 +186,9 @@ class Workshop:
         for number, (source, entry) in enumerate(inputs):
             if isinstance(source, FileTensors):
                 reading.direct[number] = source.reader(entry.name)
+                view = source.view(entry.name)
+                if view is not None and view.ctypes.data % ALIGNED == 0:
+                    reading.mapped[number] = view
                 continue
             store, link = source.opened(entry.name) if isinstance(source, StoredTensors) else (None, None)
             if link is not None and reading.store in (None, store):

@@ -8,7 +8,7 @@ from blake3 import blake3
 from modelgit.errors import Conflict
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
-from modelgit.merge.blocks.vectors import vectors
+from modelgit.merge.blocks.vectors import gram
 from modelgit.merge.engine.plan import conflict_error
 from modelgit.merge.engine.reading import frame_peak, whole, widened
 from modelgit.merge.informed.statistics import Kind, Statistics, wanted_shape
@@ -66,7 +66,7 @@ def _fisher(source: TensorSource, entry: TensorEntry) -> tuple[float, str]:
         values = widened(frame, entry.dtype)
         if values.size and float(values.min()) < 0:
             return 0.0, "values of 0 or more"
-        squares.extend(float(part[0, 0]) for part in vectors().gram([values]))
+        squares.extend(float(part[0, 0]) for part in gram([values]))
     return math.fsum(squares), ""
 
 
@@ -83,4 +83,4 @@ def _gram(source: TensorSource, entry: TensorEntry) -> tuple[float, str]:
         return 0.0, "inner products of inputs: a symmetric matrix"
     if (np.abs(values) > (1 + TOLERANCE) * reach).any():
         return 0.0, "inner products of inputs: none above those of the diagonal"
-    return math.fsum(float(part[0, 0]) for part in vectors().gram([values.reshape(-1)])), ""
+    return math.fsum(float(part[0, 0]) for part in gram([values])), ""

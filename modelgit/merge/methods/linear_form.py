@@ -8,7 +8,7 @@ import numpy as np
 
 from modelgit.errors import UsageError
 from modelgit.merge.blocks.sums import Array, tree_sum
-from modelgit.merge.blocks.vectors import vectors as pinned
+from modelgit.merge.blocks.vectors import gram as pinned
 
 __all__ = ["Array", "LinearForm", "about_base", "cosine_of", "gram", "small_dot", "tree_sum", "weighted_mean"]
 
@@ -55,7 +55,7 @@ def about_base(form: LinearForm) -> LinearForm:
 
 def gram(vectors: Sequence[Array]) -> Array:
     """Return the matrix of inner products of the flattened vectors, shape (M, M), summed as `tree_sum` does."""
-    parts = pinned().gram([np.ascontiguousarray(vector).reshape(-1) for vector in vectors])
+    parts = pinned([np.ascontiguousarray(vector) for vector in vectors])
     total = np.zeros((len(vectors), len(vectors)))
     for part in parts:
         total += part

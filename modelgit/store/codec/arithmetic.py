@@ -110,8 +110,8 @@ class Sums(Protocol):
     def finish(self, total: Floats, divisor: float, dtype: str, into: Bytes) -> None:
         """Write `total / divisor`, rounded once to `dtype`, as little-endian bytes into `into` (n * width,)."""
 
-    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
-        """Accumulate and finish in one go."""
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> bool:
+        """Accumulate and finish in one go; return whether all inputs were there: mapped files may be cut short."""
 
 
 class NumpySums:
@@ -160,10 +160,11 @@ class NumpySums:
                 little = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
                 into[start * width : start * width + little.nbytes] = little.view(np.uint8)
 
-    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> bool:
         total = np.empty(len(into) // ARITHMETIC_WIDTHS[dtype], np.float64)
         self.accumulate(total, inputs, coefficients, dtype, first=True)
         self.finish(total, divisor, dtype, into)
+        return True
 
 
 @cache

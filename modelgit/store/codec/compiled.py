@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
 
-KERNEL_VERSION = 7  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 8  # of the functions in the kernel; another build is not used
 TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 VECTOR = 8  # words that may be written beyond the last
@@ -31,6 +31,32 @@ def pointers(planes: Bytes | Sequence[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
 def size(count: int) -> ctypes.c_size_t:
     """Return a number as the kernel takes sizes."""
     return ctypes.c_size_t(count)
+
+
+class Combination(ctypes.Structure):
+    """What `modelgit_combine` works on."""
+
+    _fields_ = (
+        ("inputs", ctypes.c_void_p),
+        ("coefficients", ctypes.c_void_p),
+        ("into", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("elements", ctypes.c_size_t),
+        ("divisor", ctypes.c_double),
+        ("type", ctypes.c_int),
+    )
+
+
+def guarded(library: ctypes.CDLL | None) -> Callable[[Callable[..., object], ctypes.Structure], bool]:
+    """Return what calls a function of a kernel that reads mapped files, and tells whether all was there to be read.
+
+    Where a file was cut short the function ends at once, and its result is worth nothing. Where the kernel cannot guard
+    anything, no file is mapped (`MappedFile.view`), and there is nothing to guard.
+    """
+    call = getattr(library, "modelgit_safely", None)
+    if call is None:
+        return lambda work, job: work(ctypes.byref(job)) is None or True
+    return lambda work, job: not call(work, ctypes.byref(job))
 
 
 class CompiledTransforms:
@@ -108,7 +134,7 @@ class CompiledSums:
     """The weighted sums of the kernel."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self._library, self._guarded = library, guarded(library)
         library.modelgit_peak.restype = ctypes.c_uint64
 
     def peak(self, data: Bytes, dtype: str) -> int:
@@ -132,9 +158,11 @@ class CompiledSums:
         share = ctypes.c_double(divisor)
         self._library.modelgit_finish(TYPES[dtype], pointer(total), share, size(len(total)), pointer(into))
 
-    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> None:
-        places = (size(len(inputs)), pointers(inputs), pointer(coefficients), ctypes.c_double(divisor))
-        self._library.modelgit_combine(TYPES[dtype], *places, size(len(into) // WIDTHS[dtype]), pointer(into))
+    def combine(self, inputs: Sequence[Bytes], coefficients: Floats, divisor: float, dtype: str, into: Bytes) -> bool:
+        places, count = pointers(inputs), len(into) // WIDTHS[dtype]
+        ends = ctypes.addressof(places), coefficients.ctypes.data, into.ctypes.data
+        job = Combination(*ends, len(inputs), count, divisor, TYPES[dtype])
+        return self._guarded(self._library.modelgit_combine, job)
 
 
 def load_library(folder: Path = Path(__file__).parent, version: int = KERNEL_VERSION) -> ctypes.CDLL | None:

@@ -1,5 +1,5 @@
-/* Copies out of mapped files. Somebody may cut a file short while it is mapped: then the system sends SIGBUS, which
- * would end the process; here the copy ends instead, and says so. */
+/* Reading from mapped files. Somebody may cut a file short while it is mapped: then the system sends SIGBUS, which
+ * would end the process; here the reading ends instead, and says so. */
 #include "kernel.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -25,8 +25,9 @@ static void install(void) {
   sigaction(SIGBUS, &ours, &before);
 }
 
-/* Returns 0, or 1 if `from` is not there any more. */
-int modelgit_copy(void *to, const void *from, size_t n) {
+/* Runs work(job), which reads from mapped files and holds nothing that it would have to give back. Returns 0, or 1 if
+ * some of it is not there any more. */
+int modelgit_safely(void (*work)(const void *), const void *job) {
   sigjmp_buf here;
   pthread_once(&installed, install);
   if (sigsetjmp(here, 0)) {
@@ -35,9 +36,23 @@ int modelgit_copy(void *to, const void *from, size_t n) {
   }
   escape = &here;
   __asm__ volatile("" ::: "memory");
-  memcpy(to, from, n);
+  work(job);
   __asm__ volatile("" ::: "memory");
   escape = NULL;
   return 0;
+}
+
+struct copy {
+  void *to;
+  const void *from;
+  size_t n;
+};
+static void copy(const void *job) {
+  const struct copy *c = job;
+  memcpy(c->to, c->from, c->n);
+}
+int modelgit_copy(void *to, const void *from, size_t n) {
+  struct copy job = {to, from, n};
+  return modelgit_safely(copy, &job);
 }
 #endif

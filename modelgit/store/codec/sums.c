@@ -2,35 +2,9 @@
  * order given, rounded once to nearest even. Compiled without contraction: no multiply-add is fused.
  *
  * `modelgit/store/codec/arithmetic.py` does the same in numpy: both must give the same bytes. */
-#include "kernel.h"
+#include "numbers.h"
 
 #define BLOCK 1024 /* elements worked on at once: their float64 stay in the first-level cache */
-
-enum { BF16, F16, F32, F64 };
-
-static inline float as_float(u32 bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-static inline u32 float_bits(float value) {
-  u32 bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
-static inline u64 double_bits(double value) {
-  u64 bits;
-  memcpy(&bits, &value, 8);
-  return bits;
-}
-
-/* Half precision: the exponent's bias is corrected by a product, which is exact, for subnormal numbers too. */
-static inline float half_value(u16 half) {
-  u32 magnitude = (u32)(half & 0x7FFF) << 13, sign = (u32)(half & 0x8000) << 16;
-  u32 scaled = float_bits(as_float(magnitude) * 0x1p112f);
-  u32 special = magnitude | 0x7F800000;
-  return as_float(sign | ((half & 0x7C00) == 0x7C00 ? special : scaled));
-}
 
 #define LOADS(NAME, T, VALUE)                                                                                        \
   WIDE static void widen_##NAME(const T *restrict x, size_t n, double *restrict to) {                                \
@@ -45,19 +19,7 @@ static inline float half_value(u16 half) {
   WIDE static void add_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                        \
     for (size_t i = 0; i < n; i++) to[i] += (double)(VALUE)*c;                                                       \
   }
-LOADS(BF16, u16, as_float((u32)x[i] << 16))
-LOADS(F16, u16, half_value(x[i]))
-LOADS(F32, float, x[i])
-LOADS(F64, double, x[i])
-
-#define FOR_TYPE(CALL)                                                                                               \
-  switch (type) {                                                                                                    \
-  case BF16: CALL(BF16, u16); break;                                                                                 \
-  case F16: CALL(F16, u16); break;                                                                                   \
-  case F32: CALL(F32, float); break;                                                                                 \
-  case F64: CALL(F64, double); break;                                                                                \
-  }
-static const size_t WIDTHS[] = {2, 2, 4, 8};
+FOR_VALUES(LOADS)
 
 /* Float32 bits cut towards zero, last bit set where anything was cut off: rounding these again to a narrower type
  * equals one rounding (Boldo and Melquiond 2008, theorem 3). */
@@ -97,8 +59,21 @@ WIDE static void narrow_F64(const double *restrict x, size_t n, u64 *restrict to
     to[i] = x[i] != x[i] ? 0x7FF8000000000000ULL : v;
   }
 }
+/* At once, by rounding the last 45 bits off the double, unless a value is too small for a normal number of the type: then
+ * not zero comes back, and all is to be done as above. */
+WIDE static u64 narrow_normal(const double *restrict x, size_t n, u16 *restrict to) {
+  u64 small = 0;
+  for (size_t i = 0; i < n; i++) {
+    u64 v = double_bits(x[i]), size = v & 0x7FFFFFFFFFFFFFFFULL;
+    u32 near = float_bits((float)as_double((v + 0xFFFFFFFFFFFULL + (v >> 45 & 1)) & ~0x1FFFFFFFFFFFULL));
+    small |= (u64)((int64_t)size < 0x3810000000000000LL) & (u64)(size != 0);
+    to[i] = x[i] != x[i] ? 0x7FC0 : (u16)(near >> 16);
+  }
+  return small;
+}
 static void narrow(int type, const double *x, size_t n, void *to) {
   u32 bits[BLOCK];
+  if (type == BF16 && !narrow_normal(x, n, to)) return;
   if (type == F32) {
     narrow_F32(x, n, to);
   } else if (type == F64) {
@@ -162,13 +137,26 @@ void modelgit_finish(int type, const double *total, double divisor, size_t n, u8
   }
 }
 
-/* Both at once, with nothing in between but what is in the cache. */
-void modelgit_combine(int type, size_t count, const u8 *const *x, const double *c, double divisor, size_t n, u8 *to) {
+/* Both at once, with nothing in between but what is in the cache. For `modelgit_safely`. */
+struct combination {
+  const u8 *const *x;
+  const double *c;
+  u8 *to;
+  size_t count, n;
+  double divisor;
+  int type;
+};
+void modelgit_combine(const struct combination *job) {
   double total[BLOCK];
-  for (size_t i = 0; i < n; i += BLOCK) {
-    size_t m = n - i < BLOCK ? n - i : BLOCK;
-    for (size_t j = 0; j < count; j++) add(type, x[j] + i * WIDTHS[type], c[j], m, total, j == 0);
-    modelgit_finish(type, total, divisor, m, to + i * WIDTHS[type]);
+  size_t width = WIDTHS[job->type];
+  for (size_t i = 0; i < job->n; i += BLOCK) {
+    size_t m = job->n - i < BLOCK ? job->n - i : BLOCK;
+    for (size_t j = 0; j < job->count; j++) {
+      const u8 *x = job->x[j] + i * width;
+      fetch(x + BLOCK * width, BLOCK * width);
+      add(job->type, x, job->c[j], m, total, j == 0);
+    }
+    modelgit_finish(job->type, total, job->divisor, m, job->to + i * width);
   }
 }
 

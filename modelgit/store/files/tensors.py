@@ -180,6 +180,11 @@ class FileTensors:
 
         return fill
 
+    def view(self, name: str) -> Bytes | None:
+        """Return a tensor's bytes in the mapped file, None where there is no such thing; see `MappedFile.view`."""
+        span = self._span(name)
+        return self._file.view(self.header.data_start + span.start, span.end - span.start)
+
     def read(self, name: str) -> bytearray:
         """Return a tensor's raw little-endian bytes. Raises FormatError."""
         return bytearray(b"".join(bytes(frame) for frame in self.frames(name)))

@@ -11,7 +11,8 @@ from modelgit.merge.blocks.masks import draws
 from modelgit.merge.blocks.ranking import Cut, keep, largest, largest_of_all
 from modelgit.merge.blocks.sums import Array, folded, tree_sum
 from modelgit.merge.blocks.tensors import BLOCK_ELEMENTS, ArrayTensor, Inputs
-from modelgit.merge.blocks.vectors import NumpyVectors, Vectors, limit_of, square_sum, vectors
+from modelgit.merge.blocks.vectors import NumpyVectors, Vectors, gram, limit_of, square_sum, vectors
+from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, spread
 
 SIZES = pytest.mark.parametrize("size", [0, 1, 7, 1001, 8008, 16384, 40_000])
 PLAIN = NumpyVectors()
@@ -22,6 +23,10 @@ def rows(size: int, count: int = 3) -> list[Array]:
     return [row.copy() for row in np.random.default_rng(size).standard_normal((count, size)).round(1)]
 
 
+def raw(some: Sequence[Array]) -> list[npt.NDArray[np.uint8]]:
+    return [row.view(np.uint8) for row in some]
+
+
 def both(work: Callable[[Vectors], Array]) -> None:
     assert work(PLAIN).tobytes() == work(vectors()).tobytes()
 
@@ -29,13 +34,39 @@ def both(work: Callable[[Vectors], Array]) -> None:
 @SIZES
 def test_sums_over_vectors_are_the_same_in_the_kernel(size: int) -> None:
     some, weights = rows(size), (0.5, -0.3, 0.4)
-    both(lambda tools: tools.gram(some))
-    both(lambda tools: tools.gram(rows(size, 9)))  # more pairs than are worked on at once
+    both(lambda tools: tools.products(raw(some), "F64"))
+    both(lambda tools: tools.products(raw(rows(size, 9)), "F64"))  # more pairs than are worked on at once
     both(lambda tools: tools.mix(some, weights))
     for normalize in (True, False):
         for even in (1.0, -1.0):
             both(lambda tools, n=normalize, e=even: tools.elect(some, weights, normalize=n, even=e))  # type: ignore[misc]
     both(lambda tools: tools.elect(some, (0.1, 0.2, 0.7), (1.0, 1.0, 1.0), normalize=True))
+
+
+@SIZES
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_products_of_raw_inputs_are_the_same_in_the_kernel(size: int, dtype: str, count: int) -> None:
+    inputs = [np.zeros(size * ARITHMETIC_WIDTHS[dtype], np.uint8) for _ in range(count + 1)]
+    for values, into in zip(rows(size, count + 1), inputs, strict=True):
+        finish(values, 1.0, dtype, into)
+    *heads, base = inputs
+    both(lambda tools: tools.products(heads, dtype))
+    both(lambda tools: tools.products(heads, dtype, base))
+    wide = np.empty((count + 1, size))
+    spread(inputs, dtype, wide, minus=True)
+    assert np.allclose(vectors().products(heads, dtype, base).sum(0), wide[:-1] @ wide[:-1].T, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 16384, 39_999])
+def test_what_is_not_finite_shows_on_the_diagonal(bad: float, place: int) -> None:
+    some = [row.astype(np.float32) for row in rows(40_000)]
+    some[1][place] = bad
+    *heads, base = [row.view(np.uint8) for row in some]
+    found = vectors().products([heads[0], heads[1]], "F32", base).diagonal(0, 1, 2)
+    assert np.isfinite(found[:, 0]).all() and np.isfinite(found[:, 1]).tolist().index(False) == place // 16384
+    assert not np.isfinite(vectors().products([base], "F32", heads[1])).all()
 
 
 def changed(work: Callable[[Array], None], values: Array) -> Array:
@@ -74,7 +105,7 @@ def test_sums_are_sums() -> None:
     (row,) = rows(40_000, 1)
     assert tree_sum(row * row) == square_sum(row) == pytest.approx(float(np.sum(row * row)), rel=1e-13)
     assert folded(np.array([[1.0, 2.0, 4.0]])).tolist() == [7.0]
-    assert np.allclose(vectors().gram([row, 2 * row]).sum(0), square_sum(row) * np.array([[1, 2], [2, 4]]), rtol=1e-13)
+    assert np.allclose(gram([row, 2 * row]).sum(0), square_sum(row) * np.array([[1, 2], [2, 4]]), rtol=1e-13)
 
 
 def test_masks_are_pinned_and_can_be_had_from_any_place() -> None:

@@ -1,5 +1,6 @@
 """Merges frame by frame: the same bytes from any source, in any number of threads, in bounded memory."""
 
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -255,6 +256,37 @@ def test_a_value_that_is_not_finite_far_inside_is_found_in_its_model(
         ("non-finite", "wide", "infinity or not-a-number in B")
     ]
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "model_stock"])
+def test_a_file_that_is_cut_short_is_named_and_nothing_is_written(files: list[Path], tmp_path: Path, name: str) -> None:
+    copies = [tmp_path / file.name for file in files]
+    for file, copy in zip(files, copies, strict=True):
+        copy.write_bytes(file.read_bytes())
+    sources, method = [FileTensors(copy) for copy in copies], make(name, {})
+    planned = plan(heads_for(method, sources[1:]), sources[0] if method.needs_base else None, method, Policy())
+    os.truncate(copies[2], copies[2].stat().st_size // 2)
+    with pytest.raises(FormatError, match=r"2\.safetensors: became shorter"):
+        write_merged(planned, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [copy.name for copy in copies]
+
+
+def test_tensors_at_odd_places_give_the_same_merge(files: list[Path], tmp_path: Path) -> None:
+    """A header of a length that no multiple of 8 is: then values are copied before they are looked at."""
+    odd = [tmp_path / file.name for file in files]
+    for file, copy in zip(files, odd, strict=True):
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        copy.write_bytes((length + 3).to_bytes(8, "little") + data[8 : 8 + length] + b"   " + data[8 + length :])
+    for name in ("linear", "model_stock"):
+        made = []
+        for paths in (files, odd):
+            sources, method = [FileTensors(path) for path in paths], make(name, {})
+            base = sources[0] if method.needs_base else None
+            write_merged(plan(heads_for(method, sources[1:]), base, method, Policy()), tmp_path / "out")
+            merged_file = FileTensors(tmp_path / "out")
+            made.append([bytes(merged_file.read(tensor)) for tensor in merged_file.names()])
+        assert made[0] == made[1], name
 
 
 def test_a_result_beyond_the_type_is_an_overflow(tmp_path: Path) -> None:

@@ -147,6 +147,21 @@ def test_the_kernel_gives_the_bytes_that_numpy_gives(dtype: str, divisor: float)
     assert np.array_equal(total, apart, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", sorted(BITS))
+@pytest.mark.parametrize("low", [2.0**-150, 2.0**-126, 1e-3])
+def test_values_between_two_numbers_of_a_type_are_rounded_as_numpy_does(dtype: str, low: float) -> None:
+    """Halves between neighbours, a last place beside them, zeros, what is too large and what is no number."""
+    random, width = np.random.default_rng(4), np.dtype(BITS[dtype]).itemsize
+    halves = (np.arange(128, 256) + 0.5)[:, None] * 2.0 ** np.arange(-7, 130, 8)
+    near = np.concatenate([np.nextafter(halves, 0), halves, np.nextafter(halves, np.inf)]).reshape(-1)
+    values = np.concatenate([near * low, random.standard_normal(3000), [0.0, -0.0, np.inf, np.nan, 1e300, 2.0**128]])
+    values *= np.where(random.random(values.size) < 0.5, -1.0, 1.0)
+    wanted, got = (np.zeros(values.size * width, np.uint8) for _ in range(2))
+    NumpySums().finish(values, 1.0, dtype, wanted)
+    sums().finish(values, 1.0, dtype, got)
+    assert np.array_equal(wanted, got)
+
+
 def test_narrow_values_of_all_bit_patterns_come_back() -> None:
     for dtype in ("BF16", "F16"):
         bits, values = np.arange(65536, dtype="<u2"), np.empty(65536)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modelgit.store import mapping
+from modelgit.store.codec.arithmetic import sums
 from modelgit.store.mapping import LARGE_BYTES, MappedFile
 
 
@@ -44,6 +45,28 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, mapped: bool) -> N
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda k: file.read_into(k << 15, memoryview(bytearray(1 << 15))), range(32)))
     assert found == [True] * 2 + [False] * 30
+
+
+def test_sums_of_a_file_that_is_cut_short_end_and_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(np.ones(1 << 18, np.float32).tobytes())
+    data, into = MappedFile(path).view(0, 1 << 20), np.zeros(1 << 20, np.uint8)
+    if data is None:
+        pytest.skip("the kernel is not built")
+    assert sums().combine([data, data], np.array([1.0, 2.0]), 1.0, "F32", into)
+    assert (into.view(np.float32) == 3).all()
+    os.truncate(path, 1 << 16)
+    with ThreadPoolExecutor(4) as pool:
+        work = lambda: sums().combine([data], np.ones(1), 1.0, "F32", np.zeros(1 << 20, np.uint8))  # noqa: E731
+        assert [future.result() for future in [pool.submit(work) for _ in range(20)]] == [False] * 20
+    assert sums().combine([data[: 1 << 16]], np.ones(1), 1.0, "F32", into[: 1 << 16])
+
+
+def test_there_is_no_view_beyond_the_end(tmp_path: Path, mapped: bool) -> None:
+    (tmp_path / "f").write_bytes(bytes(LARGE_BYTES))
+    file = MappedFile(tmp_path / "f")
+    assert (file.view(5, LARGE_BYTES - 5) is not None) is mapped
+    assert file.view(5, LARGE_BYTES - 4) is None and file.view(-1, 5) is None
 
 
 def test_a_file_is_closed_when_nobody_holds_it(tmp_path: Path, mapped: bool) -> None:

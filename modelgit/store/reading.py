@@ -157,13 +157,13 @@ class Reader:
             return
         self.grow(record, number, into)
 
-    def grow(self, record: Record, number: int, into: Bytes) -> None:
-        """Decode a frame as it is stored; for a difference `into` holds the parent's frame. Raises CorruptObject."""
+    def grow(self, record: Record, number: int, into: Bytes, parent: Bytes | None = None) -> None:
+        """Decode a stored frame; a difference is to what `parent` holds, or `into` without. Raises CorruptObject."""
         directory = record.directory
         stored = TOOLS.buffer("stored", directory.lengths[number])
         self.stored(record, number, stored)
         try:
-            self._decode(directory, stored, into)
+            self._decode(directory, stored, into, parent)
         except CorruptObject as error:
             raise CorruptObject(f"{self._where(record)}, frame {number}: {error.message}", hint=FSCK_HINT) from error
 
@@ -173,11 +173,11 @@ class Reader:
         if xxh3_64_intdigest(into.data) != record.directory.checks[number]:
             raise CorruptObject(f"{self._where(record)}: frame {number} fails its checksum", hint=FSCK_HINT)
 
-    def _decode(self, directory: Directory, stored: Bytes, into: Bytes) -> None:
+    def _decode(self, directory: Directory, stored: Bytes, into: Bytes, parent: Bytes | None) -> None:
         if directory.codec == "full":
             decode_full(stored.data, directory.width, into)
         elif directory.codec == "delta":
-            decode_delta(stored.data, directory.width, into)
+            decode_delta(stored.data, directory.width, into, parent=parent)
         else:
             inflate(stored.data, into)
 
@@ -211,29 +211,33 @@ class Reader:
             return
         sources = [source for link in links for source in (link, differs_from(link)) if source is not None]
         uses, decoded = Counter(place_of(source) for source in sources), dict[tuple[str, int], Bytes]()
+        own = {place_of(link): into for link, into in zip(links, places, strict=True)}
         level = nested(tuple(links))
 
-        def once(link: Link, into: Bytes) -> None:
-            if link.record.directory.bundle or uses[place_of(link)] < 2:
-                self._grown(link, number, into, once)
-                return
-            kept = decoded.get(place_of(link))
-            if kept is None:
-                kept = decoded[place_of(link)] = TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
+        def once(link: Link, into: Bytes) -> Bytes:
+            """Return where the frame is: in `into`, or where it is decoded for several."""
+            place = place_of(link)
+            if link.record.directory.bundle or uses[place] < 2:
+                return self._grown(link, number, into, once)
+            if place not in decoded:
+                kept = own[place] if place in own else TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
+                decoded[place] = kept
                 self._grown(link, number, kept, once)
-            into[:] = kept
+            return decoded[place]
 
         for link, into in zip(links, places, strict=True):
-            once(link, into)
+            found = once(link, into)
+            if found is not into:
+                into[:] = found
 
-    def _grown(self, link: Link, number: int, into: Bytes, parent: Callable[[Link, Bytes], None]) -> None:
-        """As `raw`, with `parent` to fill in what a difference is to."""
+    def _grown(self, link: Link, number: int, into: Bytes, parent: Callable[[Link, Bytes], Bytes]) -> Bytes:
+        """Fill `into` as `raw` does, and return it; `parent` gives what a difference is to, there or elsewhere."""
         origin = differs_from(link)
         if origin is None:
             self.raw(link, number, into)
-            return
-        parent(origin, into)
-        self.grow(link.record, number, into)
+        else:
+            self.grow(link.record, number, into, parent(origin, into))
+        return into
 
     def _bundle(self, record: Record) -> Bytes:
         key = (record.pack, record.offset)

@@ -3,6 +3,7 @@
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,9 +65,11 @@ def test_full_round_trip(tools: Transforms, width: int, case: str, count: int) -
 def test_delta_round_trip(tools: Transforms, width: int, case: str, count: int) -> None:
     data, parent = CASES[case](width, count), weights(width, count, seed=9)
     stored = memoryview(b"".join(differences.encode_delta(data, parent, width, tools)))
-    into = parent.copy()
+    into, apart, before = parent.copy(), np.empty_like(parent), parent.tobytes()
     differences.decode_delta(stored, width, into, tools)
     assert into.tobytes() == data.tobytes()
+    differences.decode_delta(stored, width, apart, tools, parent=parent)
+    assert apart.tobytes() == data.tobytes() and parent.tobytes() == before
 
 
 @pytest.mark.skipif(COMPILED is None, reason="the kernel is not built")
@@ -131,13 +134,14 @@ def test_coded_tokens_take_what_their_entropy_says(tools: Transforms, count: int
 def test_words_that_do_not_fit_are_noticed(tools: Transforms, wrong: str) -> None:
     data, parent = weights(4, 30_000), weights(4, 30_000, seed=9)
     stored = b"".join(differences.encode_delta(data, parent, 4, tools))
-    active, model, coded, bits = differences.parse_frame(memoryview(stored), 4, 30_000)
-    words, states = coded.words.copy(), coded.states.copy()
+    found = differences.parse_frame(memoryview(stored), 4, 30_000)
+    words, states = found.coded.words.copy(), found.coded.states.copy()
     words[len(words) // 2] ^= wrong == "words"
     states[7] ^= wrong == "states"
     kept = Coded(states, words[: len(words) - (wrong == "fewer words")])
     into = parent.copy()
-    assert not tools.apply(4, into, active, model, kept, bits[: len(bits) - (wrong == "bits")])
+    bits = found.bits[: len(found.bits) - (wrong == "bits")]
+    assert not tools.apply(4, into, into, replace(found, coded=kept, bits=bits))
 
 
 def test_contexts_at_the_ends_share_until_they_are_enough() -> None:

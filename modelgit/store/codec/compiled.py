@@ -9,7 +9,7 @@ import numpy as np
 
 from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Model, Residuals, alphabet
+from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Difference, Model, Residuals, alphabet
 
 KERNEL_VERSION = 8  # of the functions in the kernel; another build is not used
 TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
@@ -108,15 +108,17 @@ class CompiledTransforms:
         )
         return Coded(states, words[len(words) - written :])
 
-    def apply(self, width: int, into: Bytes, active: Bytes, model: Model, coded: Coded, bits: Bytes) -> bool:
+    def apply(self, width: int, into: Bytes, parent: Bytes, difference: Difference) -> bool:
+        model, coded, bits = difference.model, difference.coded, difference.bits
         slots = TOOLS.buffer("slots", 4 * ONE * len(model.frequencies)).view(np.uint32)
         ends = ctypes.c_uint8(model.first), ctypes.c_uint8(model.last)
         words = (size(len(coded.states)), pointer(coded.words), size(len(coded.words)))
         wrong = self._library.modelgit_apply(
             width,
             pointer(into),
+            pointer(parent),
             size(len(into) // width),
-            pointer(active),
+            pointer(difference.active),
             alphabet(width),
             *ends,
             pointer(model.frequencies),

@@ -250,17 +250,21 @@ static inline void next_tokens(struct decoder *c, const u8 *contexts, size_t n, 
   WIDE static void widen##W(const u8 *restrict tokens, size_t n, T *restrict z) {                                    \
     for (size_t i = 0; i < n; i++) z[i] = (T)tokens[i];                                                              \
   }                                                                                                                  \
-  WIDE static void add##W(const T *restrict z, size_t n, T *restrict x) {                                            \
-    for (size_t i = 0; i < n; i++) x[i] = (T)(x[i] + (T)((T)(z[i] >> 1) ^ (T)(0 - (T)(z[i] & 1))));                  \
+  WIDE static void add##W(const T *restrict z, size_t n, const T *p, T *x) {                                         \
+    _Pragma("GCC ivdep") /* p may be x, and then is so element by element */                                         \
+    for (size_t i = 0; i < n; i++) x[i] = (T)(p[i] + (T)((T)(z[i] >> 1) ^ (T)(0 - (T)(z[i] & 1))));                  \
   }                                                                                                                  \
-  static int apply##W(struct decoder *c, T *x, size_t n, const u8 *active) {                                         \
+  static int apply##W(struct decoder *c, T *x, const T *p, size_t n, const u8 *active) {                                         \
     u8 contexts[BLOCK], tokens[BLOCK];                                                                               \
     T z[BLOCK];                                                                                                      \
     size_t at = 0;                                                                                                   \
     for (size_t start = 0; start < n; start += BLOCK) {                                                              \
       size_t m = n - start < BLOCK ? n - start : BLOCK;                                                              \
-      if (!*active++) continue;                                                                                      \
-      contexts##W(x + start, m, c->first, c->last, contexts);                                                        \
+      if (!*active++) {                                                                                              \
+        if (x != p) memcpy(x + start, p + start, m * W);                                                             \
+        continue;                                                                                                    \
+      }                                                                                                              \
+      contexts##W(p + start, m, c->first, c->last, contexts);                                                        \
       next_tokens(c, contexts, m, tokens);                                                                           \
       u64 large = large_ones(tokens, m);                                                                             \
       if (W == 2 && many(large) && large_at_once(c, tokens, m, &at, z)) large = 0;                                   \
@@ -274,7 +278,7 @@ static inline void next_tokens(struct decoder *c, const u8 *contexts, size_t n, 
         at += count;                                                                                                 \
         z[i] = (T)((u64)(4 + (tokens[i] & 3)) << count | (rest & ((1ull << count) - 1)));                            \
       }                                                                                                              \
-      add##W(z, m, x + start);                                                                                       \
+      add##W(z, m, p + start, x + start);                                                                                       \
     }                                                                                                                \
     int wrong = c->starved || c->word != c->end || (at + 7) / 8 != c->bits_size;                                     \
     for (size_t lane = 0; lane < c->lanes; lane++) wrong |= c->states[lane] != LOWEST;                               \
@@ -391,16 +395,16 @@ size_t modelgit_encode(const u8 *tokens, const u8 *keys, size_t n, unsigned alph
   return (size_t)(words + n + VECTOR - c.to);
 }
 
-/* Undoes it all: x (n elements) holds the parent and becomes the child. slots: scratch, 4096 for each context. The
+/* Undoes it all: x (n elements) becomes the child of the parent, which may lie in it. slots: scratch, 4096 for each context. The
  * frequencies of a context add up to 4096: the caller has checked. Returns 0 unless words or bits do not fit. */
-int modelgit_apply(int width, void *x, size_t n, const u8 *active, unsigned alphabet, u8 first, u8 last,
+int modelgit_apply(int width, void *x, const void *parent, size_t n, const u8 *active, unsigned alphabet, u8 first, u8 last,
                    const u16 *frequencies, u32 *slots, u32 *states, size_t lanes, const u16 *words, size_t word_count,
                    const u8 *bits, size_t bits_size, int wide) {
   u32 *slot = slots;
   for (size_t i = 0; i < (size_t)(last - first + 1) * alphabet; i++)
     for (u32 k = 0, f = frequencies[i]; k < f; k++) *slot++ = (u32)(i % alphabet) | (f - 1) << 8 | k << 20;
   struct decoder c = {slots, first, last, states, lanes, 0, words, words + word_count, bits, bits_size, wide, 0};
-#define CALL(W, T) return apply##W(&c, (T *)x, n, active)
+#define CALL(W, T) return apply##W(&c, (T *)x, (const T *)parent, n, active)
   FOR_WIDTH(CALL)
 #undef CALL
   return 1;

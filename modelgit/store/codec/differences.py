@@ -18,6 +18,7 @@ from modelgit.store.codec.transforms import (
     BLOCK,
     ONE,
     Coded,
+    Difference,
     Model,
     Residuals,
     Transforms,
@@ -84,17 +85,21 @@ def frequencies_of(rows: Counts) -> Array[np.uint16]:
     return found
 
 
-def decode_delta(stored: memoryview, width: int, into: Bytes, tools: Transforms | None = None) -> None:
-    """Undo `encode_delta`: `into`, aligned, holds the parent and becomes the child. Raises CorruptObject."""
+def decode_delta(
+    stored: memoryview, width: int, into: Bytes, tools: Transforms | None = None, *, parent: Bytes | None = None
+) -> None:
+    """Undo `encode_delta`: `into` becomes the child of `parent`, of what it holds without. Raises CorruptObject."""
     if len(stored) == 1 and stored[0] == SAME:
+        if parent is not None:
+            into[:] = parent
         return
-    active, model, coded, bits = parse_frame(stored, width, len(into) // width)
-    if not (tools or transforms()).apply(width, into, active, model, coded, bits):
+    difference = parse_frame(stored, width, len(into) // width)
+    if not (tools or transforms()).apply(width, into, into if parent is None else parent, difference):
         raise CorruptObject("the words of a difference do not fit its parent")
 
 
-def parse_frame(stored: memoryview, width: int, count: int) -> tuple[Bytes, Model, Coded, Bytes]:
-    """Return active blocks, model, words and raw bits of a frame of `count` elements. Raises CorruptObject."""
+def parse_frame(stored: memoryview, width: int, count: int) -> Difference:
+    """Return the difference in a frame of `count` elements. Raises CorruptObject."""
     if len(stored) < HEAD.size:
         raise CorruptObject(f"a frame of {len(stored)} bytes is too short for a difference")
     form, first, last, states_log, words, bits, told = HEAD.unpack_from(stored)
@@ -110,7 +115,7 @@ def parse_frame(stored: memoryview, width: int, count: int) -> tuple[Bytes, Mode
         raise CorruptObject("a state of a difference is beyond 2^31")
     if (states >= HIGHEST).any():
         raise CorruptObject("a state of a difference is too high")
-    return active, model, Coded(states, aligned(parts[1], 2).view("<u2")), parts[2]
+    return Difference(active, model, Coded(states, aligned(parts[1], 2).view("<u2")), parts[2])
 
 
 def parse_model(told: memoryview, width: int, count: int, keys: tuple[int, int]) -> tuple[Bytes, Model]:

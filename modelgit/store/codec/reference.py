@@ -17,6 +17,7 @@ from modelgit.store.codec.transforms import (
     SMALL,
     UNSIGNED,
     Coded,
+    Difference,
     Model,
     Residuals,
     Words,
@@ -155,12 +156,13 @@ class NumpyTransforms:
         words = np.concatenate([np.empty(0, np.uint16), *reversed(shed)])
         return Coded(states.astype(np.uint32), words)
 
-    def apply(self, width: int, into: Bytes, active: Bytes, model: Model, coded: Coded, bits: Bytes) -> bool:
-        elements = into.view(UNSIGNED[width])
-        chosen = in_blocks(active, len(elements))
+    def apply(self, width: int, into: Bytes, parent: Bytes, difference: Difference) -> bool:
+        into[:] = parent
+        elements, model = into.view(UNSIGNED[width]), difference.model
+        chosen = in_blocks(difference.active, len(elements))
         keys = (elements[chosen] >> elements.dtype.type(CONTEXT_SHIFT[width])).astype(np.uint8)
-        tokens = decode(context_rows(keys, model), model, coded)
-        zigzag = None if tokens is None else values_of(tokens, bits)
+        tokens = decode(context_rows(keys, model), model, difference.coded)
+        zigzag = None if tokens is None else values_of(tokens, difference.bits)
         if zigzag is None:
             return False
         step = (zigzag >> np.uint64(1)) ^ (np.uint64(0) - (zigzag & np.uint64(1)))

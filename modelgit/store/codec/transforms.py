@@ -63,6 +63,16 @@ class Coded:
     words: Words
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A child's difference to its parent as it is stored: active blocks, the coder's model and words, raw bits."""
+
+    active: Bytes
+    model: Model
+    coded: Coded
+    bits: Bytes
+
+
 class Transforms(Protocol):
     """What a codec needs done to a frame. All arrays are contiguous and aligned; sizes agree.
 
@@ -90,8 +100,8 @@ class Transforms(Protocol):
     def encode(self, width: int, residuals: Residuals, model: Model, lanes: int) -> Coded:
         """Return the tokens coded, by `lanes` states (a power of two) that take turns."""
 
-    def apply(self, width: int, into: Bytes, active: Bytes, model: Model, coded: Coded, bits: Bytes) -> bool:
-        """Make `into`, which holds the parent, the child; return whether words and bits fit. `coded` is used up."""
+    def apply(self, width: int, into: Bytes, parent: Bytes, difference: Difference) -> bool:
+        """Write the child of `parent`, which may be `into`; return whether words and bits fit. States are used up."""
 
 
 @cache

@@ -212,6 +212,18 @@ def test_terms_that_hang_on_one_another_are_read_together(store: ObjectStore) ->
     assert [place.tobytes() for place in places] == [versions[i][4 * MIB :] for i in chosen]
 
 
+def test_parents_that_several_hang_on_are_decoded_apart(store: ObjectStore) -> None:
+    """Two on a parent, two on its parent: neither is asked for, and both are needed twice."""
+    versions = [bf16(64 * 1024, steps=step) for step in range(6)]
+    oids = [put(store, versions[0])]
+    for data, parent in zip(versions[1:], (0, 1, 1, 0, 0), strict=True):
+        oids.append(put(store, data, oids[parent]))
+    assert [store.info(oid).parents for oid in oids[1:]] == [(oids[parent],) for parent in (0, 1, 1, 0, 0)]
+    places = [np.empty(len(versions[0]), np.uint8) for _ in range(4)]
+    store.fill_together([store.open(oid) for oid in oids[2:]], 0, places)
+    assert [place.tobytes() for place in places] == versions[2:]
+
+
 def test_a_recipe_may_use_what_the_same_pack_brings(store: ObjectStore) -> None:
     a, b, small = bf16(MIB), bf16(MIB, steps=1), bf16(50)
     with store.begin() as pack:

@@ -207,18 +207,20 @@ def ordinary(file: Path, path: str) -> bytes:
 def imported_record(source: Path, files: Files) -> Record:
     """Returns the record of an import; classes are those that a Hugging Face config names.
 
-    The architecture is `transformers` for an encoder of texts whose layout the trainer knows.
+    The architecture is `transformers` for an encoder of texts whose layout the trainer knows, `timm` for a folder of
+    that library.
     """
     config = files.get("config.json")
-    known = "tokenizer.json" in files and isinstance(config, bytes) and model_type(config) in LAYOUTS
-    architecture = "transformers" if known else None
+    known = "tokenizer.json" in files and word_in(config, "model_type") in LAYOUTS
+    pictured = not known and word_in(config, "architecture") and word_in(config, "pretrained_cfg")
+    architecture = "transformers" if known else "timm" if pictured else None
     return Record("import", architecture, config_classes(config), details={"source": source.name})
 
 
-def model_type(config: bytes) -> str:
-    """Returns what type of model a config.json says it is of, "" where it does not say."""
+def word_in(config: Manifest | Blob | bytes | None, key: str) -> str:
+    """Returns what a config.json says under a key, "" where it does not say."""
     try:
-        return str(json.loads(config)["model_type"])
+        return str(json.loads(config)[key]) if isinstance(config, bytes) else ""
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from modelgit.errors import DataError, DependencyMissing, ModelgitError, RecipeError, UsageError
+from modelgit.errors import DependencyMissing, ModelgitError, RecipeError, UsageError
 from modelgit.train.data.dataset import Kind
-from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes, numbers_of
+from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes, numbers_of, tried
 from modelgit.train.trust import FORM, TRUSTED
 
 NAME = "factory"
@@ -45,23 +44,9 @@ class Made(nn.Module):
         x = numbers_of(inputs, f"network of {self.identity}")
         x = x.float() if kind == "arrays" and x.is_floating_point() else x.float() / 255
         if not self._tried:
-            self._try(x[:1])
+            tried(self.featurizer, x[:1].to(self.head.weight.device), self.identity, self.feature_size)
             self._tried = True
         return x
-
-    def _try(self, x: Tensor) -> None:
-        """Runs one example. Raises DataError unless the featurizer takes it, and gives what the head reads."""
-        device, shape = self.head.weight.device, "x".join(map(str, x.shape[1:]))
-        try:
-            with torch.no_grad():
-                found = self.featurizer(x.to(device))
-        except Exception as error:  # whatever somebody's own code raises
-            told = f"{type(error).__name__}: {str(error)[:200]}"
-            raise DataError(f"the featurizer of {self.identity} cannot take an example of {shape}: {told}") from error
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        if got != (1, self.feature_size):
-            what = f"the featurizer of {self.identity}: expected (1, {self.feature_size}) of an example of {shape}"
-            raise DataError(f"{what}, got {got}", hint="the head's in_features are what the featurizer gives")
 
     def stages(self) -> Stages:
         """Returns the featurizer's parts if it is a Sequential, else the featurizer as one stage."""

@@ -122,3 +122,19 @@ def refuse_odd_size(x: Tensor, multiple: int) -> None:
     if x.shape[-1] % multiple or x.shape[-2] % multiple:
         size = tuple(x.shape[-2:])
         raise DataError(f"images of {size} pixels, expected multiples of {multiple}", hint="set image_size = 64")
+
+
+def tried(featurizer: Stage, x: Tensor, identity: str, feature_size: int) -> Tensor:
+    """Returns the features of one example. Raises DataError unless code that is not ours takes it, and gives them."""
+    shape = "x".join(map(str, x.shape[1:]))
+    try:
+        with torch.no_grad():
+            found = featurizer(x)
+    except Exception as error:  # whatever it raises
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(f"the featurizer of {identity} cannot take an example of {shape}: {told}") from error
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if got != (1, feature_size):
+        what = f"the featurizer of {identity}: expected (1, {feature_size}) of an example of {shape}, got {got}"
+        raise DataError(what, hint="it must give as many numbers as the head reads")
+    return found

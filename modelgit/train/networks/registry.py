@@ -18,6 +18,7 @@ from modelgit.train.networks.factory import build_made, factory_at, is_made
 from modelgit.train.networks.network import Design, Network, head_tensors
 from modelgit.train.networks.resnet import resnet18, resnet50
 from modelgit.train.networks.small import Convolutional, MnistCnn, Perceptron
+from modelgit.train.networks.timm_network import build_timm
 
 Build = Callable[[Design, str, int], Network]  # what it is built from, the detail ("" for none), the number of classes
 
@@ -57,14 +58,21 @@ ARCHITECTURES: Mapping[str, Build] = {
     "mnist-cnn": counted(MnistCnn, 1024, "input channels"),
     "resnet18": plain(resnet18),
     "resnet50": plain(resnet50),
+    "timm": build_timm,
     "transformers": build_encoder,
 }
+FOREIGN = ("factory", "timm")  # code of others, which is run but not looked into
 
 
 def needs_nothing(architecture: str) -> bool:
     """Tells whether a network is built from its name alone."""
-    name = architecture.partition(":")[0]
-    return name in ARCHITECTURES and ARCHITECTURES[name] is not build_encoder
+    name, _, detail = architecture.partition(":")
+    return name in ARCHITECTURES and ARCHITECTURES[name] is not build_encoder and (name != "timm" or bool(detail))
+
+
+def is_ours(architecture: str) -> bool:
+    """Tells whether a network is built from its name alone, by code of modelgit."""
+    return needs_nothing(architecture) and architecture.partition(":")[0] not in FOREIGN
 
 
 def check_architecture(architecture: str) -> None:

@@ -15,9 +15,8 @@ from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
 from modelgit.train.fitting.passes import apply_head
-from modelgit.train.networks.factory import is_made
 from modelgit.train.networks.network import Network, head_tensors
-from modelgit.train.networks.registry import build_network, needs_nothing
+from modelgit.train.networks.registry import build_network, is_ours
 
 IMAGES, BATCH = 2048, 256  # of a data set that are looked at, and at once
 DRAWN = 4  # pictures drawn at random
@@ -61,11 +60,11 @@ class Running:
 def running(records: Sequence[Record | None], state: Mapping[str, Tensor]) -> Running | None:
     """Returns the network that all versions are weights of; None where a record does not say, or says another.
 
-    Networks that need more than their name, or are of somebody's own making, are not run here either.
+    Networks that need more than their name, or code of others, are not run here either.
     """
     architectures = {record.architecture if record is not None else None for record in records}
     architecture = architectures.pop() if len(architectures) == 1 else None
-    if architecture is None or not needs_nothing(architecture) or is_made(architecture):
+    if architecture is None or not is_ours(architecture):
         return None
     weight = head_tensors(build_network(architecture, 2))[0]
     network = build_network(architecture, state[weight].shape[0] if weight in state else 2)

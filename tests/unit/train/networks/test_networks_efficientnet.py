@@ -1,10 +1,12 @@
 """Networks: the published names, the published outputs, and exactness of the fast paths."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
 
-from modelgit.errors import DataError, RecipeError
+from modelgit.errors import DataError, DependencyMissing, RecipeError
 from modelgit.train.features import run_stages
 from modelgit.train.networks import convolving
 from modelgit.train.networks.convolving import Same, convolve, norm
@@ -79,10 +81,17 @@ def test_the_fast_paths_agree_with_the_library_through_the_whole_network(
 def test_an_unknown_architecture_lists_the_known() -> None:
     with pytest.raises(RecipeError, match="unknown architecture 'resnet'") as caught:
         build_network("resnet", 2)
-    known = "cnn, efficientnet-lite0, factory, mlp, mnist-cnn, resnet18, resnet50, transformers"
+    known = "cnn, efficientnet-lite0, factory, mlp, mnist-cnn, resnet18, resnet50, timm, transformers"
     assert known in str(caught.value.hint)
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(DataError, match="expected multiples of 32"):
         EfficientNetLite0(2).prepare(torch.zeros(1, 3, 48, 48))
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(DependencyMissing, match="this network needs timm") as caught:
+        build_network("timm:resnet18", 2)
+    assert "pip install 'modelgit[timm]'" in str(caught.value.hint)

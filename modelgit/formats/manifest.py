@@ -93,6 +93,14 @@ def is_manifest(prefix: bytes) -> bool:
     return prefix.startswith(MAGIC.encode())
 
 
+def parse_bytes(data: bytes, source: str) -> Manifest:
+    """Returns the manifest in a file's bytes. Raises FormatError, as `parse`."""
+    try:
+        return parse(data.decode("utf-8"), source)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{source}: manifest: expected UTF-8, got something else at byte {error.start}") from error
+
+
 def parse(text: str, source: str) -> Manifest:
     """Returns the manifest in `text`; only canonical text is one, so equal manifests are equal text.
 
@@ -133,6 +141,9 @@ def check_version(line: str, source: str) -> None:
     """Refuses what is no manifest, or one from a later version."""
     if not line.startswith(MAGIC):
         raise FormatError(f"{source}: not a manifest: expected '{MAGIC}{VERSION}', got {line[:60]!r}")
+    if line == f"{MAGIC}{VERSION}\r":
+        hint = "git, or an editor, has changed them: bring the weight file itself back, and commit that"
+        raise FormatError(f"{source}: manifest: lines end with carriage returns, expected line feeds alone", hint=hint)
     if line != f"{MAGIC}{VERSION}":
         raise FormatError(
             f"{source}: manifest version {line[len(MAGIC) :][:20]!r}, expected {VERSION}",

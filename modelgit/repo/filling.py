@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelgit.errors import FormatError, StorageFull
 from modelgit.events import Event, Listener, Noted, ignore
-from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse
+from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes
 from modelgit.repo.files import PAST_NS, stat_of
 from modelgit.repo.gitdir import sync_folder
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
@@ -55,7 +55,7 @@ def fill(repo: Repository, path: str, text: bytes, listener: Listener = ignore) 
     from modelgit.store.files.materialise import materialise  # brings numpy
 
     root = repo.worktree
-    manifest: Manifest = parse(text.decode("utf-8", "replace"), path)
+    manifest: Manifest = parse_bytes(text, path)
     if root is None or manifest_text(root, path) != text:
         return False
     place = root / path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from modelgit.errors import FormatError, RepositoryError
-from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse, write
+from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse_bytes, write
 from modelgit.formats.safetensors import read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
@@ -107,7 +107,7 @@ class Look:
         same = staged is not None and staged.sha == blob.sha
         if path not in self.manifests and path.endswith(WEIGHTS_SUFFIX) and same:
             data = self.repo.read_blob(blob)
-            return parse(data.decode("utf-8", "replace"), path) if is_manifest(data) else None
+            return parse_bytes(data, path) if is_manifest(data) else None
         return self.manifests.get(path)
 
     def left_alone(self, path: str, found: os.stat_result) -> bool:
@@ -193,7 +193,7 @@ def filters(path: str) -> list[str]:
 def manifest_at(path: Path) -> Manifest:
     """Returns the manifest of a weight file; a file that holds a manifest already is taken at its word."""
     if is_manifest(prefix_of(path)):
-        return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        return parse_bytes(path.read_bytes(), str(path))
     return hashed(path)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
-from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse, write
+from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
 from modelgit.repo.gitdir import Environment, GitDirectory, check_path, check_tracked, last_line, sync_folder
 from modelgit.repo.upkeep.locks import Alive
@@ -236,7 +236,7 @@ class Repository:
         weights = {p: b for p, b, size in rows if p.endswith(WEIGHTS_SUFFIX) and 0 < size <= MAX_MANIFEST_BYTES}
         contents = self.read_blobs(blob.sha for blob in weights.values())
         manifests = {
-            path: parse(contents[blob.sha].decode("utf-8", "replace"), f"{path} in {commit[:12]}")
+            path: parse_bytes(contents[blob.sha], f"{path} in {commit[:12]}")
             for path, blob in weights.items()
             if is_manifest(contents[blob.sha])
         }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import ModelgitError, RemoteError, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest, parse
+from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest, parse_bytes
 from modelgit.remotes.open import git_directory_of, open_remote
 from modelgit.repo.gitdir import last_line, sync_folder
 from modelgit.repo.repository import FILE_MODES, WEIGHTS_SUFFIX, Repository
@@ -325,7 +325,7 @@ def manifest_texts(repo: Repository, shas: Sequence[str]) -> Iterable[bytes]:
 def oids_in(text: bytes) -> tuple[str, ...]:
     """Returns the objects that a manifest names."""
     try:
-        return parse(text.decode("utf-8", "replace"), "a manifest in the history").oids()
+        return parse_bytes(text, "a manifest in the history").oids()
     except ModelgitError as error:
         raise RemoteError(f"the history holds a malformed manifest: {error.message}") from error
 

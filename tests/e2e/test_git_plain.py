@@ -243,6 +243,21 @@ def test_an_older_repository_gets_the_new_settings(place: Path) -> None:
     assert (place / MODEL).read_bytes() == data and clean(place)
 
 
+def test_a_manifest_with_marks_of_a_conflict_is_refused_unless_git_has_it(place: Path) -> None:
+    text = git(place, "show", "--no-textconv", f"main:{MODEL}")
+    broken = text.replace('"b', '<<<<<<< ours\n"b').encode()
+    (place / MODEL).write_bytes(broken)
+    done = run(place, "git", "add", MODEL, code=128)
+    assert "line 5: expected" in done.stderr and "modelgit restore FILE" in done.stderr
+    blob = git(place, "hash-object", "-w", "--no-filters", MODEL).strip()
+    git(place, "update-index", "--cacheinfo", f"100644,{blob},{MODEL}")
+    git(place, "commit", "--quiet", "-m", "made elsewhere")
+    git(place, "update-index", "--really-refresh")
+    assert git(place, "status", "--porcelain") == ""
+    git(place, "switch", "--quiet", "other")
+    assert same(place, OTHER) and clean(place)
+
+
 def test_attributes_that_come_with_a_model_do_not_touch_manifests(place: Path) -> None:
     """Git would write `$Id$` for what follows an Id in a name, and the other branch's manifest as UTF-16."""
     (place / ".gitattributes").write_text("*.safetensors ident working-tree-encoding=UTF-16LE\n")

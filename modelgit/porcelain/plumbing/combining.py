@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from modelgit.errors import Conflict, MergeConflict, ModelgitError
 from modelgit.events import Listener
-from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse, write
+from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse_bytes, write
 from modelgit.porcelain.plumbing.configured import configured
 from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.records import Record, parse_record, read_record, write_record
@@ -90,7 +90,7 @@ def parse_sides(texts: tuple[bytes, bytes, bytes], path: str) -> Sides:
         if not is_manifest(text) and (text or name != names[0]):
             got = "an empty file" if not text else "something else"
             raise MergeConflict(f"expected a manifest in {name}, got {got}", hint=TAKE_ONE)
-    base, ours, theirs = (parse(t.decode("utf-8", "replace"), path) if t else None for t in texts)
+    base, ours, theirs = (parse_bytes(t, path) if t else None for t in texts)
     if ours is None or theirs is None:
         raise MergeConflict("one side has no weights", hint=TAKE_ONE)
     return Sides(base, ours, theirs)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from modelgit.errors import FormatError, ModelgitError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, is_manifest, parse, relatives, write
+from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, relatives, write
 from modelgit.porcelain.plumbing.packets import LARGEST, Content, PacketReader, write_content, write_lines
 from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.plumbing.showing import TEXT_MARK
@@ -105,17 +105,37 @@ class Filter:
         So too the text that `git diff` shows of weights: `git blame` of the work tree hands it on to us, not the file.
 
         Raises:
-            FormatError: a weight file is malformed, or holds such a text itself. StorageFull.
+            FormatError: a weight file or a manifest is malformed, or the file holds such a text itself. StorageFull.
         """
         prefix = beginning(content)
         stream = Lookahead(prefix, content)
-        if not prefix or is_manifest(prefix) or (path and not path.endswith(WEIGHTS_SUFFIX)):
+        if not prefix or (path and not path.endswith(WEIGHTS_SUFFIX)):
             yield from pieces(stream)
+        elif is_manifest(prefix):
+            text = whole_text(stream, path)
+            self.refuse_malformed(path, text)
+            yield text
         elif is_text(prefix):
             refuse_text_at(self.repo.worktree, path)
             yield from pieces(stream)
         else:
             yield write(take_in(self.repo, path, stream, self.listener)).encode()
+
+    def refuse_malformed(self, path: str, text: bytes) -> None:
+        """Refuses a manifest that is none, one with the marks of a conflict in it say, unless git has it there already.
+
+        That one was committed elsewhere; git could not even leave it behind if we refused it.
+
+        Raises:
+            FormatError: saying what is wrong.
+        """
+        try:
+            parse_bytes(text, path or "stdin")
+        except FormatError as error:
+            looks = ("--literal-pathspecs", "ls-files", "--stage", "--", path)
+            if not path or f" {blob_id(text)} " not in self.repo.git.run(*looks):
+                hint = error.hint or "bring the file back: modelgit restore FILE"
+                raise FormatError(error.message, hint=hint) from error
 
     def smudge(self, path: str, content: Source) -> Iterator[bytes]:
         """Yields what comes; if it is a manifest, its file is to be written."""
@@ -124,9 +144,16 @@ class Filter:
         if not path.endswith(WEIGHTS_SUFFIX) or not is_manifest(prefix):
             yield from stream
             return
-        text = b"".join(stream)
-        self.manifests.setdefault(path, set()).add(blob_id(text))
-        yield text
+        text = bytearray()
+        for piece in stream:
+            text += piece
+            if len(text) > MAX_MANIFEST_BYTES:  # no manifest after all
+                yield bytes(text)
+                yield from stream
+                return
+        whole = bytes(text)
+        self.manifests.setdefault(path, set()).add(blob_id(whole))
+        yield whole
 
     def fill_in(self) -> None:
         """Writes the real file where the work tree holds a manifest that this run gave. Complains, never fails."""
@@ -178,6 +205,16 @@ def refuse_text_at(root: Path | None, path: str) -> None:
     raise FormatError(f"{path or 'stdin'}: the text of a weight file, not the file itself", hint=hint)
 
 
+def whole_text(stream: Source, path: str) -> bytes:
+    """Returns what a stream holds. Raises FormatError if that is too much for a manifest."""
+    text = bytearray()
+    for piece in pieces(stream):
+        text += piece
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise FormatError(f"{path or 'stdin'}: manifest: expected at most {MAX_MANIFEST_BYTES} bytes, got more")
+    return bytes(text)
+
+
 def take_in(repo: Repository, path: str, stream: Source, listener: Listener = ignore) -> Manifest:
     """Returns the manifest of a weight file that comes through a pipe, its objects durable in the store.
 
@@ -200,7 +237,7 @@ def parent_of(repo: Repository, path: str) -> Manifest | None:
     code, text, _ = repo.git.attempt("cat-file", "blob", f"HEAD:{path}")
     try:
         if code == 0:
-            return parse(text.decode("utf-8", "replace"), path) if is_manifest(text) else None
+            return parse_bytes(text, path) if is_manifest(text) else None
         head = repo.head()
         return relatives(repo.version(head).manifests, path) if head else None
     except FormatError:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import parse
+from modelgit.formats.manifest import parse_bytes
 from modelgit.repo.repository import Repository
 
 
@@ -12,7 +12,7 @@ def seek(repo: Repository, texts: Mapping[str, bytes], listener: Listener = igno
 
     What no remote has stays missing: whoever needs it says so. Raises FormatError for what is no manifest.
     """
-    manifests = [parse(text.decode("utf-8", "replace"), path) for path, text in texts.items()]
+    manifests = [parse_bytes(text, path) for path, text in texts.items()]
     wanted = {oid for manifest in manifests for oid in manifest.oids()}
     missing = repo.store.missing(wanted)
     if missing:

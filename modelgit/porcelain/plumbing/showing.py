@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import MissingObject
 from modelgit.formats.dtypes import size_bytes
-from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse
+from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse_bytes
 from modelgit.formats.source import TensorSource
 from modelgit.repo.filling import PREFIX_BYTES
 from modelgit.repo.repository import Repository
@@ -37,7 +37,7 @@ def manifest_of(path: Path) -> Manifest | None:
         prefix = file.read(PREFIX_BYTES)
     if not prefix:
         return NO_TENSORS
-    return parse(path.read_text("utf-8", "replace"), path.name) if is_manifest(prefix) else None
+    return parse_bytes(path.read_bytes(), path.name) if is_manifest(prefix) else None
 
 
 def text_of(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import CorruptObject, DamageFound, ModelgitError, StoreError
 from modelgit.events import Listener, Noted, ignore
-from modelgit.formats.manifest import Manifest, parse
+from modelgit.formats.manifest import Manifest, parse_bytes
 from modelgit.porcelain import sharing
 from modelgit.porcelain.sharing import Transferred
 from modelgit.remotes.open import open_remote
@@ -169,7 +169,7 @@ def named(reader: ObjectReader, files: Mapping[str, str]) -> Iterator[tuple[str,
     texts = manifests(reader, list(files.values()))
     for path, blob in files.items():
         if blob in texts:
-            yield path, parse(texts[blob].decode("utf-8", "replace"), path)
+            yield path, parse_bytes(texts[blob], path)
 
 
 def staged(repo: Repository) -> dict[str, str]:

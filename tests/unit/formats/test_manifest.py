@@ -3,7 +3,7 @@
 import pytest
 
 from modelgit.errors import FormatError
-from modelgit.formats.manifest import Manifest, TensorEntry, compare, is_manifest, parse, write
+from modelgit.formats.manifest import Manifest, TensorEntry, compare, is_manifest, parse, parse_bytes, write
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 SMALL = Manifest(C, 40, 68, (TensorEntry("bias", "F32", (), A), TensorEntry('we"ight', "BF16", (3, 4), B)))
@@ -41,12 +41,18 @@ def test_canonical_text() -> None:
         (TEXT.replace('"bias"', '"../bias"'), "looks like a path"),
         (TEXT.replace('"bias"', '"\\u0062ias"'), "not in canonical form"),
         (TEXT + "\n", "line 6"),
-        (TEXT.replace("\n", "\r\n"), "version"),
+        (TEXT.replace("\n", "\r\n"), "carriage returns"),
     ],
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:
     with pytest.raises(FormatError, match=message.replace("[", r"\[")):
         parse(text, "HEAD:model.safetensors")
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    assert parse_bytes(TEXT.encode(), "x") == SMALL
+    with pytest.raises(FormatError, match="expected UTF-8, got something else at byte 1"):
+        parse_bytes(TEXT.encode().replace(b"bias", b"bi\xffs"), "x")
 
 
 def test_compare_tells_added_removed_changed() -> None:

@@ -4,11 +4,12 @@ The core never prints. It sends events to a *listener*, a plain function; the co
 progress bars or JSON lines, tests collect them in a list, and by default nobody listens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-Unit = Literal["bytes", "objects", "steps", "tensors", "images", "jobs", "evaluations"]
+T = TypeVar("T")
+Unit = Literal["bytes", "objects", "steps", "tensors", "versions", "images", "jobs", "evaluations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,12 @@ Listener = Callable[[Event], None]
 
 def ignore(_event: Event) -> None:
     """Listen to nothing."""
+
+
+def announced(items: Sequence[T], task: str, unit: Unit, listener: Listener) -> Iterator[T]:
+    """Yields the items; the listener hears of each one when it is done with."""
+    listener(Started(task, len(items), unit))
+    for item in items:
+        yield item
+        listener(Advanced(task, 1))
+    listener(Finished(task))

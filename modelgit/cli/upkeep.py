@@ -67,7 +67,7 @@ def register_du(app: typer.Typer) -> None:
         """
         from modelgit.porcelain.upkeep import usage
 
-        return usage.du(session.repo(), revs or ())
+        return usage.du(session.repo(), revs or (), session.listener)
 
 
 def register_fsck(app: typer.Typer) -> None:

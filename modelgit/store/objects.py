@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelgit.events import Advanced, Finished, Listener, Started, ignore
+from modelgit.events import Advanced, Finished, Listener, Started, announced, ignore
 from modelgit.store.backend import Backend, DirBackend, translated
 from modelgit.store.catalog import Catalog, Place
 from modelgit.store.codec.arrays import Bytes
@@ -217,7 +217,7 @@ class ObjectStore:
             for pack, offset, length in records:
                 draft.adopt(self._pieces(pack, offset, length), self._members(pack, offset, other))
                 listener(Advanced("copy objects", length))
-            other.verify(Reader(draft.find, draft.read_into), draft.oids())
+            other.verify(Reader(draft.find, draft.read_into), draft.oids(), listener)
             draft.publish()
         finally:
             draft.discard()
@@ -243,13 +243,13 @@ class ObjectStore:
         for start in range(offset, offset + length, COPY_BYTES):
             yield self.backend.read(pack, start, min(COPY_BYTES, offset + length - start))
 
-    def verify(self, reader: Reader, oids: Iterable[bytes]) -> None:
+    def verify(self, reader: Reader, oids: Sequence[bytes], listener: Listener) -> None:
         """Decode objects through `reader` and check every frame against its id. Raises CorruptObject, MissingObject."""
 
         def work(link: Link, number: int) -> None:
             reader.frame(link, number, TOOLS.buffer("out", frame_size(link.size, number)))
 
-        links = (reader.open(oid) for oid in oids)
+        links = (reader.open(oid) for oid in announced(oids, "check objects", "objects", listener))
         self.each(partial(work, link, number) for link in links for number in range(frame_count(link.size)))
 
     def size_on_disk(self) -> int:

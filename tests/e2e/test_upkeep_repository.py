@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from modelgit.errors import DamageFound, RepositoryError, StoreError, UsageError
+from modelgit.events import Advanced, Event, Started
 from modelgit.porcelain.upkeep.collecting import age_seconds, gc
 from modelgit.porcelain.upkeep.damage import fsck
 from modelgit.porcelain.upkeep.usage import du
@@ -452,6 +453,20 @@ def test_use_is_told_for_versions_branches_and_tensors(repo: Repository, tmp_pat
     forget(repo, "HEAD~1")
     git(tmp_path / "r", "prune", "--expire=now")
     assert du(repo).dead_bytes > 0
+
+
+def test_what_takes_long_is_told(repo: Repository, tmp_path: Path) -> None:
+    events: list[Event] = []
+    fsck(repo, full=True, listener=events.append)
+    du(repo, listener=events.append)
+    clone(str(tmp_path / "r"), tmp_path / "copy", listener=events.append)
+    begun = [(event.task, event.total) for event in events if isinstance(event, Started) and event.unit != "bytes"]
+    versions, objects = ("look at versions", 3), len(list(repo.store.oids()))
+    expected = [versions, ("check packs", objects), versions, versions, ("check objects", objects)]
+    assert begun == expected
+    for task, total in begun:
+        done = sum(event.n for event in events if isinstance(event, Advanced) and event.task == task)
+        assert done == total * begun.count((task, total))
 
 
 def test_the_commands_say_it_in_json(repo: Repository, tmp_path: Path) -> None:

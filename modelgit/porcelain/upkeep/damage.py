@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from modelgit.errors import CorruptObject, DamageFound, ModelgitError, StoreError
-from modelgit.events import Listener, Noted, ignore
+from modelgit.events import Listener, Noted, announced, ignore
 from modelgit.formats.manifest import Manifest, parse_bytes
 from modelgit.porcelain import sharing
 from modelgit.porcelain.sharing import Transferred
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from modelgit.store.upkeep.fsck import Fault
 
 Look = Callable[[str, Manifest], None]
+LOOK = "look at versions"
 MAX_NAMED = 5
 REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
 
@@ -66,12 +68,12 @@ def fsck(
     """
     from modelgit.store.upkeep.salvage import mend
 
-    needs = needs_of(repo)
+    needs = needs_of(repo, listener)
     if not repair:
         report = repo.store.fsck(full=full, listener=listener)
         missing = sorted(repo.store.missing(needs.objects))
         refuse(needs, told(needs, report.faults), missing, REPAIR)
-        refuse_untrue(repo, full)
+        refuse_untrue(repo, full, listener)
         return Checked(needs.versions, report.objects, full)
     ids = [bytes.fromhex(oid) for oid in needs.objects]
     done = mend(repo.store, sources(repo, remotes, listener), ids, full=full, listener=listener)
@@ -79,7 +81,7 @@ def fsck(
     refuse(
         needs, told(needs, done.report.faults), missing, "name a repository that has them: modelgit fsck --repair PATH"
     )
-    refuse_untrue(repo, full)
+    refuse_untrue(repo, full, listener)
     return Checked(needs.versions, done.report.objects, full, done.salvaged, done.brought, done.put_aside)
 
 
@@ -105,7 +107,7 @@ def refuse(needs: Needs, problems: list[str], missing: Sequence[str], hint: str)
         raise DamageFound(f"{'; '.join(problems[:MAX_NAMED])}{more}", hint=hint)
 
 
-def refuse_untrue(repo: Repository, full: bool) -> None:
+def refuse_untrue(repo: Repository, full: bool, listener: Listener) -> None:
     """Raises DamageFound if a manifest says something else than its header and objects, which are all there."""
     from modelgit.store.files.tensors import open_tensor, stored_header
 
@@ -117,7 +119,7 @@ def refuse_untrue(repo: Repository, full: bool) -> None:
         except StoreError as error:
             raise CorruptObject(f"{path}: {error.message}") from error
 
-    needs = needs_of(repo, look) if full else Needs(0, {}, ())
+    needs = needs_of(repo, listener, look) if full else Needs(0, {}, ())
     refuse(needs, [], [], "its version was made so; what it should be, only who made it can tell")
 
 
@@ -140,7 +142,7 @@ def sources(repo: Repository, remotes: Sequence[str], listener: Listener) -> lis
     return found
 
 
-def needs_of(repo: Repository, look: Look = lambda _, __: None) -> Needs:
+def needs_of(repo: Repository, listener: Listener, look: Look = lambda _, __: None) -> Needs:
     """Returns what every version and the index of the work tree need; `look` may find a manifest wrong."""
     commits = every_commit(repo)
     problems: list[str] = []
@@ -148,7 +150,7 @@ def needs_of(repo: Repository, look: Look = lambda _, __: None) -> Needs:
     seen = set[str]()
     with ObjectReader(repo.git) as reader:
         trees = Trees(reader)
-        for commit in (*commits, None):
+        for commit in chain(announced(commits, LOOK, "versions", listener), (None,)):
             where = f"version {commit[:10]}" if commit else "the index"
             try:
                 files = trees.weights(commit) if commit else staged(repo)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelgit.errors import ModelgitError
+from modelgit.events import Listener, announced, ignore
 from modelgit.porcelain.upkeep.lineage import LINE
 from modelgit.repo.repository import Repository
 from modelgit.repo.upkeep.database import (
@@ -100,7 +101,7 @@ class Held:
     closure: frozenset[bytes]
 
 
-def du(repo: Repository, revs: Sequence[str] = ()) -> Usage:
+def du(repo: Repository, revs: Sequence[str] = (), listener: Listener = ignore) -> Usage:
     """Returns what uses the bytes: of all versions, or of those named. Decodes nothing.
 
     Raises:
@@ -111,7 +112,7 @@ def du(repo: Repository, revs: Sequence[str] = ()) -> Usage:
     found = survey(repo.store)
     places = found.places()
     commits = every_commit(repo)
-    held = holdings(repo, commits, places)
+    held = holdings(repo, announced(commits, "look at versions", "versions", listener), places)
     chosen = list(dict.fromkeys(repo.resolve(rev) for rev in revs)) or [c for c in commits if held[c].objects]
     stored = {oid: min(record.share(oid) for record in records) for oid, records in places.items()}
     needing = Counter(oid for one in held.values() for oid in one.closure)

@@ -21,6 +21,7 @@ from modelgit.formats.safetensors import (
 from modelgit.store.files.opening import file_fill, opened, stamp
 from modelgit.store.files.prints import Print
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
+from modelgit.store.mapping import MappedFile
 from modelgit.store.writing import PackWriter, Pending
 
 Older = Iterable[Mapping[str, TensorEntry]]  # what may be like a file in earlier versions, by name, the nearest first
@@ -110,9 +111,15 @@ def store_and_print(
         pending = pack.enter(fill, span.end - span.start, span.dtype, base)
         collected.add(span.name, span.dtype, span.shape, pending)
     manifest = collected.manifest(pack, header)
-    if stamp(file) != before or before[1] != header.size_bytes:
+    if stamp(file) != before or before[1] != header.size_bytes or not begins_with(file, header.raw):
         raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
     return manifest, found.digest()
+
+
+def begins_with(file: MappedFile, raw: bytes) -> bool:
+    """Tell whether an open file is the one that a header was read from: another may have taken its path since."""
+    start = bytearray(len(raw))
+    return file.read_into(0, memoryview(start)) and start == raw
 
 
 class Stream(Protocol):

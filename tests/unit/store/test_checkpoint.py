@@ -85,6 +85,21 @@ def test_a_file_without_tensors_comes_back(store: ObjectStore, tmp_path: Path) -
     assert (tmp_path / "out").read_bytes() == path.read_bytes()
 
 
+def test_header_and_tensors_are_of_one_file(store: ObjectStore, tmp_path: Path) -> None:
+    """A trainer puts its next checkpoint into the place of the last one, after the header was read."""
+    new = file_of(tmp_path / "new", {"b": ("F32", [30])}, seed=1)
+
+    class Replaced(type(tmp_path)):  # type: ignore[misc]
+        def open(self, *arguments: Any, **options: Any) -> Any:
+            file = super().open(*arguments, **options)
+            new.replace(str(self))
+            return file
+
+    path = Replaced(file_of(tmp_path / "old", {"a": ("F32", [30])}))
+    with store.begin() as pack, pytest.raises(FormatError, match="changed while it was read"):
+        store_file(pack, path)
+
+
 def test_an_unchanged_file_adds_nothing(store: ObjectStore, tmp_path: Path) -> None:
     path = file_of(tmp_path / "in", MIXED)
     first = commit(store, path)

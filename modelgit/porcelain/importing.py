@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from modelgit.errors import FormatError, UsageError
 from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import Manifest, relatives
+from modelgit.formats.torch_pickle import HINT as TORCH_HINT
 from modelgit.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from modelgit.formats.torch_zip import TorchFile, is_torch_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
@@ -85,9 +86,15 @@ def store_weights(work: Import, file: Path, path: str) -> Manifest:
     """Returns the manifest of a safetensors file or a PyTorch checkpoint, its tensors stored."""
     parent, older = relatives(work.parent, path), work.earlier.like(path)
     if not is_torch_file(file):
-        return store_file(work.pack, file, parent, work.listener, older)
+        try:
+            return store_file(work.pack, file, parent, work.listener, older)
+        except FormatError as error:
+            if file.suffix not in TORCH_SUFFIXES:
+                raise
+            what = "neither a PyTorch checkpoint, of either form that torch.save writes, nor a safetensors file"
+            raise FormatError(f"{file}: {what}", hint=TORCH_HINT) from error
     with TorchFile(file) as checkpoint:
-        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, parent, older)
+        return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, parent, older, work.listener)
 
 
 # -------------------------------------------------------------------------------------------------------- folders

@@ -197,7 +197,7 @@ class Repository:
         with self._repo.store.begin() as pack:
             parent = relatives(first.manifests, DEFAULT_PATH) if first else None
             older = Earlier(self._repo, parents[0] if parents else None).like(DEFAULT_PATH)
-            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent, older)
+            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent, older, self._listener)
             pack.commit()
         kept: dict[str, Blob] = dict(first.files) if first else {}
         inherited = work.new_record(self._repo, parents[0] if parents else None).get(RECORD_PATH)

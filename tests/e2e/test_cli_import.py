@@ -1,6 +1,7 @@
 """Models from elsewhere, and the Python interface: in and out without a difference."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 import modelgit
 from modelgit.errors import DirtyWorktree, FormatError
+from modelgit.events import Advanced, Event
 from modelgit.porcelain import sharing, versions, work
 from modelgit.porcelain.importing import import_model
 from modelgit.porcelain.records import read_record
@@ -71,12 +73,24 @@ def test_a_second_import_of_a_folder_replaces_it(repo: Repository, tmp_path: Pat
 def test_a_pytorch_checkpoint_becomes_safetensors(repo: Repository, tmp_path: Path, legacy: bool) -> None:
     state = {"w": torch.arange(12.0).reshape(3, 4).t(), "n": torch.tensor(7), "h": torch.ones(2, dtype=torch.bfloat16)}
     torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
-    import_model(repo, tmp_path / "model.pt")
+    said: list[Event] = []
+    import_model(repo, tmp_path / "model.pt", listener=said.append)
+    assert sum(event.n for event in said if isinstance(event, Advanced) and event.task == "store weights") == 60
     assert repo.worktree is not None
     loaded = modelgit.Repository(repo.worktree).load("main")
     assert {name: (t.dtype, t.tolist()) for name, t in loaded.items()} == {
         name: (t.dtype, t.tolist()) for name, t in state.items()
     }
+
+
+def test_what_is_called_a_checkpoint_and_is_none_is_told_so(repo: Repository, tmp_path: Path) -> None:
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(FormatError, match=r"plain\.bin: neither a PyTorch checkpoint") as caught:
+        import_model(repo, tmp_path / "plain.bin")
+    assert "torch.load" in str(caught.value.hint)
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "weights.bin")
+    import_model(repo, tmp_path / "weights.bin")
+    assert repo.version("main").manifests["model.safetensors"].entry("w").shape == (3,)
 
 
 def test_checkpoints_beside_safetensors_are_left_out(repo: Repository, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def delta_parent(parents: Mapping[str, TensorEntry], name: str, dtype: str, shap
 class Collected:
     """The tensors of a manifest in the making, some of whose ids are not known yet."""
 
-    def __init__(self, parent: Manifest | None, listener: Listener, total: int, older: Older = ()) -> None:
+    def __init__(self, parent: Manifest | None, listener: Listener, total: int | None, older: Older = ()) -> None:
         self._parents, self._older, self._listener = [parents_of(parent)], iter(older), listener
         self._waiting: deque[tuple[str, str, tuple[int, ...], Pending]] = deque()
         self._entries: list[TensorEntry] = []
@@ -192,6 +192,7 @@ def store_tensors(
     metadata: Mapping[str, str],
     parent: Manifest | None = None,
     older: Older = (),
+    listener: Listener = ignore,
 ) -> Manifest:
     """Store tensors (name, dtype, shape, raw little-endian bytes) as the file that `build_header` describes.
 
@@ -200,7 +201,7 @@ def store_tensors(
     Raises:
         FormatError: bytes that do not fit dtype and shape. StorageFull.
     """
-    collected, described = Collected(parent, ignore, 0, older), list[tuple[str, str, Sequence[int]]]()
+    collected, described = Collected(parent, listener, None, older), list[tuple[str, str, Sequence[int]]]()
     for name, dtype, shape, data in tensors:
         view, expected = memoryview(data).cast("B"), size_bytes(dtype, shape)
         if len(view) != expected:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from telling import Tell, teller
 from test_examples_run import DOMAINS, write_data
 
 import modelgit as package
@@ -65,37 +66,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def modelgit(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def modelgit(place: Path, *words: str) -> None:
+    """Runs the command as people do, with the module on the path."""
     paths = os.pathsep.join([str(place / "lib"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-P", "-m", "modelgit", *words]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def test_what_the_user_names_is_trained_by_workers_and_what_a_clone_names_is_not_run(place: Path) -> None:
+@pytest.fixture
+def tell(capfd: pytest.CaptureFixture[str]) -> Tell:
+    return teller(capfd)
+
+
+def test_what_the_user_names_is_trained_by_workers_and_what_a_clone_names_is_not_run(
+    place: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = place / "lib" / "emoji_nets.ran"
-    refused = modelgit(place, "run", "p.toml", "--workers", "1")
-    assert refused.returncode == 2 and "if you trust it: --trust-factory emoji_nets:small" in refused.stderr
+    monkeypatch.syspath_prepend(str(place / "lib"))
+    monkeypatch.chdir(place)
+    refused = tell("run", "p.toml", "--workers", "1", code=2)
+    assert refused["hint"] == "if you trust it: --trust-factory emoji_nets:small"
     assert not ran.exists() and not (place / "models").exists()
 
-    made = modelgit(place, "run", "p.toml", "--workers", "1", *TRUST)
-    assert made.returncode == 0, made.stderr
+    modelgit(place, "run", "p.toml", "--workers", "1", *TRUST)
     assert ran.exists()
     ran.unlink()
     state = package.Repository(place / "models").load("main")
     assert sorted(state) == ["featurizer.2.bias", "featurizer.2.weight", "head.bias", "head.weight"]
     assert state["head.weight"].shape == (3, 8)
 
-    cloned = modelgit(place, "clone", "models", "clone")
-    assert cloned.returncode == 0, cloned.stderr
+    tell("clone", "models", "clone")
     (place / "clone" / "emoji_nets.py").write_text("raise SystemExit('code of a clone was run')")  # beside the weights
+    monkeypatch.chdir(place / "clone")
     for words in (["verify", "--rerun", "main", "--data", str(place)], ["evaluate", "main", "--on", "../p.toml#d"]):
-        alone = modelgit(place / "clone", *words)
-        assert alone.returncode == 2 and "code outside modelgit" in alone.stderr, alone.stderr
+        assert "code outside modelgit" in tell(*words, code=2)["message"]
     with pytest.raises(UsageError, match="made by emoji_nets:small"):
         rerun(Repository.open(place / "clone"), "main", [str(place)])
-    assert not ran.exists()
+    assert not ran.exists() and "emoji_nets" not in sys.modules
 
-    again = modelgit(place, "-C", "clone", "verify", "--rerun", "main", "--data", str(place), *TRUST)
-    assert again.returncode == 0, again.stderr
+    modelgit(place, "-C", "clone", "verify", "--rerun", "main", "--data", str(place), *TRUST)
     assert ran.exists()

@@ -1,4 +1,4 @@
-"""A checkpoint that a framework saved, as a commit: its weights and small text files, with step, epoch and metrics."""
+"""A checkpoint of a framework as a commit: its weights and small text files, with step, epoch and metrics."""
 
 import math
 import re
@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelgit.errors import FormatError, UsageError
+from modelgit.errors import FormatError, ModelgitError, UsageError
 from modelgit.formats.manifest import relatives
 from modelgit.porcelain.executing import environment
 from modelgit.porcelain.importing import Files, imported_record, ordinary
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
+from modelgit.porcelain.tensors import Tensor, raw_tensors
+from modelgit.porcelain.versions import DEFAULT_PATH
 from modelgit.porcelain.work import land, refuse_shared_branch
-from modelgit.repo.gitdir import check_path
+from modelgit.repo.gitdir import GitDirectory, check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
-from modelgit.store.files.intake import store_file
+from modelgit.store.files.intake import store_file, store_tensors
 
 INDEX_SUFFIX = ".safetensors.index.json"
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md")
@@ -35,9 +37,9 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was saved, and where the training was; `details` is what else the record is to hold."""
+    """What was saved, a folder or a state dict, and where the training was; `details` is for the record too."""
 
-    folder: Path
+    saved: Path | Mapping[str, object]
     message: str
     step: int
     epoch: float
@@ -61,7 +63,7 @@ def commit_checkpoint(repo: Repository, checkpoint: Checkpoint, branch: str | No
     The work tree follows if the branch is checked out.
 
     Raises:
-        FormatError: no safetensors files there, or one that is malformed. DirtyWorktree: local changes lie in the way.
+        FormatError: no safetensors files there, or something malformed. DirtyWorktree: local changes lie in the way.
         RepositoryError: the branch has moved meanwhile, or another work tree is on it. StorageFull.
     """
     current = repo.branch()
@@ -71,7 +73,8 @@ def commit_checkpoint(repo: Repository, checkpoint: Checkpoint, branch: str | No
     tip = repo.head() if target == current else repo.branches().get(target or "")
     parent = tip or repo.head()
     old = repo.version(parent) if parent else None
-    files = stored(repo, checkpoint.folder, old)
+    store = stored if isinstance(checkpoint.saved, Path) else stored_state
+    files = store(repo, checkpoint.saved, old)  # type: ignore[arg-type]  # the one for what was saved
     record = record_of(repo, checkpoint, files, parent)
     tree = {**kept(old, files), **files, RECORD_PATH: record}
     draft = CommitDraft((parent,) if parent else (), tree, checkpoint.message, checkpoint.trailers())
@@ -95,6 +98,21 @@ def stored(repo: Repository, folder: Path, old: Version | None) -> Files:
                 files[path] = ordinary(file, path)
         pack.commit()
     return files
+
+
+def stored_state(repo: Repository, state: Mapping[str, object], old: Version | None) -> Files:
+    """Returns the weight file of a state dict, its tensors stored. Raises FormatError for what is no tensor."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(state) or not tensors:
+        others = (f"'{name}' is a {type(value).__name__}" for name, value in state.items() if name not in tensors)
+        told = f"the state dict: expected tensors by name, got {next(others, 'none')}"
+        hint = "a sharded training state is to be gathered first"
+        raise FormatError(told, hint=hint)
+    parent = old.manifests.get(DEFAULT_PATH) if old else None
+    with repo.store.begin() as pack:
+        manifest = store_tensors(pack, raw_tensors(tensors), {"format": "pt"}, parent)
+        pack.commit()
+    return {DEFAULT_PATH: manifest}
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -137,7 +155,9 @@ def record_of(repo: Repository, checkpoint: Checkpoint, files: Files, parent: st
         "metrics": {m.name: {"value": m.value, "step": m.step} for m in checkpoint.metrics if math.isfinite(m.value)},
         "environment": environment(),
     }
-    said = imported_record(checkpoint.folder, files) if "config.json" in files else old or Record("commit")
+    saved = checkpoint.saved
+    described = saved if isinstance(saved, Path) and "config.json" in files else None
+    said = imported_record(described, files) if described is not None else old or Record("commit")
     return write_record(replace(said, kind="commit", details=details))
 
 
@@ -168,3 +188,42 @@ def filled(template: str, **fields: object) -> str:
     if not text.strip():
         raise UsageError("empty commit message", hint='say what is saved: message="BERT, step {step}"')
     return text
+
+
+# ------------------------------------------------------------------------------------- what callbacks have in common
+
+
+def made_ready(repository: Path, branch: str | None, message: str) -> None:
+    """Makes a repository if it is not there.
+
+    Raises:
+        RepositoryError, UsageError: a place, branch or message that cannot be.
+    """
+    filled(message, step=0, epoch=0.0, run="")
+    check_branch(branch)
+    new = not repository.exists()
+    Repository.init(repository, branch=branch if new and branch else "main")
+
+
+def check_branch(branch: str | None) -> None:
+    """Refuses what may not be a branch's name. Raises UsageError."""
+    if branch is None:
+        return
+    code, _, _ = GitDirectory(Path.cwd()).attempt("check-ref-format", f"refs/heads/{branch}")
+    if code or branch.startswith("-"):
+        raise UsageError(f"'{branch}' may not be a branch's name", hint="letters, digits, -, _ and / may")
+
+
+def not_committed(step: int, error: Exception) -> str:
+    """Returns what to say of a checkpoint that could not be committed."""
+    hint = f" ({error.hint})" if isinstance(error, ModelgitError) and error.hint else ""
+    what = f"{error}" if isinstance(error, ModelgitError) else f"{type(error).__name__}: {error}"
+    return f"modelgit: the checkpoint of step {step} was not committed: {what}{hint}"
+
+
+def all_not_committed(steps: Sequence[int], place: str) -> str:
+    """Returns what to say at the end of all of them; `place` is where the framework saved them."""
+    listed = ", ".join(map(str, steps))
+    return (
+        f"modelgit: {len(steps)} checkpoints were not committed, those of steps {listed}; what was saved is in {place}"
+    )

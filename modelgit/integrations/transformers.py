@@ -5,9 +5,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from modelgit.errors import DependencyMissing, ModelgitError, UsageError
-from modelgit.integrations.checkpoints import Checkpoint, commit_checkpoint, filled, latest
-from modelgit.repo.gitdir import GitDirectory
+from modelgit.errors import DependencyMissing
+from modelgit.integrations.checkpoints import (
+    Checkpoint,
+    all_not_committed,
+    commit_checkpoint,
+    filled,
+    latest,
+    made_ready,
+    not_committed,
+)
 from modelgit.repo.repository import Repository
 
 try:
@@ -39,13 +46,10 @@ class ModelgitCallback(TrainerCallback):
         *,
         strict: bool = False,
     ) -> None:
-        filled(message, step=0, epoch=0.0, run="")
+        made_ready(Path(repository), branch, message)
         self.repository, self.branch, self.message, self.strict = Path(repository), branch, message, strict
         self.commits: list[str] = []
         self.failed: list[int] = []
-        check_branch(branch)
-        new = not self.repository.exists()
-        Repository.init(self.repository, branch=branch if new and branch else "main")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,24 +68,19 @@ class ModelgitCallback(TrainerCallback):
             if self.strict:
                 raise
             self.failed.append(state.global_step)
-            hint = f" ({error.hint})" if isinstance(error, ModelgitError) and error.hint else ""
-            what = f"{error}" if isinstance(error, ModelgitError) else f"{type(error).__name__}: {error}"
-            told = f"modelgit: the checkpoint of step {state.global_step} was not committed: {what}{hint}"
-            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            warnings.warn(not_committed(state.global_step, error), RuntimeWarning, stacklevel=2)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Says once more, where it is not scrolled away, which checkpoints were not committed."""
         if self.failed:
-            steps = ", ".join(map(str, self.failed))
-            told = f"modelgit: {len(self.failed)} checkpoints were not committed, those of steps {steps}"
-            warnings.warn(f"{told}; what was saved is in {args.output_dir}", RuntimeWarning, stacklevel=2)
+            warnings.warn(all_not_committed(self.failed, str(args.output_dir)), RuntimeWarning, stacklevel=2)
 
     def _commit(self, args: TrainingArguments, state: TrainerState) -> str:
         step, epoch, run = state.global_step, float(state.epoch or 0), str(args.run_name or "")
         checkpoint = Checkpoint(
-            folder=Path(str(args.output_dir)) / f"checkpoint-{step}",
+            saved=Path(str(args.output_dir)) / f"checkpoint-{step}",
             message=filled(self.message, step=step, epoch=epoch, run=run),
             step=step,
             epoch=epoch,
@@ -89,12 +88,3 @@ class ModelgitCallback(TrainerCallback):
             details={"trainer": "transformers", "seed": args.seed, "steps": state.max_steps},
         )
         return commit_checkpoint(Repository.open(self.repository), checkpoint, self.branch)
-
-
-def check_branch(branch: str | None) -> None:
-    """Refuses what may not be a branch's name. Raises UsageError."""
-    if branch is None:
-        return
-    code, _, _ = GitDirectory(Path.cwd()).attempt("check-ref-format", f"refs/heads/{branch}")
-    if code or branch.startswith("-"):
-        raise UsageError(f"'{branch}' may not be a branch's name", hint="letters, digits, -, _ and / may")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from modelgit.errors import StorageFull, StoreError
-from modelgit.store.handles import read_all
+from modelgit.store.handles import make_folder, read_all
 from modelgit.store.identity import Buffer
 from modelgit.store.mapping import MappedFile, flush_ahead
 
@@ -322,7 +322,8 @@ class DirBackend:
         folder = self.root / name
         if not folder.is_dir():
             with translated(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.root)
+                make_folder(folder)
                 sync_folder(folder.parent)
                 sync_folder(folder.parent.parent)
         return folder

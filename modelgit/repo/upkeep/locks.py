@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from modelgit.store.handles import make_folder
+
 MARK = b"at work\n"
 FIXED = ("HEAD.lock", "index.lock", "config.lock", "packed-refs.lock", "shallow.lock", "ORIG_HEAD.lock")
 
@@ -43,7 +45,7 @@ class Alive:
 
     def _enter(self) -> None:
         with suppress(OSError):
-            self._place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._place.parent)
             self._handle = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with suppress(BlockingIOError):
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,6 +68,17 @@ def test_bytes_come_back(store: ObjectStore, size: int, tmp_path: Path) -> None:
     assert store.info(oid).size_bytes == size
 
 
+@pytest.mark.parametrize("mode", [0o2775, 0o700])
+def test_folders_are_as_open_to_the_group_as_the_repository(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "hub.git").mkdir()
+    (tmp_path / "hub.git").chmod(mode)
+    put(ObjectStore(tmp_path / "hub.git" / "modelgit"), bf16(10))
+    for folder in ("modelgit", "modelgit/packs"):
+        found = (tmp_path / "hub.git" / folder).stat().st_mode
+        assert (found & 0o2020 == 0o2020) == (mode == 0o2775)
+        assert not found & 0o002
+
+
 def test_a_fine_tuned_tensor_is_stored_as_a_difference(store: ObjectStore) -> None:
     base, child = bf16(MIB), bf16(MIB, steps=1)
     parent = put(store, base)

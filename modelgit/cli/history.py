@@ -113,7 +113,7 @@ def register_commit(app: typer.Typer) -> None:
         """
         from modelgit.porcelain import work
 
-        return work.status(session.repo())
+        return work.status(session.repo(), session.listener)
 
 
 def trained(

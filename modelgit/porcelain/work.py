@@ -72,14 +72,14 @@ class CheckedOut:
     left: str | None = None
 
 
-def status(repo: Repository) -> Status:
+def status(repo: Repository, listener: Listener = ignore) -> Status:
     """Returns what differs from HEAD, tensor by tensor.
 
     Raises:
         RepositoryError: git has left conflicts, which are named, or the repository is bare.
     """
     refuse_conflicts(repo)
-    return worktree.status(repo)
+    return worktree.status(repo, listener)
 
 
 def refuse_conflicts(repo: Repository) -> None:
@@ -247,7 +247,7 @@ def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: 
     made = reach(repo, rev, force, listener)
     set_up(repo, made, listener)
     fill_in(repo, listener)
-    kept = () if force else worktree.local_changes(repo)
+    kept = () if force else worktree.local_changes(repo, listener)
     return CheckedOut(made, repo.branch(), created, kept, before if before and is_lost(repo, before) else None)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from modelgit.errors import FormatError, RepositoryError
+from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse_bytes, write
 from modelgit.formats.safetensors import read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
@@ -61,10 +62,10 @@ class Look:
         RepositoryError: the repository is bare, or in the middle of a git merge.
     """
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, listener: Listener = ignore) -> None:
         if repo.worktree is None:
             raise RepositoryError("a bare repository has no work tree", hint="clone it: modelgit clone")
-        self.repo = repo
+        self.repo, self.listener = repo, listener
         self.root = repo.worktree
         self.index = read_index(repo)
         self.tracked: Mapping[str, Blob] = self.index.blobs
@@ -145,7 +146,7 @@ class Look:
         return Blob(sha, self.mode(path, found))
 
     def _read(self, path: str, found: os.stat_result) -> Manifest:
-        manifest = manifest_at(self.root / path)
+        manifest = manifest_at(self.root / path, self.listener)
         if self.left_alone(path, found):
             self.cache.put(path, found, manifest)
         return manifest
@@ -190,11 +191,11 @@ def filters(path: str) -> list[str]:
     return ["--no-filters"] if path.endswith(WEIGHTS_SUFFIX) else []
 
 
-def manifest_at(path: Path) -> Manifest:
+def manifest_at(path: Path, listener: Listener = ignore) -> Manifest:
     """Returns the manifest of a weight file; a file that holds a manifest already is taken at its word."""
     if is_manifest(prefix_of(path)):
         return parse_bytes(path.read_bytes(), str(path))
-    return hashed(path)
+    return hashed(path, listener)
 
 
 def prefix_of(path: Path) -> bytes:
@@ -203,25 +204,26 @@ def prefix_of(path: Path) -> bytes:
         return file.read(PREFIX_BYTES)
 
 
-def hashed(path: Path) -> Manifest:
+def hashed(path: Path, listener: Listener = ignore) -> Manifest:
     """Returns the manifest of a weight file, storing nothing; reads it once."""
     from modelgit.store.files.tensors import FileTensors
     from modelgit.store.identity import whole
 
     header = read_header(path)
-    return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, FileTensors(path).entries())
+    entries = FileTensors(path).entries(listener)
+    return Manifest(whole("blob", header.raw).hex(), len(header.raw), header.size_bytes, entries)
 
 
 # ---------------------------------------------------------------------- what differs
 
 
-def status(repo: Repository) -> Status:
+def status(repo: Repository, listener: Listener = ignore) -> Status:
     """Returns what differs from HEAD. Keeps stats of what it read, so that the next look reads no weights.
 
     Raises:
         RepositoryError: the repository is bare, or a git merge is under way.
     """
-    look = Look(repo)
+    look = Look(repo, listener)
     commit = repo.head()
     fresh = look.new_files()
     weights = {path for path in fresh if look.holds_weights(path)}
@@ -232,9 +234,9 @@ def status(repo: Repository) -> Status:
     return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch))
 
 
-def local_changes(repo: Repository) -> tuple[Change, ...]:
+def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change, ...]:
     """Returns the files of HEAD that are changed or gone. Raises as `status` does."""
-    changes = changes_of(Look(repo), repo.head())
+    changes = changes_of(Look(repo, listener), repo.head())
     return tuple(change for change in changes if change.kind != "new")
 
 

@@ -133,7 +133,7 @@ def rewrite(
 ) -> None:
     """Makes files and index those of a version, also in the middle of a merge. Raises as `put`."""
     keep_current(repo.git, repo.git_dir)
-    look = Look(repo)
+    look = Look(repo, listener)
     refuse_lock(look.index)
     head = repo.head()
     old = repo.version(head) if head else None

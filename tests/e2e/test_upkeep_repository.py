@@ -467,6 +467,12 @@ def test_what_takes_long_is_told(repo: Repository, tmp_path: Path) -> None:
     for task, total in begun:
         done = sum(event.n for event in events if isinstance(event, Advanced) and event.task == task)
         assert done == (total or 0) * begun.count((task, total))
+    save(tmp_path / "r", 9)
+    status(repo, events.append)
+    size = (tmp_path / "r" / MODEL).stat().st_size
+    read = [event.total or 0 for event in events if isinstance(event, Started) and event.task == f"read {MODEL}"]
+    assert len(read) == 1
+    assert size - 1000 < read[0] < size
 
 
 def test_the_commands_say_it_in_json(repo: Repository, tmp_path: Path) -> None:

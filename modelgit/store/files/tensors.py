@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modelgit.errors import CorruptObject, FormatError
+from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import Header, TensorSpan, parse_header, read_header
@@ -137,7 +138,7 @@ class FileTensors:
             raise FormatError(f"{self.path}: became shorter while it was read", hint="wait for its writer to end")
         return found
 
-    def entries(self) -> tuple[TensorEntry, ...]:
+    def entries(self, listener: Listener = ignore) -> tuple[TensorEntry, ...]:
         """Return all entries, sorted by name, hashed by all processors. Raises FormatError."""
         if self._quick:
             with ThreadPoolExecutor(available_threads()) as pool:
@@ -151,9 +152,13 @@ class FileTensors:
 
         pieces = [(name, number) for name in self._sorted for number in range(frame_count(sizes[name]))]
         leaves: dict[str, bytes] = dict.fromkeys(self._sorted, b"")
+        task = f"read {self.path.name}"
+        listener(Started(task, sum(sizes.values()), "bytes"))
         with ThreadPoolExecutor(available_threads()) as pool:
-            for (name, _), digest in zip(pieces, pool.map(lambda piece: hashed(*piece), pieces), strict=True):
+            for (name, number), digest in zip(pieces, pool.map(lambda piece: hashed(*piece), pieces), strict=True):
                 leaves[name] += digest
+                listener(Advanced(task, frame_size(sizes[name], number), name))
+        listener(Finished(task))
         for span in (self._spans[name] for name in self._sorted):
             oid = root("tensor", sizes[span.name], leaves[span.name]).hex()
             self._entries[span.name] = TensorEntry(span.name, span.dtype, span.shape, oid)

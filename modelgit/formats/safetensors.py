@@ -25,6 +25,7 @@ MAX_TENSORS = 1_000_000
 MAX_NESTING = 100
 MAX_VALUES = 16 * MAX_TENSORS  # commas and brackets each: what a parser sets aside memory for
 PREFIX_BYTES = 8
+LFS_MARK = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins, in the place of a file
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 FIELDS = {"dtype", "shape", "data_offsets"}
 Table = dict[str, object]
@@ -82,6 +83,9 @@ def header_length(prefix: bytes, file_size: int, source: str) -> int:
     if len(prefix) < PREFIX_BYTES:
         raise FormatError(f"{source}: not a safetensors file: {file_size} bytes, expected at least {PREFIX_BYTES}")
     length: int = struct.unpack("<Q", prefix)[0]
+    if prefix == LFS_MARK[:PREFIX_BYTES]:
+        hint = "bring the file: git lfs pull; then commit it anew"
+        raise FormatError(f"{source}: a Git LFS pointer, expected the weight file itself", hint=hint)
     if length > MAX_HEADER_BYTES:
         hint = "is this another format? .pt and .bin files can be imported: modelgit import FILE"
         raise FormatError(

@@ -10,7 +10,7 @@ from typing import Literal
 from modelgit.errors import FormatError, RepositoryError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse_bytes, write
-from modelgit.formats.safetensors import read_header
+from modelgit.formats.safetensors import LFS_MARK, read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
 from modelgit.repo.index import read_index, write_index
@@ -19,7 +19,7 @@ from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.statcache import Prints, StatCache, key_of
 from modelgit.repo.values import Blob, Upstream
 
-PREFIX_BYTES = 64
+PREFIX_BYTES, MAX_POINTER_BYTES = 64, 1024
 CACHE_PATH = "modelgit/stat-cache.json"
 PRINTS_PATH = "modelgit/prints.json"
 EMPTY: Mapping[str, Blob] = {}
@@ -138,6 +138,9 @@ class Look:
         return print_of(self.root / path) == known
 
     def _hash(self, path: str, found: os.stat_result) -> Blob:
+        pointer = pointer_at(self.root / path) if is_weights(path, found) else None
+        if pointer is not None:
+            return Blob(blob_id(pointer), self.mode(path, found))
         if is_weights(path, found):
             manifest = self.cache.get(path, found) or self._read(path, found)
             self.manifests[path] = manifest
@@ -184,6 +187,14 @@ class Look:
 def is_weights(path: str, found: os.stat_result) -> bool:
     """Tells whether a file is a weight file: by its name, unless it is empty."""
     return path.endswith(WEIGHTS_SUFFIX) and found.st_size > 0
+
+
+def pointer_at(path: Path) -> bytes | None:
+    """Returns the Git LFS pointer that lies in the place of a weight file, as versions before modelgit may have one."""
+    if path.stat().st_size > MAX_POINTER_BYTES:
+        return None
+    text = path.read_bytes()
+    return text if text.startswith(LFS_MARK) else None
 
 
 def filters(path: str) -> list[str]:

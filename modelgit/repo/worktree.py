@@ -37,10 +37,11 @@ from modelgit.repo.look import (
     is_weights,
     local_changes,
     manifest_at,
+    pointer_at,
     prefix_of,
     status,
 )
-from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.values import Blob, CommitDraft, Version
 
@@ -381,6 +382,9 @@ def take_in(
     place, mode = look.root / path, look.mode(path, found)
     if pack is None or not is_weights(path, found):
         return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode)
+    pointer, tracked = pointer_at(place), look.tracked.get(path)
+    if pointer is not None and tracked is not None and tracked.sha == blob_id(pointer):
+        return replace(tracked, mode=mode)  # of a version before modelgit, and left alone
     if is_manifest(prefix_of(place)):
         return replace(look.repo.write_blob(manifest_at(place)), mode=mode)
     from modelgit.store.files.intake import store_and_print

@@ -258,6 +258,25 @@ def test_a_manifest_with_marks_of_a_conflict_is_refused_unless_git_has_it(place:
     assert same(place, OTHER) and clean(place)
 
 
+def test_a_pointer_of_git_lfs_from_before_is_left_alone(place: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 54864\n"
+    (place / MODEL).write_text(pointer)
+    blob = git(place, "hash-object", "-w", "--no-filters", MODEL).strip()
+    git(place, "update-index", "--cacheinfo", f"100644,{blob},{MODEL}")
+    git(place, "commit", "--quiet", "-m", "before modelgit")
+    git(place, "update-index", "--really-refresh")
+    assert git(place, "status", "--porcelain") == ""
+    (place / "notes.txt").write_text("changed")
+    modelgit(place, "commit", "-m", "of notes alone")
+    assert git(place, "rev-parse", f"HEAD:{MODEL}").strip() == blob
+    assert "Nothing has changed" in modelgit(place, "status")
+    modelgit(place, "switch", "other")
+    assert same(place, OTHER) and clean(place)
+    (place / MODEL).write_text(pointer)
+    assert "a Git LFS pointer, expected the weight file itself" in run(place, "git", "add", MODEL, code=128).stderr
+    assert "modified" in modelgit(place, "status")
+
+
 def test_attributes_that_come_with_a_model_do_not_touch_manifests(place: Path) -> None:
     """Git would write `$Id$` for what follows an Id in a name, and the other branch's manifest as UTF-16."""
     (place / ".gitattributes").write_text("*.safetensors ident working-tree-encoding=UTF-16LE\n")

@@ -17,6 +17,7 @@ from typing import Protocol
 from modelgit.errors import FormatError, ModelgitError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, relatives, write
+from modelgit.formats.safetensors import LFS_MARK, header_length
 from modelgit.porcelain.plumbing.packets import LARGEST, Content, PacketReader, write_content, write_lines
 from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.plumbing.showing import TEXT_MARK
@@ -111,7 +112,7 @@ class Filter:
         stream = Lookahead(prefix, content)
         if not prefix or (path and not path.endswith(WEIGHTS_SUFFIX)):
             yield from pieces(stream)
-        elif is_manifest(prefix):
+        elif is_manifest(prefix) or prefix.startswith(LFS_MARK):
             text = whole_text(stream, path)
             self.refuse_malformed(path, text)
             yield text
@@ -124,12 +125,15 @@ class Filter:
     def refuse_malformed(self, path: str, text: bytes) -> None:
         """Refuses a manifest that is none, one with the marks of a conflict in it say, unless git has it there already.
 
-        That one was committed elsewhere; git could not even leave it behind if we refused it.
+        So too a pointer of Git LFS. What git has was committed elsewhere; it could not even be left behind if we
+        refused it.
 
         Raises:
             FormatError: saying what is wrong.
         """
         try:
+            if text.startswith(LFS_MARK):
+                header_length(text[:8], len(text), path or "stdin")
             parse_bytes(text, path or "stdin")
         except FormatError as error:
             looks = ("--literal-pathspecs", "ls-files", "--stage", "--", path)

@@ -126,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return carry_out(words, session)
     except Exception as error:  # noqa: BLE001  the last resort: everything becomes one line and an exit code
-        return explain(named_for_git(error, words), session.out, debug="--debug" in words)
+        at = handed_on.verb_at(words)
+        verb = words[at] if at is not None else None
+        return explain(named_for_git(error, words), session.out, verb=verb, debug="--debug" in words)
     except KeyboardInterrupt:
         sys.stderr.write(f"{session.interrupted()}\n")
         return INTERRUPTED
@@ -183,8 +185,8 @@ def every_name(app: typer.Typer) -> set[str | None]:
     return {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
 
 
-def explain(error: Exception, out: Output, *, debug: bool) -> int:
-    """Says what went wrong, and returns the exit code for it."""
+def explain(error: Exception, out: Output, *, verb: str | None = None, debug: bool) -> int:
+    """Says what went wrong with a command, and returns the exit code for it."""
     if debug:
         import traceback
 
@@ -193,6 +195,8 @@ def explain(error: Exception, out: Output, *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more; say nothing at exit either
         return BROKEN_PIPE
     known = translated(error)
+    if verb and isinstance(known, UsageError):
+        known.hint = known.hint or f"modelgit {verb} --help shows what it takes"
     known.hint = known.hint or next((hint for kind, hint in HINTS.items() if isinstance(known, kind)), None)
     with suppress(OSError):  # the message cannot be written either; the exit code still tells
         out.error(known)

@@ -204,7 +204,9 @@ def register_looks(app: typer.Typer) -> None:
     @command(app, "log", panel=LOOKING)
     def log(
         session: Session,
-        revs: Annotated[list[str] | None, typer.Argument(metavar="REV", help="Where to begin [default: HEAD].")] = None,
+        revs: Annotated[
+            list[str] | None, typer.Argument(metavar="[REV…]", help="Where to begin [default: HEAD].")
+        ] = None,
         limit: Annotated[int | None, typer.Option("-n", "--max-count", min=1, help="At most so many; also -5.")] = None,
         everything: Annotated[bool, typer.Option("--all", help="Begin at every branch and tag.")] = False,
         graph: Annotated[bool, typer.Option("--graph", help="Draw lines from versions to their parents.")] = False,

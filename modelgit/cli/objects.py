@@ -82,7 +82,7 @@ def register_transfers(app: typer.Typer) -> None:
         session: Session,
         remote: Remote = None,
         branches: Annotated[
-            list[str] | None, typer.Argument(metavar="BRANCH", help="What to send [default: the branch you are on].")
+            list[str] | None, typer.Argument(metavar="[BRANCH…]", help="What to send [default: the branch you are on].")
         ] = None,
         upstream: Annotated[
             bool, typer.Option("--set-upstream", "-u", help="The branch follows the remote's from now on.")

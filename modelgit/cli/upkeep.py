@@ -57,7 +57,7 @@ def register_du(app: typer.Typer) -> None:
     def du(
         session: Session,
         revs: Annotated[
-            list[str] | None, typer.Argument(metavar="REV", help="Versions [default: all, and the branches].")
+            list[str] | None, typer.Argument(metavar="[REV…]", help="Versions [default: all, and the branches].")
         ] = None,
     ) -> "Usage":
         """Show what uses the bytes.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Align
 
 Rev = Annotated[str, typer.Argument(metavar="REV", help="A commit: branch, tag, id, HEAD~1 …")]
-Revs = Annotated[list[str], typer.Argument(metavar="REV", help="Commits: branches, tags, ids …")]
+Revs = Annotated[list[str], typer.Argument(metavar="REV…", help="Commits: branches, tags, ids …")]
 Message = Annotated[str | None, typer.Option("-m", "--message", help="What the version is.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Throw local changes away.")]
 Metric = Annotated[
@@ -52,7 +52,11 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
 def choice(word: str, allowed: tuple[str, ...], option: str) -> str:
     """Returns the word if it is allowed. Raises UsageError, listing what is."""
     if word not in allowed:
-        raise UsageError(f"{option} {word}: expected one of {', '.join(allowed)}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(word, allowed, n=1)
+        hint = f"did you mean {option} {near[0]}?" if near else None
+        raise UsageError(f"{option} {word}: expected one of {', '.join(allowed)}", hint=hint)
     return word
 
 

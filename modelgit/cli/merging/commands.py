@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.work import Committed
 
 MERGING = "Merging"
-Revs = Annotated[list[str] | None, typer.Argument(metavar="REV", help="Commits: branches, tags, ids …")]
+Revs = Annotated[list[str] | None, typer.Argument(metavar="[REV…]", help="Commits: branches, tags, ids …")]
 
 
 def register(app: typer.Typer) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CHANGES = "Task vectors"
 POLICY = "Where a change does not fit"
 
-Revs = Annotated[list[str], typer.Argument(metavar="REV", help="Commits, or a range A..B: what B has and A has not.")]
+Revs = Annotated[list[str], typer.Argument(metavar="REV…", help="Commits, or a range A..B: what B has and A has not.")]
 Scale = Annotated[
     float | None, typer.Option("--scale", metavar="S", help="Factor on the change [default: 1, applied as git does].")
 ]

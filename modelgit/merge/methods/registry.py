@@ -112,6 +112,7 @@ class Combined(Method, Protocol):
         """Return the merged tensor, as `__call__`."""
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 METHODS: dict[str, type[Method]] = {}
 
 
@@ -172,13 +173,15 @@ def make(name: str, settings: Mapping[str, Value]) -> Method:
     """
     cls = METHODS.get(name)
     if cls is None:
-        raise UsageError(f"no merge method {name!r}; known: {', '.join(sorted(METHODS))}.", hint=_near(name, METHODS))
+        known, hint = ", ".join(sorted(METHODS)), _near(name, METHODS) or "modelgit merge --list shows what each does"
+        raise UsageError(f"no merge method {name!r}; known: {known}.", hint=hint)
     kinds = setting_types(cls)
     for key in settings:
         if key not in kinds:
             known = ", ".join(kinds) or "none"
-            raise UsageError(f"method {name} has no setting {key!r}; its settings: {known}.", hint=_near(key, kinds))
-    return cls(**{key: _parse(f"{name}: {key}", kinds[key], value) for key, value in settings.items()})
+            hint = _near(key, kinds) or f"modelgit merge --list {name} shows what each is"
+            raise UsageError(f"method {name} has no setting {key!r}; its settings: {known}.", hint=hint)
+    return cls(**{key: _parse(cls, key, kinds[key], value) for key, value in settings.items()})
 
 
 def setting_types(cls: type[Method]) -> dict[str, type]:
@@ -223,7 +226,7 @@ def _near(name: str, known: Mapping[str, object]) -> str | None:
     return f"Did you mean {close[0]}?" if close else None
 
 
-def _parse(where: str, kind: type, value: Value) -> Value:
+def _parse(cls: type[Method], key: str, kind: type, value: Value) -> Value:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
         if kind is bool:
@@ -232,7 +235,10 @@ def _parse(where: str, kind: type, value: Value) -> Value:
             raise ValueError(value)
         return value if isinstance(value, kind) else _number(kind, value)
     except (KeyError, ValueError, OverflowError) as error:
-        raise UsageError(f"{where}: expected {kind.__name__}, got {value!r}.") from error
+        meaning = cls.__dataclass_fields__[key].metadata.get("meaning")
+        hint = f"{key}: {meaning}" if meaning else None
+        wanted = KINDS.get(kind, kind.__name__)
+        raise UsageError(f"{cls.name}: {key}: expected {wanted}, got {value!r}.", hint=hint) from error
 
 
 def _number(kind: type, value: Value) -> Value:

@@ -57,6 +57,9 @@ def test_choices() -> None:
     assert choice("drop", ("error", "drop"), "--heads") == "drop"
     with pytest.raises(UsageError, match="expected one of error, drop"):
         choice("dorp", ("error", "drop"), "--heads")
+    with pytest.raises(UsageError) as caught:
+        choice("drp", ("error", "drop"), "--heads")
+    assert caught.value.hint == "did you mean --heads drop?"
 
 
 @pytest.mark.parametrize(

@@ -63,16 +63,32 @@ def test_settings_are_read_from_text_and_back() -> None:
         ("ties", {"densty": 0.5}, "no setting 'densty'; its settings: density, scale, normalize, scope, rescale"),
         ("ties", {"scope": "layer"}, "ties: scope: expected tensor or model, got 'layer'"),
         ("della", {"density": 0.1}, "della: density - epsilon: expected a number from"),
-        ("ties", {"density": "half"}, "ties: density: expected float, got 'half'"),
+        ("ties", {"density": "half"}, "ties: density: expected a number, got 'half'"),
         ("ties", {"density": 1.5}, "expected a number from 0 to 1, got 1.5"),
-        ("linear", {"normalize": "maybe"}, "linear: normalize: expected bool, got 'maybe'"),
-        ("karcher", {"iterations": "2.5"}, "karcher: iterations: expected int"),
+        ("linear", {"normalize": "maybe"}, "linear: normalize: expected true or false, got 'maybe'"),
+        ("karcher", {"iterations": "2.5"}, "karcher: iterations: expected a whole number"),
     ],
 )
 def test_wrong_names_and_settings_are_named(name: str, settings: dict[str, Value], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         make(name, settings)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "hint"),
+    [
+        ("lineer", {}, "Did you mean linear?"),
+        ("zzz", {}, "modelgit merge --list shows what each does"),
+        ("ties", {"densty": 0.5}, "Did you mean density?"),
+        ("ties", {"qqq": 0.5}, "modelgit merge --list ties shows what each is"),
+        ("karcher", {"iterations": "2.5"}, "iterations: most steps of the fixed-point iteration"),
+    ],
+)
+def test_the_way_out_is_told(name: str, settings: dict[str, Value], hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make(name, settings)
+    assert caught.value.hint is not None and caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize(

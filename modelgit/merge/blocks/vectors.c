@@ -18,20 +18,6 @@ int modelgit_kernel_version(void) { return 6; }
 #define ROW (EIGHTH + STRETCH) /* of a pair's sums: each in other places of the cache than the one before */
 #define TILE 4                /* inputs whose products with as many others are worked on at once */
 
-#define VALUES(NAME, T, VALUE)                                                                                       \
-  WIDE static void values_##NAME(const T *restrict x, size_t n, double *restrict to) {                               \
-    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
-  }                                                                                                                  \
-  WIDE static void less_##NAME(const T *restrict x, const double *restrict from, size_t n, double *restrict to) {    \
-    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)-from[i];                                                  \
-  }
-FOR_VALUES(VALUES)
-static void values(int type, const u8 *x, const double *from, size_t n, double *to) {
-#define CALL(NAME, T) from ? less_##NAME((const T *)x, from, n, to) : values_##NAME((const T *)x, n, to)
-  FOR_TYPE(CALL)
-#undef CALL
-}
-
 /* Halves folded onto each other. */
 WIDE static double fold(double *restrict sum, size_t size) {
   for (size_t half; size > 1; size = half) {

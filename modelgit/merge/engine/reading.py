@@ -36,11 +36,16 @@ def whole(source: TensorSource, entry: TensorEntry) -> Array:
 
 def frame_peak(frame: memoryview, dtype: str) -> float:
     """Return the largest magnitude in a raw frame, infinity if any value is infinite or not a number."""
-    kind, exponent = LAYOUTS[dtype]
+    kind, _ = LAYOUTS[dtype]
     top = peak_bits(np.frombuffer(frame, np.uint8), dtype)
-    if top >= exponent:
+    if not finite(top, dtype):
         return math.inf
     return float(widened(memoryview(np.array([top], kind).tobytes()), dtype)[0])
+
+
+def finite(top: int, dtype: str) -> bool:
+    """Return whether values are, of which `top` is the largest magnitude's bit pattern."""
+    return top < LAYOUTS[dtype][1]
 
 
 def peak(source: TensorSource, entry: TensorEntry) -> float:

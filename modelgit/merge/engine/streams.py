@@ -17,7 +17,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.blocks.tensors import Inputs, grid
 from modelgit.merge.blocks.vectors import vectors
-from modelgit.merge.engine.reading import frame_peak, whole
+from modelgit.merge.engine.reading import finite, frame_peak, whole
 from modelgit.merge.engine.windows import CHUNK_BYTES, Reading, Window, Workshop
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish, spread, sums
 from modelgit.store.codec.arrays import Bytes
@@ -224,14 +224,18 @@ class Stream:
                 yield from self._chunk(window, start, stop)
 
     def _chunk(self, window: Window, start: int, stop: int) -> Iterator[Inputs]:
-        raw = self._opened().read(window, start * self._width, stop * self._width)
-        if not self.checked and any(frame_peak(data.data, self.subject.dtype) == math.inf for data in raw):
-            raise NotFinite(self.name)
+        ends = start * self._width, stop * self._width
+        raw = self._opened().read(window, *ends, guarded=True)
         for begin in range(start, stop, self._step):
             end = min(begin + self._step, stop)
             values = window.values(len(raw), end - begin)
-            parts = [data[(begin - start) * self._width : (end - start) * self._width] for data in raw]
-            spread(parts, self.subject.dtype, values, minus=self._deltas)
+            parts = slice((begin - start) * self._width, (end - start) * self._width)
+            top = spread([data[parts] for data in raw], self.subject.dtype, values, minus=self._deltas)
+            if top is None:  # reading tells which file was cut short
+                raw = self._opened().read(window, *ends)
+                top = spread([data[parts] for data in raw], self.subject.dtype, values, minus=self._deltas)
+            if top is None or not finite(top, self.subject.dtype):
+                raise NotFinite(self.name)
             rows = [row.reshape(-1, self._row) if self._row else row for row in values]
             base = rows.pop() if self.subject.has_base else None
             heads, differences = ([], rows) if self._deltas else (rows, None)

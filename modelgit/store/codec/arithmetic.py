@@ -93,10 +93,11 @@ class Sums(Protocol):
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         """Write the values of the raw little-endian `data` (n * width bytes) into `into` (n,); always exact."""
 
-    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> int | None:
         """Write the values of each input to a row of `into` (inputs, n); with `minus`, less those of the last.
 
-        The last row itself are then the last input's values, as they are.
+        The last row itself are then the last input's values, as they are. Returns the `peak` of all inputs; None where
+        one of them, in a mapped file, was cut short.
         """
 
     def accumulate(
@@ -131,12 +132,13 @@ class NumpySums:
             else:
                 into[:] = data.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
 
-    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> int | None:
         for data, row in zip(inputs, into, strict=True):
             self.widen(data, dtype, row)
         if minus:
             with np.errstate(invalid="ignore"):
                 into[:-1] -= into[-1]
+        return max(self.peak(data, dtype) for data in inputs)
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool
@@ -191,9 +193,9 @@ def widen(data: Bytes, dtype: str, into: Floats) -> None:
     sums().widen(ready(data, dtype), dtype, into)
 
 
-def spread(inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
-    """Write the values of each raw input to a row of `into` (inputs, n); with `minus`, less those of the last."""
-    sums().spread([ready(data, dtype) for data in inputs], dtype, into, minus=minus)
+def spread(inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> int | None:
+    """Write the values of each raw input to a row of `into` (inputs, n); see `Sums.spread`."""
+    return sums().spread([ready(data, dtype) for data in inputs], dtype, into, minus=minus)
 
 
 def finish(total: Floats, divisor: float, dtype: str, into: Bytes) -> None:

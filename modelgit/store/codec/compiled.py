@@ -11,7 +11,7 @@ from modelgit.store.codec.arrays import Array, Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.transforms import BLOCK, ONE, Coded, Difference, Model, Residuals, alphabet
 
-KERNEL_VERSION = 8  # of the functions in the kernel; another build is not used
+KERNEL_VERSION = 9  # of the functions in the kernel; another build is not used
 TYPES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # as the kernel numbers them
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 VECTOR = 8  # words that may be written beyond the last
@@ -43,6 +43,20 @@ class Combination(ctypes.Structure):
         ("count", ctypes.c_size_t),
         ("elements", ctypes.c_size_t),
         ("divisor", ctypes.c_double),
+        ("type", ctypes.c_int),
+    )
+
+
+class Spreading(ctypes.Structure):
+    """What `modelgit_spread` works on."""
+
+    _fields_ = (
+        ("inputs", ctypes.c_void_p),
+        ("into", ctypes.c_void_p),
+        ("peak", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("elements", ctypes.c_size_t),
+        ("minus", ctypes.c_int),
         ("type", ctypes.c_int),
     )
 
@@ -146,9 +160,11 @@ class CompiledSums:
     def widen(self, data: Bytes, dtype: str, into: Floats) -> None:
         self._library.modelgit_widen(TYPES[dtype], pointer(data), size(len(into)), pointer(into))
 
-    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> None:
-        places = size(len(inputs)), pointers(inputs), size(into.shape[1]), int(minus), pointer(into)
-        self._library.modelgit_spread(TYPES[dtype], *places)
+    def spread(self, inputs: Sequence[Bytes], dtype: str, into: Floats, *, minus: bool) -> int | None:
+        places, peak = pointers(inputs), ctypes.c_uint64()
+        ends = ctypes.addressof(places), into.ctypes.data, ctypes.addressof(peak)
+        job = Spreading(*ends, len(inputs), into.shape[1], int(minus), TYPES[dtype])
+        return peak.value if self._guarded(self._library.modelgit_spread, job) else None
 
     def accumulate(
         self, total: Floats, inputs: Sequence[Bytes], coefficients: Floats, dtype: str, *, first: bool

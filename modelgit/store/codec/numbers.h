@@ -51,6 +51,21 @@ static inline float half_value(u16 half) {
   }
 static const size_t WIDTHS[] = {2, 2, 4, 8};
 
+#define VALUES(NAME, T, VALUE)                                                                                       \
+  WIDE static void widen_##NAME(const T *restrict x, size_t n, double *restrict to) {                                \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
+  }                                                                                                                  \
+  WIDE static void minus_##NAME(const T *restrict x, const double *restrict from, size_t n, double *restrict to) {   \
+    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)-from[i];                                                  \
+  }
+FOR_VALUES(VALUES)
+/* The values of n elements, less those of `from` if it is given. */
+static void values(int type, const u8 *x, const double *from, size_t n, double *to) {
+#define CALL(NAME, T) from ? minus_##NAME((const T *)x, from, n, to) : widen_##NAME((const T *)x, n, to)
+  FOR_TYPE(CALL)
+#undef CALL
+}
+
 /* Has the processor fetch `size` bytes that will be read soon. They may lie beyond the end: nothing comes of it. */
 #define LINE 64
 static inline void fetch(const u8 *x, size_t size) {

@@ -4,7 +4,7 @@
  * `modelgit/store/codec/reference.py` does the same in numpy: both must give the same bytes. */
 #include "kernel.h"
 
-int modelgit_kernel_version(void) { return 8; }
+int modelgit_kernel_version(void) { return 9; }
 
 /* Bytes of n elements of W bytes, one plane a byte, lowest byte first. */
 WIDE static void split8(const u64 *restrict x, size_t n, u8 *const *planes) {

@@ -7,12 +7,6 @@
 #define BLOCK 1024 /* elements worked on at once: their float64 stay in the first-level cache */
 
 #define LOADS(NAME, T, VALUE)                                                                                        \
-  WIDE static void widen_##NAME(const T *restrict x, size_t n, double *restrict to) {                                \
-    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE);                                                          \
-  }                                                                                                                  \
-  WIDE static void minus_##NAME(const T *restrict x, const double *restrict from, size_t n, double *restrict to) {      \
-    for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)-from[i];                                                   \
-  }                                                                                                                  \
   WIDE static void times_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                      \
     for (size_t i = 0; i < n; i++) to[i] = (double)(VALUE)*c;                                                        \
   }                                                                                                                  \
@@ -101,23 +95,7 @@ static void add(int type, const void *x, double c, size_t n, double *to, int fir
 #undef CALL
 }
 
-void modelgit_widen(int type, const void *x, size_t n, double *to) {
-#define CALL(NAME, T) widen_##NAME((const T *)x, n, to)
-  FOR_TYPE(CALL)
-#undef CALL
-}
-
-/* The values of `count` inputs, row by row; with `minus`, all rows but the last less the last. */
-void modelgit_spread(int type, size_t count, const u8 *const *x, size_t n, int minus, double *to) {
-  const double *from = to + (count - 1) * n;
-  for (size_t j = count; j-- > 0;) {
-    double *row = to + j * n;
-#define CALL(NAME, T)                                                                                                \
-  minus && j + 1 < count ? minus_##NAME((const T *)x[j], from, n, row) : widen_##NAME((const T *)x[j], n, row)
-    FOR_TYPE(CALL)
-#undef CALL
-  }
-}
+void modelgit_widen(int type, const void *x, size_t n, double *to) { values(type, x, NULL, n, to); }
 
 /* Adds c[i] * x[i] for each of `count` inputs to `total`; with `first` it is overwritten by the first. */
 void modelgit_accumulate(int type, size_t count, const u8 *const *x, const double *c, size_t n, double *total,
@@ -180,4 +158,31 @@ PEAK(32, u32, 0x7FFFFFFF)
 PEAK(64, u64, 0x7FFFFFFFFFFFFFFFULL)
 u64 modelgit_peak(int type, const void *x, size_t n) {
   return type == F64 ? peak_64(x, n) : type == F32 ? peak_32(x, n) : peak_16(x, n);
+}
+
+/* The values of `count` inputs, row by row; with `minus`, all rows but the last less the last. `peak` becomes the largest
+ * magnitude's bit pattern. For `modelgit_safely`. */
+struct spreading {
+  const u8 *const *x;
+  double *to;
+  u64 *peak;
+  size_t count, n;
+  int minus, type;
+};
+void modelgit_spread(const struct spreading *job) {
+  size_t width = WIDTHS[job->type], last = job->count - 1;
+  u64 top = 0;
+  for (size_t i = 0; i < job->n; i += BLOCK) {
+    size_t m = job->n - i < BLOCK ? job->n - i : BLOCK;
+    const double *from = job->to + last * job->n + i;
+    for (size_t j = job->count; j-- > 0;) {
+      const u8 *x = job->x[j] + i * width;
+      double *row = job->to + j * job->n + i;
+      fetch(x + BLOCK * width, BLOCK * width);
+      u64 size = modelgit_peak(job->type, x, m);
+      top = size > top ? size : top;
+      values(job->type, x, job->minus && j < last ? from : NULL, m, row);
+    }
+  }
+  *job->peak = top;
 }

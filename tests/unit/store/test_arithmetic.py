@@ -139,8 +139,8 @@ def test_the_kernel_gives_the_bytes_that_numpy_gives(dtype: str, divisor: float)
     assert plain.peak(inputs[0], dtype) == fast.peak(inputs[0], dtype) > 0
     for minus in (True, False):
         rows, others = np.zeros((3, count)), np.zeros((3, count))
-        plain.spread(inputs, dtype, rows, minus=minus)
-        fast.spread(inputs, dtype, others, minus=minus)
+        peaks = plain.spread(inputs, dtype, rows, minus=minus), fast.spread(inputs, dtype, others, minus=minus)
+        assert peaks == (max(plain.peak(data, dtype) for data in inputs),) * 2
         assert np.array_equal(rows, others, equal_nan=True)
     plain.widen(inputs[0], dtype, total)
     fast.widen(inputs[0], dtype, apart)

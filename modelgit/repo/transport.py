@@ -7,6 +7,7 @@ of our own inside a remote: git's fetch and push, which are made for strangers, 
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from modelgit.remotes.open import git_directory_of, open_remote
 from modelgit.repo.gitdir import last_line, sync_folder
 from modelgit.repo.repository import FILE_MODES, WEIGHTS_SUFFIX, Repository
 from modelgit.repo.worktree import advance, checkout
+from modelgit.store.handles import make_folder
 
 if TYPE_CHECKING:
     from modelgit.store.objects import CopyReport, ObjectStore
@@ -26,6 +28,7 @@ HEADS, TAGS, NOTES = "refs/heads/", "refs/tags/", "refs/notes/modelgit-"
 INCOMING = "refs/notes/modelgit-incoming"
 FETCH = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance")
 PUSH = ("push", "--quiet", "--no-verify", "--atomic", "--receive-pack=git -c core.fsync=all receive-pack")
+PARTLY = "modelgit/partly"  # is there when plain git has brought history, of which some objects alone were sought
 HEAD_LINE = re.compile(r"ref: refs/heads/([A-Za-z0-9_][A-Za-z0-9._/+-]*)\s*")
 
 
@@ -183,8 +186,11 @@ def fetch(repo: Repository, remote: str, *, listener: Listener = ignore) -> Move
     there = look_at(repo, remote, url_of(repo, remote))
     bring_history(repo, there)
     tips = [sha for ref, sha in there.refs.items() if ref.startswith((HEADS, TAGS))]
-    known = complete(repo, repo.refs(HEADS, "refs/remotes/").values(), repo.store)
+    partly = is_partly(repo)
+    known = [] if partly else complete(repo, repo.refs(HEADS, "refs/remotes/").values(), repo.store)
     report = copy_objects(there.store, repo, needed_objects(repo, tips, known), listener)
+    if partly and repo.git.run("remote").split() == [remote]:
+        (repo.git_dir / PARTLY).unlink(missing_ok=True)
     moved = move_refs(repo, there)
     merge_notes(repo, there)
     return Moved(moved, *report)
@@ -227,7 +233,13 @@ def copy_objects(
 
 
 def seek(repo: Repository, missing: set[str], listener: Listener = ignore) -> None:
-    """Brings objects from the repository's remotes, each one from the first that has it; some may stay missing."""
+    """Brings objects from the repository's remotes, each one from the first that has it; some may stay missing.
+
+    What is sought is of one version; those before it may lack theirs, and the next `fetch` looks at them all.
+    """
+    with suppress(OSError):
+        make_folder((repo.git_dir / PARTLY).parent)
+        (repo.git_dir / PARTLY).touch()
     for name in repo.git.run("remote").split():
         try:
             source = open_remote(placed(repo, url_of(repo, name)))
@@ -237,6 +249,11 @@ def seek(repo: Repository, missing: set[str], listener: Listener = ignore) -> No
         missing = repo.store.missing(missing)
         if not missing:
             return
+
+
+def is_partly(repo: Repository) -> bool:
+    """Tells whether versions here may lack objects, since plain git brought them."""
+    return (repo.git_dir / PARTLY).exists()
 
 
 def move_refs(repo: Repository, there: Remote) -> dict[str, str]:

@@ -61,6 +61,19 @@ def test_a_push_sends_objects_first_and_a_plain_clone_is_filled_in(place: Path) 
     assert same_bytes(clone, place) and clean(place), "a pull by plain git brings the objects it needs"
 
 
+def test_a_fetch_brings_what_a_plain_clone_lacks_of_earlier_versions(place: Path) -> None:
+    commit(place, tensors(seed=1), "another")
+    git(place, "push", "--quiet", "origin", "main")
+    clone = place.parent / "clone"
+    git(place.parent, "clone", "--quiet", str(place.parent / "origin.git"), "clone")
+    modelgit(clone, "checkout")
+    done = run(clone, sys.executable, "-m", "modelgit", "fsck", code=1)
+    assert "missing object" in done.stderr and "modelgit fetch brings them" in done.stderr
+    modelgit(clone, "fetch")
+    assert modelgit(clone, "fsck").startswith("ok 2 versions")
+    assert not (clone / ".git" / "modelgit" / "partly").exists()
+
+
 def test_a_push_without_its_objects_is_refused(place: Path) -> None:
     packs = place / ".git" / "modelgit" / "packs"
     kept = shutil.copytree(packs, place.parent / "kept")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Look = Callable[[str, Manifest], None]
 LOOK = "look at versions"
 MAX_NAMED = 5
+FETCH = "plain git brought these versions, not their objects: modelgit fetch brings them"
 REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
 
 
@@ -72,7 +73,8 @@ def fsck(
     if not repair:
         report = repo.store.fsck(full=full, listener=listener)
         missing = sorted(repo.store.missing(needs.objects))
-        refuse(needs, told(needs, report.faults), missing, REPAIR)
+        left = missing and not report.faults and transport.is_partly(repo)
+        refuse(needs, told(needs, report.faults), missing, FETCH if left else REPAIR)
         refuse_untrue(repo, full, listener)
         return Checked(needs.versions, report.objects, full)
     ids = [bytes.fromhex(oid) for oid in needs.objects]

@@ -16,7 +16,7 @@ from modelgit.cli.merging import commands as merging
 from modelgit.cli.replaying import asking, verbs
 from modelgit.cli.reporting import commands as reporting
 from modelgit.cli.screen.output import Output
-from modelgit.cli.session import Session
+from modelgit.cli.session import Session, UnreadError
 from modelgit.errors import (
     CorruptObject,
     DifferencesFound,
@@ -191,7 +191,7 @@ def explain(error: Exception, out: Output, *, verb: str | None = None, debug: bo
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | UnreadError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more; say nothing at exit either
         return BROKEN_PIPE
     known = translated(error)

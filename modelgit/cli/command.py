@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from modelgit.cli.session import Session
+from modelgit.cli.session import Session, UnreadError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids alone, and no progress.")]
@@ -65,6 +65,8 @@ def adapted(function: Run, *, networks: bool = False) -> Run:
                 name: group(**{f.name: arguments.pop(f.name) for f in fields(group)}) for name, group in groups.items()
             }
             result = function(session, **arguments, **given)
+        except BrokenPipeError as error:
+            raise UnreadError from error
         finally:
             close = getattr(session.listener, "close", None)
             if close is not None:
@@ -72,7 +74,11 @@ def adapted(function: Run, *, networks: bool = False) -> Run:
         if result is not None:
             from modelgit.cli.screen.views import view_of
 
-            session.out.result(result, view_of)
+            try:
+                session.out.result(result, view_of)
+                session.out.stdout.flush()
+            except BrokenPipeError as error:
+                raise UnreadError from error
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.returns = inspect.get_annotations(function).get("return")  # type: ignore[attr-defined]  # for the reference

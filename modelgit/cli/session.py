@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
 
+class UnreadError(Exception):
+    """Whoever read our output has stopped. No OSError: the parser of command lines would end with 1 for that."""
+
+
 @dataclass(slots=True)
 class Session:
     """One run of the command line; --json and --quiet are known once the command is."""

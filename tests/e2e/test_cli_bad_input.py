@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -305,3 +306,13 @@ def test_an_interruption(models: Path, command: Command, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("modelgit.porcelain.versions.show", interrupted)
     assert command("show") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("words", [("log",), ("du", "--json")])
+def test_nobody_reads_the_output(models: Path, words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "modelgit", *words]
+    done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, cwd=models)
+    os.close(writer)
+    assert (done.returncode, b"rror" in done.stderr) == (141, False)

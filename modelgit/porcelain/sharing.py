@@ -14,6 +14,7 @@ from modelgit.repo.files import write_ordinary
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import Moved
 from modelgit.repo.values import Version
+from modelgit.repo.worktree import refuse_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) 
     version = repo.version(rev)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RepositoryError(f"{path} exists and is not an empty folder", hint="name another folder")
+    refuse_missing(repo, version.manifests.values())
     names = exported_names(repo, version)
     for name in names:
         place = path / name

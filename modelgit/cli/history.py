@@ -10,8 +10,9 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Force, Message, Rev
+from modelgit.cli.words import Curves, Force, Message, Rev, drawing
 from modelgit.errors import RevisionError, UsageError
+from modelgit.events import Listener
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -87,6 +88,7 @@ def register_commit(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe; repeat.")
         ] = None,
         device: Annotated[str | None, typer.Option("--device", help="For the recipe: auto, cpu or cuda.")] = None,
+        tensorboard: Curves = None,
     ) -> "Committed | Trained":
         """Commit the changes of the work tree, or a fine-tuning.
 
@@ -98,9 +100,12 @@ def register_commit(app: typer.Typer) -> None:
 
         repo = session.repo()
         if recipe is not None:
-            return trained(session, repo, recipe, {"message": message, "device": device}, set_ or [])
-        if set_ or device is not None:
-            raise UsageError("--set and --device are for a recipe", hint="modelgit commit --recipe FILE.toml")
+            with drawing(session.listener, tensorboard) as listener:
+                given = {"message": message, "device": device}
+                return trained(session, repo, recipe, given, set_ or [], listener)
+        if set_ or device is not None or tensorboard is not None:
+            what = "--set, --device and --tensorboard are for a recipe"
+            raise UsageError(what, hint="modelgit commit --recipe FILE.toml")
         if message is None:
             raise UsageError("a commit needs a message", hint='say what changed: -m "…"')
         return signed(session, repo, work.commit(repo, message, session.listener))
@@ -117,7 +122,12 @@ def register_commit(app: typer.Typer) -> None:
 
 
 def trained(
-    session: Session, repo: "Repository", path: Path, given: dict[str, str | None], overrides: Sequence[str]
+    session: Session,
+    repo: "Repository",
+    path: Path,
+    given: dict[str, str | None],
+    overrides: Sequence[str],
+    listener: Listener,
 ) -> "Trained":
     """Returns what came of a recipe; what the command line gives counts before what the file says.
 
@@ -132,7 +142,7 @@ def trained(
     if crew.rank:
         assist(repo, recipe, crew)
         raise typer.Exit
-    return signed(session, repo, commit_recipe(repo, recipe, session.listener, crew))
+    return signed(session, repo, commit_recipe(repo, recipe, listener, crew))
 
 
 def signed(session: Session, repo: "Repository", made: "T") -> "T":

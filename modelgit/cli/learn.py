@@ -8,7 +8,7 @@ import typer
 
 from modelgit.cli.command import Trust, command, trust
 from modelgit.cli.session import Session
-from modelgit.cli.words import AlignBy, Lower, Message, Metric, aligning
+from modelgit.cli.words import AlignBy, Curves, Lower, Message, Metric, aligning, drawing
 
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
@@ -43,6 +43,7 @@ def register_run(app: typer.Typer) -> None:
         ] = None,
         workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
         device: Device = "auto",
+        tensorboard: Curves = None,
     ) -> "Ran":
         """Carry out a pipeline of fine-tunings and merges.
 
@@ -52,7 +53,8 @@ def register_run(app: typer.Typer) -> None:
         from modelgit.pipeline.start import Options, run_pipeline
 
         options = Options(tuple(set_ or ()), repo, report, workers, device, tuple(only or ()))
-        return run_pipeline(pipeline, options, session.listener)
+        with drawing(session.listener, tensorboard) as listener:
+            return run_pipeline(pipeline, options, listener)
 
     @app.command("plumbing-worker", hidden=True)
     def worker(device: Device = "auto", trusted: Trust = None) -> None:

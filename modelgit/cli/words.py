@@ -1,12 +1,14 @@
 """Arguments and options that several commands share, and how their text becomes values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from modelgit.errors import UsageError
+from modelgit.events import Listener
 
 if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Align
@@ -22,6 +24,9 @@ Lower = Annotated[bool, typer.Option("--lower-is-better", help="The metric is a 
 Remote = Annotated[
     str | None,
     typer.Argument(metavar="REMOTE", help="A remote's name [default: the one your branch follows, or origin]."),
+]
+Curves = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write the curves there, for TensorBoard.")
 ]
 ALIGNING = "Models that were trained apart"
 AlignBy = Annotated[
@@ -77,3 +82,18 @@ def aligning(by: str | None, seed: int, spec: Path | None, data: str | None) -> 
 
         table = load_table(spec)
     return Align(cast("Any", word), seed, data=(data or "") if word == "activations" else "", table=table)
+
+
+@contextmanager
+def drawing(listener: Listener, folder: Path | None) -> Iterator[Listener]:
+    """Yields a listener that writes curves to a folder too, if there is one."""
+    if folder is None:
+        yield listener
+        return
+    from modelgit.integrations.tensorboard import EventFiles, both
+
+    files = EventFiles(folder)
+    try:
+        yield both(listener, files)
+    finally:
+        files.close()

@@ -153,7 +153,7 @@ class Stream:
     def summed(self, used: Sequence[int], coefficients: Sequence[float], divisor: float) -> Fill:
         """Return a fill that gives the frames of a weighted sum of some inputs. It raises NotFinite."""
         reading, factors, dtype = self._opened(), np.array(coefficients, np.float64), self.subject.dtype
-        step = reading.stretch(guarded=True)
+        step = CHUNK_BYTES if reading.copied else FRAME_BYTES
 
         def fill(number: int, into: Bytes) -> Bytes:
             start = number * FRAME_BYTES
@@ -175,17 +175,16 @@ class Stream:
         """
         reading, size = self._opened(), size_bytes(self.subject.dtype, self.shape)
         self._shop.hold(reading)
-        step = reading.stretch(guarded=vectors().guarded)
+        step = FRAME_BYTES if reading.framed else CHUNK_BYTES
 
-        def frame(number: int) -> Array:
-            first, last = number * FRAME_BYTES, min(size, (number + 1) * FRAME_BYTES)
+        def stretch(start: int) -> Array:
             with self._shop.window() as window:
-                parts = [self._products(window, at, min(at + step, last)) for at in range(first, last, step)]
-            return np.concatenate(parts)
+                return self._products(window, start, min(start + step, size))
 
-        found = self._shop.each(frame, range(frame_count(size)))
+        found = self._shop.each(stretch, range(0, size, step))
         self.checked = True
-        return found
+        per_frame = FRAME_BYTES // step
+        return [np.concatenate(found[at : at + per_frame]) for at in range(0, len(found), per_frame)]
 
     def _products(self, window: Window, start: int, stop: int) -> Array:
         """Return those of a stretch. What is not finite, or was cut short, shows on the diagonal; then look again."""

@@ -79,10 +79,15 @@ class Reading:
     held: dict[int, Bytes] = field(default_factory=dict)
     store: ObjectStore | None = None
 
-    def stretch(self, *, guarded: bool) -> int:
-        """Return how many bytes are best read at once."""
-        copied = len(self.direct) > (len(self.mapped) if guarded else 0)
-        return CHUNK_BYTES if copied else FRAME_BYTES
+    @property
+    def framed(self) -> bool:
+        """Whether some inputs come in frames, to be decoded."""
+        return bool(self.stored.keys() - self.held.keys())
+
+    @property
+    def copied(self) -> bool:
+        """Whether some inputs are copied out of files."""
+        return len(self.direct) > len(self.mapped)
 
     def read(self, window: Window, start: int, stop: int, *, guarded: bool = False) -> list[Bytes]:
         """Return bytes `start` to `stop` of every input, in order; they are valid until the window reads again.

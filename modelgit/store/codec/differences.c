@@ -251,7 +251,7 @@ static inline void next_tokens(struct decoder *c, const u8 *contexts, size_t n, 
     for (size_t i = 0; i < n; i++) z[i] = (T)tokens[i];                                                              \
   }                                                                                                                  \
   WIDE static void add##W(const T *restrict z, size_t n, const T *p, T *x) {                                         \
-    _Pragma("GCC ivdep") /* p may be x, and then is so element by element */                                         \
+    APART /* p may be x itself */                                                                                    \
     for (size_t i = 0; i < n; i++) x[i] = (T)(p[i] + (T)((T)(z[i] >> 1) ^ (T)(0 - (T)(z[i] & 1))));                  \
   }                                                                                                                  \
   static int apply##W(struct decoder *c, T *x, const T *p, size_t n, const u8 *active) {                                         \

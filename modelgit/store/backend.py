@@ -96,7 +96,9 @@ def translated(path: Path) -> Iterator[None]:
         if error.errno in REFUSED:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             hint = "free some space" if full else "check the permissions"
-            raise StorageFull(f"cannot write to {path}: {reason}", hint=hint) from error
+            denied = error.errno in (errno.EACCES, errno.EPERM)  # to read it, perhaps
+            what = f"{path}" if denied else f"cannot write to {path}"
+            raise StorageFull(f"{what}: {reason}", hint=hint) from error
         raise StoreError(f"{path}: {reason}") from error
 
 

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from modelgit.errors import CorruptObject, FormatError, MissingObject, StorageFull, StoreError, UsageError
-from modelgit.store.backend import FileStage, MemoryBackend
+from modelgit.store.backend import FileStage, MemoryBackend, translated
 from modelgit.store.codec.arithmetic import linear
 from modelgit.store.codec.reference import NumpyTransforms
 from modelgit.store.codec.transforms import transforms
@@ -66,6 +66,13 @@ def test_bytes_come_back(store: ObjectStore, size: int, tmp_path: Path) -> None:
         store.write_to(oid, file.fileno(), 3)
     assert (tmp_path / "out").read_bytes()[3:] == data
     assert store.info(oid).size_bytes == size
+
+
+def test_what_may_not_be_read_is_not_said_to_be_written() -> None:
+    with pytest.raises(StorageFull, match="^p: Permission denied"), translated(Path("p")):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(StorageFull, match="^cannot write to p: No space left"), translated(Path("p")):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("mode", [0o2775, 0o700])

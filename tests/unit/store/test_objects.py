@@ -69,9 +69,9 @@ def test_bytes_come_back(store: ObjectStore, size: int, tmp_path: Path) -> None:
 
 
 def test_what_may_not_be_read_is_not_said_to_be_written() -> None:
-    with pytest.raises(StorageFull, match="^p: Permission denied"), translated(Path("p")):
+    with pytest.raises(StorageFull, match=r"^p: Permission denied"), translated(Path("p")):
         raise PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(StorageFull, match="^cannot write to p: No space left"), translated(Path("p")):
+    with pytest.raises(StorageFull, match=r"^cannot write to p: No space left"), translated(Path("p")):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -7,7 +7,6 @@ of our own inside a remote: git's fetch and push, which are made for strangers, 
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from modelgit.remotes.open import git_directory_of, open_remote
 from modelgit.repo.gitdir import last_line, sync_folder
 from modelgit.repo.repository import FILE_MODES, WEIGHTS_SUFFIX, Repository
 from modelgit.repo.worktree import advance, checkout
-from modelgit.store.handles import make_folder
 
 if TYPE_CHECKING:
     from modelgit.store.objects import CopyReport, ObjectStore
@@ -237,14 +235,13 @@ def seek(repo: Repository, missing: set[str], listener: Listener = ignore) -> No
 
     What is sought is of one version; those before it may lack theirs, and the next `fetch` looks at them all.
     """
-    with suppress(OSError):
-        make_folder((repo.git_dir / PARTLY).parent)
-        (repo.git_dir / PARTLY).touch()
     for name in repo.git.run("remote").split():
         try:
             source = open_remote(placed(repo, url_of(repo, name)))
-            copy_objects(source, repo, missing - source.missing(missing), listener)
-        except ModelgitError:
+            brought, _ = copy_objects(source, repo, missing - source.missing(missing), listener)
+            if brought:
+                (repo.git_dir / PARTLY).touch()
+        except (ModelgitError, OSError):
             continue  # one that cannot be reached, or is damaged: the next may do
         missing = repo.store.missing(missing)
         if not missing:

@@ -135,7 +135,7 @@ def test_what_is_no_model(models: Path, command: Command, tmp_path: Path) -> Non
         "header.safetensors": (good[:40], "truncated"),
         "empty.safetensors": (b"", "not a safetensors file"),
         "more.safetensors": (good + b"\0", "after the last tensor"),
-        "pickle.pt": (b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.", "not a safetensors file"),
+        "pickle.pt": (b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.", "neither a PyTorch checkpoint"),
     }
     before = state(models)
     for name, (data, message) in cases.items():

@@ -68,7 +68,7 @@ def test_a_fetch_brings_what_a_plain_clone_lacks_of_earlier_versions(place: Path
     git(place.parent, "clone", "--quiet", str(place.parent / "origin.git"), "clone")
     modelgit(clone, "checkout")
     done = run(clone, sys.executable, "-m", "modelgit", "fsck", code=1)
-    assert "missing object" in done.stderr and "modelgit fetch brings them" in done.stderr
+    assert "missing object" in done.stderr and "modelgit fetch brings what plain git has left" in done.stderr
     assert "modelgit fetch" in run(clone, sys.executable, "-m", "modelgit", "export", "HEAD~1", "out", code=13).stderr
     assert not (clone / "out").exists()
     modelgit(clone, "fetch")

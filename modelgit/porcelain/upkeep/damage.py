@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Look = Callable[[str, Manifest], None]
 LOOK = "look at versions"
 MAX_NAMED = 5
-FETCH = "plain git brought these versions, not their objects: modelgit fetch brings them"
 REPAIR = "modelgit fsck --repair takes sound objects from the remotes, or from a path that you name"
+FETCH = f"modelgit fetch brings what plain git has left at the remote; if that is not all, {REPAIR}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,9 +233,11 @@ def check_batch_norm(config: FineTune) -> None:
 def check_lora(config: FineTune) -> None:
     """Raises RecipeError where something would be trained, or split, that an adapter does not hold."""
     if config.lora is not None:
-        check("lora", "…", config.trains == "all", "trains = 'all': factors and head are what is trained")
-        check("lora", "…", config.batch_norm == "frozen", "batch_norm = 'frozen': an adapter holds no statistics")
-        check("lora", "…", not config.shard_weights, "shard_weights = false: factors are not split over processes")
+        whole = config.trains == "all"
+        check("trains", repr(config.trains), whole, "'all' with lora: factors and head are what is trained")
+        frozen = config.batch_norm == "frozen"
+        check("batch_norm", repr(config.batch_norm), frozen, "'frozen' with lora: an adapter holds no statistics")
+        check("shard_weights", "true", not config.shard_weights, "false with lora: factors are not split")
 
 
 def check_averaging(config: FineTune) -> None:

@@ -103,7 +103,7 @@ def test_adapters_of_two_data_sets_are_merged_and_evaluated(place: Path, tell: T
     pairs = [(on, rev) for on in parts for rev in parts]
     alone = {(on, rev): tell("evaluate", rev, "--on", f"../{on}.zip")["values"]["accuracy"] for on, rev in pairs}
     assert alone["dark", "dark"] == alone["light", "light"] == 1.0 > alone["light", "dark"]
-    tell("merge", "dark", "--method", "lora_cat", "-m", "both")
+    tell("merge", "dark", "--method", "lora_cat", "-m", "both", "--on", "../dark.zip", "--gate", "accuracy>=0.5")
     tensors, table = load_file(FILE), json.loads(Path(CONFIG).read_text())
     assert table["r"] == 6 and not Path("model.safetensors").exists()
     for layer in ("first", "second"):
@@ -127,6 +127,12 @@ def test_peft_loads_it_and_makes_the_same_weights(place: Path, tell: Tell) -> No
 
 
 def test_what_cannot_be_done_with_an_adapter_is_told(place: Path, tell: Tell) -> None:
+    searched = tell(
+        "merge", "light", "dark", "--method", "lora_cat", "--on", "../dark.zip", "--search", "weights", code=2
+    )
+    assert "searched or measured on the way between adapters" in searched["message"]
+    compared = tell("report", "light", "dark", "--on", "../dark.zip", code=2)
+    assert compared["message"] == "light is an adapter, and whole models are compared here"
     tell("checkout", "dark")
     with pytest.raises(UsageError, match="is an adapter, which is not trained further"):
         package.Repository(".").train("../dark.toml")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from modelgit.errors import Conflict, MergeConflict, UsageError
 from modelgit.events import Listener
 from modelgit.formats.source import TensorSource
+from modelgit.merge.adapters.naming import is_adapter
 from modelgit.merge.engine.plan import Head, content_key
 from modelgit.merge.selection.states import State
 from modelgit.porcelain.reporting.values import Wanted
@@ -65,10 +66,19 @@ def panel(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: Liste
     bench = workbench(repo, wanted.device, available_threads(), listener)
     examples, ask = asker(bench, first, name.config, name.frozen_stages, splits=name.has_splits)
     members = [Member(rev, commit, weights_of(repo, commit)) for commit, rev in named.items()]
+    refuse_adapters(members)
     require_alike(members)
     leading = members[0]
     members.sort(key=lambda one: content_key(Head(one.name, one.source)))
     return Panel(tuple(members), name.label, examples, ask, members.index(leading))
+
+
+def refuse_adapters(members: Sequence[Member]) -> None:
+    """Raises UsageError for adapters: what lies between two is no adapter of the mean of their factors."""
+    adapter = next((member.name for member in members if is_adapter(member.source.names())), None)
+    if adapter is not None:
+        hint = "modelgit evaluate REV --on DATA scores an adapter with its base"
+        raise UsageError(f"{adapter} is an adapter, and whole models are compared here", hint=hint)
 
 
 def require_alike(members: Sequence[Member]) -> None:

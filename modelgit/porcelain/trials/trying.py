@@ -56,6 +56,7 @@ def try_out(
         models that the data does not fit. DataError: no such data.
     """
     require_whole(prepared)
+    refuse_adapters(prepared)
     if trial.select:
         require_selectable(trial.select, prepared)
     elif trial.search:
@@ -75,6 +76,14 @@ def try_out(
         require_connected(barriers, trial.barrier_max)
         findings = replace(findings, barriers=barriers)
     return replace(prepared, findings=with_holdout(repo, prepared, elsewhere, findings))
+
+
+def refuse_adapters(prepared: Prepared) -> None:
+    """Raises UsageError for a merge of adapters: what is measured on the way are whole models in memory."""
+    if hasattr(prepared.method, "adapters"):
+        hint = "the result can be measured: --on DATA --gate 'accuracy>=0.75'"
+        what = f"{prepared.method.name}: nothing is chosen, searched or measured on the way between adapters"
+        raise UsageError(what, hint=hint)
 
 
 def aim_of(trial: Trial, data: str) -> Aim:

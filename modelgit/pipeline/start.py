@@ -10,10 +10,10 @@ from modelgit.pipeline.checking import checked, refuse_full_disk
 from modelgit.pipeline.outcome import Row
 from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.publish import publish
-from modelgit.pipeline.run import Coordinator
+from modelgit.pipeline.run import Coordinator, Outcome
 from modelgit.pipeline.steps import Steps
 from modelgit.porcelain.scores import drop_features
-from modelgit.recipe.pipeline import load_pipeline, part_of
+from modelgit.recipe.pipeline import Pipeline, load_pipeline, part_of
 from modelgit.repo.repository import Repository
 from modelgit.store.objects import available_threads
 from modelgit.train.task import choose_device
@@ -57,24 +57,43 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     Raises:
         RecipeError, DataError, DependencyMissing, TrainingError: before the first step runs, where that can be known.
     """
+    done = carry_out(path, options, listener)
+    info, outcome = done.pipeline.info, done.outcome
+    drop_features(done.repo)
+    stem = options.report or (Path(info.report) if info.report else None)
+    reports = publish(done.pipeline, done.repo, outcome, stem) if stem else ()
+    place, main = str(place_of(done.pipeline, options)), outcome.commits.get("main")
+    return Ran(info.name, place, outcome.made, outcome.found, main, outcome.rows, reports, outcome.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A pipeline that was carried out, the repository with its commits, and what came out."""
+
+    pipeline: Pipeline
+    repo: Repository
+    outcome: Outcome
+
+
+def carry_out(path: Path, options: Options, listener: Listener = ignore) -> Carried:
+    """Carries out the pipeline in `path`, and leaves reports to the caller; raises as `run_pipeline` does."""
     pipeline = load_pipeline(path, options.overrides)
     if options.only:
         pipeline = part_of(pipeline, options.only)
     pipeline = checked(pipeline)
-    place = options.repository or Path(pipeline.info.repository)
+    place = place_of(pipeline, options)
     refuse_full_disk(pipeline, place)
     device = choose_device(options.device)
     repo = open_or_make(place)
     workers = options.workers or (GPU_WORKERS if device.type == "cuda" else available_threads())
     with Pool(worker_command(repo, str(device)), workers) as pool:
         outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
-    drop_features(repo)
-    stem = options.report or (Path(pipeline.info.report) if pipeline.info.report else None)
-    reports = publish(pipeline, repo, outcome, stem) if stem else ()
-    main = outcome.commits.get("main")
-    return Ran(
-        pipeline.info.name, str(place), outcome.made, outcome.found, main, outcome.rows, reports, outcome.seconds
-    )
+    return Carried(pipeline, repo, outcome)
+
+
+def place_of(pipeline: Pipeline, options: Options) -> Path:
+    """Returns where the repository is to be."""
+    return options.repository or Path(pipeline.info.repository)
 
 
 def open_or_make(place: Path) -> Repository:

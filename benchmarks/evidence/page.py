@@ -1,0 +1,217 @@
+"""The evidence as one HTML page: for each pipeline its table, then every claim with a picture and a verdict."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from benchmarks.evidence.measuring import Line
+from benchmarks.evidence.story import ERM, INTER, RECYCLING, SHARES, SOUP, Standing, Story
+from modelgit.porcelain.evidence.claims import Claim
+from modelgit.report.chart import Row as Bar
+from modelgit.report.chart import strategy_chart
+from modelgit.report.drawing import BLUE, RED
+from modelgit.report.forest import Mark, Row, forest
+from modelgit.report.plane import Axis, Series, plane
+from modelgit.report.sheet import Picture, Section, Sheet, Table, Tile, sheet_html
+from modelgit.train.measuring.intervals import Interval
+
+# Ramé et al. 2022, arXiv:2212.10445, table 1: DomainBed, ResNet-50, mean of five data sets.
+PAPERS = {
+    "vanilla": 63.3, "coral": 64.6, "swad": 66.9, "sma": 66.5, "deep-ensemble": 66.8, "eoa": 68.0, "erm-best": 65.6,
+    "diwa": 67.6, "diwa-greedy": 67.5, "inter-training-best": 65.6, "fusing": 65.8, "recycling": 68.1,
+    "recycling-greedy": 67.9, "diwa-ensemble": 67.2,
+}  # fmt: skip
+WORDS = {"holds": "holds", "does not hold": "does not hold", "undecided": "undecided"}
+
+
+def page(stories: Sequence[Story], size: str, seconds: dict[str, float]) -> str:
+    """Returns the page."""
+    sections = [section for story in stories for section in sections_of(story)]
+    held = [claim.verdict for story in stories for claim in story.claims]
+    counts = ", ".join(f"{held.count(word)} {word}" for word in WORDS if word in held)
+    sentences = [
+        f"Size: {size}; {seconds['evidence']:.0f} s. Claims: {counts}.",
+        "Intervals are of 95 %: test examples are drawn anew, those of one thing together. A claim holds where the "
+        "whole interval lies within what it says. Nothing was selected by a held-out domain.",
+    ]
+    return sheet_html(Sheet("Recycling: the evidence", sentences, sections, tiles(stories)))
+
+
+def tiles(stories: Sequence[Story]) -> list[Tile]:
+    """Returns the headline differences of each pipeline."""
+    found = []
+    for story in stories:
+        recycling = next(row for row in story.standings if row.strategy == RECYCLING)
+        for other, word in ((SOUP, "soup"), (ERM, "single run")):
+            if other in recycling.against:
+                gap = recycling.against[other]
+                found.append(Tile(f"{100 * gap.mean:+.1f}", f"{story.name}: recycling − {word}", interval(gap)))
+    return found
+
+
+def interval(found: Interval, scale: float = 100) -> str:
+    """Returns an interval in points."""
+    return f"[{scale * found.low:+.1f}, {scale * found.high:+.1f}]"
+
+
+def sections_of(story: Story) -> list[Section]:
+    """Returns the table of a pipeline, its claims, and what else it shows."""
+    parts: list[Picture | Table] = [
+        Picture(chart(story.standings), f"{story.name}: strategies"),
+        table(story.standings),
+    ]
+    found = [Section(story.title, (), parts)]
+    for claim in story.claims:
+        drawn = PICTURES.get(claim.name)
+        figure = f"{claim.figure}: {figure_of(claim)}"
+        sentences = [claim.statement, f"{figure}. Verdict: {claim.verdict}.", *([claim.detail] if claim.detail else [])]
+        pictures = [drawn(story, claim)] if drawn else [verdict_picture(claim)]
+        found.append(Section(f"{story.name}: {claim.name} — {claim.verdict}", sentences, pictures))
+    if story.predictors:
+        rows = [(name, f"{r:+.2f}", f"{s.mean:+.2f}", interval(s, 1)) for name, (r, s) in story.predictors.items()]
+        head = ("measured on training domains", "correlation", "slope", "95 %")
+        sentence = "What foretells the gain of averaging two runs on the held-out domain, without looking at it."
+        found.append(Section(f"{story.name}: what foretells the gain", [sentence], [Table(head, rows)]))
+    if story.unseen:
+        found.append(Section(f"{story.name}: six further styles", [], [unseen_picture(story)]))
+    return found
+
+
+def figure_of(claim: Claim) -> str:
+    """Returns what was found, in points where it is an accuracy."""
+    scale = 100 if "accuracy" in claim.figure or "barrier" in claim.figure else 1
+    unit = " points" if scale == 100 else ""
+    return f"{scale * claim.found.mean:+.2f} [{scale * claim.found.low:+.2f}, {scale * claim.found.high:+.2f}]{unit}"
+
+
+def chart(rows: Sequence[Standing]):  # type: ignore[no-untyped-def]
+    """Returns the strategies as a chart; bars are half the 95 % interval."""
+    return strategy_chart(
+        [
+            Bar(
+                row.title,
+                100 * row.mean.mean,
+                50 * (row.mean.high - row.mean.low),
+                None if row.validation is None else 100 * row.validation,
+                note=f"{row.models} models",
+                emphasis=row.strategy == RECYCLING,
+            )
+            for row in rows
+        ],
+        "Accuracy on the held-out domains",
+        "Bars: 95 % intervals over test examples.",
+    )
+
+
+def table(rows: Sequence[Standing]) -> Table:
+    """Returns the strategies as a table, the paper's own averages beside ours."""
+    domains = list(rows[0].domains)
+    head = ("strategy", *domains, "mean", "95 %", "validation", "− single run", "− soup", "the paper's mean")
+    cells = []
+    for row in rows:
+        gaps = [row.against.get(other) for other in (ERM, SOUP)]
+        differences = [f"{100 * gap.mean:+.1f} {interval(gap)}" if gap else "" for gap in gaps]
+        validation = "" if row.validation is None else f"{100 * row.validation:.1f}"
+        by_domain = [f"{100 * row.domains[name]:.1f}" if name in row.domains else "" for name in domains]
+        mean = f"{100 * row.mean.mean:.1f}", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}"
+        cells.append((row.title, *by_domain, *mean, validation, *differences, str(PAPERS.get(row.strategy, ""))))
+    strong = frozenset(i for i, row in enumerate(rows) if row.strategy == RECYCLING)
+    caption = "The paper's means are of DomainBed with ResNet-50: other data, another network, for orientation."
+    return Table(head, cells, caption=caption, strong=strong)
+
+
+def verdict_picture(claim: Claim) -> Picture:
+    """Returns one interval beside 0."""
+    scale = 100 if "accuracy" in claim.figure else 1
+    found = claim.found
+    mark = Mark(scale * found.mean, scale * found.low, scale * found.high)
+    return Picture(forest([Row(claim.name, [mark], figure_of(claim))], claim.figure, Axis(claim.figure)), claim.figure)
+
+
+def kinds(story: Story) -> list[tuple[str, str, list[Line]]]:
+    """Returns the measured paths of either kind, with words and a colour."""
+    return [
+        (words, colour, [line for line in story.lines if (line.starts[0] != line.starts[1]) == apart])
+        for words, colour, apart in (("different starts", RED, True), ("one start", BLUE, False))
+    ]
+
+
+def paths_picture(story: Story, claim: Claim) -> Picture:
+    """Returns the mean accuracy along the paths, of runs that began apart and of runs that began together."""
+    series = []
+    for words, colour, lines in kinds(story):
+        for what, dashed, values in (
+            ("held-out", False, [line.held_out for line in lines]),
+            ("validation", True, [line.validation for line in lines]),
+        ):
+            mean = [100 * float(v) for v in np.mean(values, axis=0)]
+            series.append(Series(f"{words}, {what}", lines[0].at, mean, dashed=dashed, colour=colour))
+    axes = Axis("place on the path between two runs"), Axis("accuracy, %")
+    caption = f"Means over {len(story.lines)} paths."
+    return Picture(plane(series, "Linear mode connectivity", axes), claim.name, caption)
+
+
+def diversity_picture(story: Story, claim: Claim) -> Picture:
+    """Returns how differently measured pairs err, and how unlike their features are."""
+    series, ratios = [], []
+    for words, colour, lines in kinds(story):
+        x, y = [line.unlike.q_diversity for line in lines], [1 - line.cka for line in lines]
+        series.append(Series(words, x, y, line=False, colour=colour))
+        ratios.append(f"{words} {np.mean([line.unlike.ratio_error for line in lines]):.2f}")
+    axes = Axis("q-diversity of errors on the held-out domain"), Axis("1 − CKA of features")
+    caption = f"Different errors for each identical one: {', '.join(ratios)}."
+    return Picture(plane(series, "Diversity of pairs", axes), claim.name, caption)
+
+
+def gain_picture(story: Story, claim: Claim) -> Picture:
+    """Returns the gain of averaging two over their diversity."""
+    series = []
+    for words, colour, lines in kinds(story):
+        x, y = [line.unlike.q_diversity for line in lines], [100 * line.gain(line.held_out) for line in lines]
+        series.append(Series(words, x, y, line=False, colour=colour))
+    axes = Axis("q-diversity of errors"), Axis("gain of the average over its two, points")
+    return Picture(plane(series, "Gain over diversity", axes), claim.name)
+
+
+def shares_picture(story: Story, claim: Claim) -> Picture:
+    """Returns accuracy over the share of inter-trained members."""
+    rows = {row.strategy: row for row in story.standings}
+    found = [rows[name].mean for name in SHARES.values()]
+    low, high = [100 * f.low for f in found], [100 * f.high for f in found]
+    series = [Series("average of four", list(SHARES), [100 * f.mean for f in found], low, high)]
+    axes = Axis("share of inter-trained members"), Axis("held-out accuracy, %")
+    return Picture(
+        plane(series, "Mixtures", axes), claim.name, "The band is the interval of each accuracy, not of differences."
+    )
+
+
+def unseen_picture(story: Story) -> Picture:
+    """Returns the differences on every further style."""
+    rows = []
+    for style, gaps in story.unseen.items():
+        marks = [Mark(100 * g.mean, 100 * g.low, 100 * g.high, i) for i, g in enumerate(gaps.values())]
+        rows.append(Row(style, marks, ", ".join(f"{100 * g.mean:+.1f}" for g in gaps.values())))
+    key = list(next(iter(story.unseen.values())))
+    return Picture(forest(rows, "Styles that no run has seen", Axis("difference, points"), key), "unseen styles")
+
+
+def order_picture(story: Story, claim: Claim) -> Picture:
+    """Returns the differences of averages to single runs and to the soup, domain by domain as one."""
+    rows = []
+    for row in story.standings:
+        if row.strategy in (INTER, SOUP, RECYCLING, "everything"):
+            gaps = [(i, row.against[other]) for i, other in enumerate((ERM, SOUP)) if other in row.against]
+            marks = [Mark(100 * g.mean, 100 * g.low, 100 * g.high, i) for i, g in gaps]
+            rows.append(Row(row.title, marks, ", ".join(f"{100 * g.mean:+.1f}" for _, g in gaps)))
+    drawing = forest(rows, "Paired differences", Axis("difference, points"), ("less a single run", "less the soup"))
+    return Picture(drawing, claim.name)
+
+
+PICTURES: dict[str, Callable[[Story, Claim], Picture]] = {
+    "connected": paths_picture,
+    "more diverse": diversity_picture,
+    "recycling ≥ soup": order_picture,
+    "soup ≥ single run": order_picture,
+    "diversity pays": gain_picture,
+    "best share inside": shares_picture,
+}

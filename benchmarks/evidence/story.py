@@ -1,0 +1,185 @@
+"""From a pipeline that was carried out to its table and to the claims of the paper, each with its figure."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.evidence.measuring import Line, Place, Run
+from modelgit.pipeline.outcome import chosen
+from modelgit.pipeline.start import Carried
+from modelgit.porcelain.evidence import claims
+from modelgit.porcelain.evidence.claims import Claim, Pair
+from modelgit.porcelain.evidence.gathering import Answered, answered, by_cell
+from modelgit.porcelain.evidence.strategies import cells_of, examples_of
+from modelgit.recipe.expanding import Job
+from modelgit.train.measuring.diversity import agreement
+from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
+
+ERM, INTER, SOUP, RECYCLING = "erm", "inter-training", "diwa", "recycling"
+SHARES = {0.0: SOUP, 0.25: "share-1", 0.5: "share-2", 0.75: "share-3", 1.0: RECYCLING}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A strategy: how many models, accuracy by held-out domain, over all with its interval, against others."""
+
+    strategy: str
+    title: str
+    models: int
+    domains: Mapping[str, float]
+    mean: Interval
+    validation: float | None
+    against: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What one pipeline says: its table, the claims it can speak of, and the paths that were measured."""
+
+    name: str
+    title: str
+    standings: tuple[Standing, ...]
+    claims: tuple[Claim, ...]
+    lines: tuple[Line, ...]
+    seconds: float
+    unseen: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    predictors: Mapping[str, tuple[float, Interval]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A pipeline that was carried out, asked for what its steps scored and answered."""
+
+    done: Carried
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The names of the rows of its table."""
+        return tuple(row.strategy for row in self.done.pipeline.report)
+
+    def jobs(self, strategy: str) -> list[Job]:
+        """Returns the steps that a strategy is the mean over."""
+        pipeline, scores = self.done.pipeline, self.done.outcome.scores
+        return chosen(pipeline, next(row for row in pipeline.report if row.strategy == strategy), scores)
+
+    def cells(self, strategy: str) -> list[Cell]:
+        """Returns what a strategy gets right, cell by cell."""
+        rows = {name: score.row for name, score in self.done.outcome.scores.items()}
+        return cells_of(self.jobs(strategy), rows, examples_of)
+
+    def answers(self, strategy: str) -> list[Answered]:
+        """Returns what each model of a strategy answered."""
+        scores = self.done.outcome.scores
+        return [
+            answered(job.name, start_of(job), examples_of(job), scores[job.name].row) for job in self.jobs(strategy)
+        ]
+
+    def places(self) -> list[Place]:
+        """Returns the cells with their runs, of one start and of different ones."""
+        found = dict[tuple[str, str], tuple[list[Run], list[Run], Job]]()
+        for number, strategy in enumerate((ERM, INTER)):
+            for job in self.jobs(strategy):
+                assert job.evaluate is not None and job.evaluate.held_out is not None  # all of them are tested
+                cell = job.evaluate.held_out, str(job.bindings.get("seed", 0))
+                runs = found.setdefault(cell, ([], [], job))[number]
+                runs.append(Run(job.name, self.done.outcome.commits[job.name], start_of(job)))
+        frozen = self.done.pipeline.frozen_stages
+        return [
+            Place(domain, seed, job.evaluate, frozen, tuple(plain), tuple(recycled))
+            for (domain, seed), (plain, recycled, job) in found.items()
+            if job.evaluate is not None
+        ]
+
+
+def start_of(job: Job) -> str:
+    """Returns the step whose featurizer a run began with."""
+    return job.needs[0] if job.needs else ""
+
+
+def standings(told: Told) -> tuple[Standing, ...]:
+    """Returns the table: every strategy, and how it stands against single runs and the soup."""
+    cells = {name: told.cells(name) for name in told.strategies}
+    rows = {row.strategy: row for row in told.done.outcome.rows}
+    return tuple(
+        Standing(
+            name,
+            rows[name].title,
+            rows[name].runs,
+            by_domain(own),
+            accuracy_of(own),
+            rows[name].val.mean if rows[name].val else None,
+            {o: difference(own, cells[o]) for o in (ERM, SOUP, RECYCLING) if o != name and same(own, cells[o])},
+        )
+        for name, own in cells.items()
+    )
+
+
+def by_domain(cells: Sequence[Cell]) -> dict[str, float]:
+    """Returns the mean accuracy on each held-out domain."""
+    names = sorted({cell.domain for cell in cells})
+    return {name: float(np.mean([c.accuracy for c in cells if c.domain == name])) for name in names}
+
+
+def same(first: Sequence[Cell], second: Sequence[Cell]) -> bool:
+    """Tells whether two strategies were tested in the same cells."""
+    one, other = ({(cell.domain, cell.seed) for cell in cells} for cells in (first, second))
+    return one == other
+
+
+def all_pairs(told: Told) -> list[Pair]:
+    """Returns how any two runs of a cell and of a kind err; what lies between them is not measured."""
+    found = list[Pair]()
+    for strategy in (ERM, INTER):
+        for (domain, seed), models in by_cell(told.answers(strategy)).items():
+            for one, other in itertools.combinations(models, 2):
+                unlike = agreement(one.answers, other.answers, one.examples.labels)
+                found.append(Pair(f"{domain}/{seed}", (one.start, other.start), unlike, float("nan"), float("nan")))
+    return found
+
+
+def measured_pairs(lines: Sequence[Line]) -> list[Pair]:
+    """Returns the pairs between which paths were measured."""
+    return [
+        Pair(line.cell, line.starts, line.unlike, line.barrier(line.held_out), line.gain(line.held_out))
+        for line in lines
+    ]
+
+
+def claims_of(told: Told, lines: Sequence[Line], *, flipped: bool) -> tuple[Claim, ...]:
+    """Returns the claims that a pipeline can speak of; of a spurious correlation that is `flipped`, one alone."""
+    erm, soup, recycling = (told.cells(name) for name in (ERM, SOUP, RECYCLING))
+    if flipped:
+        return (claims.no_cure_for_correlation(erm, recycling),)
+    pairs = measured_pairs(lines)
+    found = [claims.connected(pairs), claims.more_diverse(all_pairs(told))]
+    found += claims.ordering(erm, soup, recycling, domains=False)
+    found.append(claims.diversity_pays(pairs))
+    if set(SHARES.values()) <= set(told.strategies):
+        found.append(claims.mixture({share: told.cells(name) for share, name in SHARES.items()}))
+    found.append(claims.like_ensemble(recycling, told.cells("recycling-ensemble")))
+    if "with-stranger" in told.strategies:
+        found.append(claims.one_stranger(told.cells("with-stranger"), told.cells("without-stranger")))
+    return tuple(found)
+
+
+def predictors(lines: Sequence[Line]) -> dict[str, tuple[float, Interval]]:
+    """Returns what, measured on the training domains alone, foretells the gain on the held-out one.
+
+    The correlation over pairs, and the slope with an interval over cells.
+    """
+    gain = np.array([line.gain(line.held_out) for line in lines])
+    candidates = {
+        "q-diversity on validation": [line.unlike_inside.q_diversity for line in lines],
+        "gain on validation": [line.gain(line.validation) for line in lines],
+        "barrier on validation": [line.barrier(line.validation) for line in lines],
+        "1 - CKA of features": [1 - line.cka for line in lines],
+    }
+    cells = [line.cell for line in lines]
+    return {
+        name: (float(np.corrcoef(values, gain)[0, 1]), slope(np.array(values), gain, cells))
+        for name, values in candidates.items()
+        if np.ptp(values) > 0 and np.ptp(gain) > 0
+    }

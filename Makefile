@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+EVIDENCE_ARGS ?=
 # An index with PyTorch's CPU builds, used where there is no GPU. Without it pip takes the build its registry has.
 TORCH_INDEX ?=
 
-.PHONY: demo test setup setup-test lint clean
+.PHONY: demo test evidence setup setup-test setup-evidence clean
 
 demo: setup
 	$(BIN)/modelgit run examples/ratatouille.toml $(DEMO_ARGS)
@@ -19,8 +20,13 @@ test: setup-test
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
 
+# The paper's protocol and claims on real data: build/evidence/evidence.html. EVIDENCE_ARGS="--size paper" takes a night.
+evidence: setup-evidence
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence.run $(EVIDENCE_ARGS)
+
 setup: $(VENV)/.demo
 setup-test: $(VENV)/.test
+setup-evidence: $(VENV)/.evidence
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +40,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store
 
 $(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.evidence: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[evidence]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -13,7 +13,7 @@ from modelgit.cli.words import AlignBy, Curves, Lower, Message, Metric, aligning
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.executing import Executed
-    from modelgit.porcelain.scores import Evaluation
+    from modelgit.porcelain.reporting.evaluating import Evaluation
     from modelgit.porcelain.trials.values import Barriers
 
 LEARNING = "Training and scoring"
@@ -78,16 +78,22 @@ def register_scores(app: typer.Typer) -> None:
         gates: Annotated[
             list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
         ] = None,
+        by: Annotated[
+            str | None, typer.Option("--by", metavar="COLUMN", help="A table's column whose groups are told apart.")
+        ] = None,
     ) -> "Evaluation":
         """Score a version on a data set.
 
         A folder or zip (domain/class/name.png) gives the accuracy on each domain; a pipeline's data set gives those
-        on its validation splits and its held-out domain. The version's record says which network it is. With a gate
+        on its validation splits and its held-out domain. Beside them stand who is served worst, gaps between domains
+        or groups, how sure the model is of itself, and what was forgotten since an ancestor's best noted score, with
+        95 % intervals of accuracies. The version's record says which network it is. With a gate
         the exit code is 0 if every bar is cleared, 1 if not, and 125 for a version that cannot be scored: what
         `modelgit bisect run` goes by.
         """
         from modelgit.errors import UsageError
-        from modelgit.porcelain.scores import evaluation, workbench
+        from modelgit.porcelain.reporting.evaluating import evaluation
+        from modelgit.porcelain.scores import workbench
         from modelgit.store.objects import available_threads
 
         if not on:
@@ -97,8 +103,8 @@ def register_scores(app: typer.Typer) -> None:
         if gates:
             from modelgit.porcelain.replaying.judging import judge
 
-            return judge(bench, repository, rev, on, gates)
-        return evaluation(bench, repository, rev, on)
+            return judge(bench, repository, rev, on, gates, by)
+        return evaluation(bench, repository, rev, on, by)
 
 
 def register_barrier(app: typer.Typer) -> None:

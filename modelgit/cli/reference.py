@@ -26,7 +26,7 @@ HOMES = (
     "modelgit.porcelain.upkeep.usage",
     "modelgit.porcelain.sharing",
     "modelgit.repo.worktree",
-    "modelgit.porcelain.scores",
+    "modelgit.porcelain.reporting.evaluating",
     "modelgit.porcelain.trials.values",
     "modelgit.porcelain.executing",
     "modelgit.porcelain.training.committing",

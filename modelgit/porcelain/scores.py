@@ -12,7 +12,6 @@ from modelgit.porcelain.evidence.answers import pack_answers
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
 from modelgit.porcelain.tensors import Tensor
-from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.training.designs import design_of
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
@@ -34,16 +33,6 @@ class DataName:
     config: DataConfig
     frozen_stages: int
     has_splits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a version scored: metrics by name, and on how many images each accuracy rests."""
-
-    commit: str
-    data: str
-    values: Mapping[str, float]
-    images: Mapping[str, int]
 
 
 def parse_data_name(text: str) -> DataName:
@@ -82,31 +71,6 @@ def known_model(repo: Repository, rev: str) -> Model:
         hint = "only versions made by a pipeline, or by merging such, say which network they are weights of"
         raise DataError(f"{rev}: no record says which architecture this version is of", hint=hint)
     return Model(design_of(repo, rev, record.architecture), record.classes)
-
-
-def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
-    """Returns the metrics of a version on `data`, by name; nothing is recorded.
-
-    A folder or zip gives `accuracy` (mean over its domains), `worst_domain_accuracy` and `accuracy/DOMAIN`;
-    `PIPELINE.toml#NAME` gives `val_accuracy` and, with a held-out domain, `ood_accuracy`.
-    """
-    return evaluation(workbench(repo, listener=listener), repo, rev, data).values
-
-
-def evaluation(bench: Workbench, repo: Repository, rev: str, data: str) -> Evaluation:
-    """Returns the metrics of a version on `data`.
-
-    Raises:
-        DataError: the data is missing, or has other classes than the model.
-    """
-    name, model, commit = parse_data_name(data), known_model(repo, rev), repo.resolve(rev)
-    state = state_at(repo, commit)
-    if name.has_splits:
-        scores = score(bench, state, model, name.config, name.frozen_stages)
-        return Evaluation(commit, name.label, split_values(scores), split_images(scores))
-    domains = domain_scorer(bench, model, name.config)(state)
-    images = {f"accuracy/{domain}": accuracy.n for domain, accuracy in domains.items()}
-    return Evaluation(commit, name.label, domain_values(domains), images)
 
 
 def gauge_of(bench: Workbench, model: Model, name: DataName) -> Gauge:

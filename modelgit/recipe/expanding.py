@@ -235,7 +235,7 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
         data=data,
         config=fine_tune_of(template, bindings, context) if template.kind in ("train", "probe") else None,
         heads=heads,
-        method=template.method if template.kind == "merge" else "",
+        method=fill(template.method, bindings, where) if template.kind == "merge" else "",
         settings=filled(template.settings, bindings, where),
         weights=tuple(template.weights) if not isinstance(template.weights, str) else template.weights,
         base=base or (start if template.outer is not None else None),

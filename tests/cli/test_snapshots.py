@@ -20,9 +20,9 @@ from modelgit.porcelain.merging.values import Cost, Merged, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
 from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
+from modelgit.porcelain.reporting.evaluating import Evaluation
 from modelgit.porcelain.reporting.values import Answered, Comparison, Estimate, Report
 from modelgit.porcelain.scorebook import Score
-from modelgit.porcelain.scores import Evaluation
 from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
 from modelgit.porcelain.training.committing import Trained
 from modelgit.porcelain.training.rerunning import Retrained
@@ -302,7 +302,14 @@ RESULTS: dict[str, object] = {
         200.0,
     ),
     "run-again": Ran("ratatouille", "build/demo", (), ("base", "main"), None, (), (), 1.0),
-    "evaluate": Evaluation(A, "emoji", {"accuracy": 0.75, "accuracy/noto": 0.7}, {"accuracy/noto": 311}),
+    "evaluate": Evaluation(
+        A,
+        "emoji",
+        {"accuracy": 0.75, "accuracy/noto": 0.7, "ece": 0.04},
+        {"accuracy/noto": 311},
+        {"accuracy/noto": (0.647, 0.748)},
+        ("face", "noto"),
+    ),
 }
 
 

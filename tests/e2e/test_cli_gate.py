@@ -97,7 +97,7 @@ def test_a_metric_that_was_not_measured(
 ) -> None:
     before = repo.branches()
     assert main(["merge", "good", "--on", str(pictures), "--gate", "f1>=0.5"]) == 2
-    assert "accuracy, accuracy/grey, accuracy/tinted, worst_domain_accuracy" in capfd.readouterr().err
+    assert "accuracy, accuracy/grey, accuracy/tinted, accuracy_gap, ece" in capfd.readouterr().err
     assert main(["merge", "good", "--on", "no/such.zip", "--gate", "accuracy>=0.5"]) == 17
     assert repo.branches() == before
 
@@ -106,8 +106,8 @@ def test_scoring_a_version(repo: modelgit.Repository, pictures: Path, capfd: pyt
     capfd.readouterr()
     assert main(["evaluate", "bad", "--on", str(pictures)]) == 0
     rows = capfd.readouterr().out.splitlines()
-    assert rows[1].split() == ["metric", "value", "images"]
-    assert rows[2].split() == ["accuracy", "8.3", "%"]
+    assert rows[1].split() == ["metric", "value", "95%", "examples"]
+    assert rows[2].split() == ["accuracy", "8.3", "%", "1.5–35.4"]
 
 
 def workflow_steps() -> list[str]:

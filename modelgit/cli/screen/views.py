@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference
+    from modelgit.porcelain.reporting.evaluating import Evaluation
     from modelgit.porcelain.scorebook import Score
-    from modelgit.porcelain.scores import Evaluation
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
     from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
@@ -376,12 +376,19 @@ def spread_text(spread: "Spread | None") -> str:
 def evaluation(result: "Evaluation") -> Iterator[Block]:
     """What a version scored."""
     yield line(identity(result.commit), f" on {result.data}")
-    images = result.images
+    images, ends = result.images, result.intervals
     rows = tuple(
-        (name, f"{100 * value:.1f} %", f"{images[name]:,}" if name in images else "")
+        (
+            name,
+            f"{100 * value:.1f} %",
+            f"{100 * ends[name][0]:.1f}–{100 * ends[name][1]:.1f}" if name in ends else "",
+            f"{images[name]:,}" if name in images else "",
+        )
         for name, value in result.values.items()
     )
-    yield Table(("metric", "value>", "images>"), rows)
+    yield Table(("metric", "value>", "95%>", "examples>"), rows)
+    if result.worst_group:
+        yield line(f"worst group: class {result.worst_group[0]} in {result.worst_group[1]}")
 
 
 # ---------------------------------------------------------------------------------------------------- sharing

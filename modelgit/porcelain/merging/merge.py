@@ -194,7 +194,7 @@ def gate(repo: Repository, commit: str, request: Request, listener: Listener) ->
     """
     if not request.gates or request.data is None:
         return {}
-    from modelgit.porcelain.scores import evaluate  # brings PyTorch
+    from modelgit.porcelain.reporting.evaluating import evaluate  # brings PyTorch
 
     measured = evaluate(repo, commit, request.data, listener=listener)
     check_bars([parse_bar(text) for text in request.gates], measured, commit[:10])

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from modelgit.certify.gate import check_bars, parse_bar
 from modelgit.errors import GateFailed, ModelgitError, NotEvaluated, UsageError
-from modelgit.porcelain.scores import Evaluation, evaluation
+from modelgit.porcelain.reporting.evaluating import Evaluation, evaluation
 from modelgit.repo.repository import Repository
 from modelgit.train.task import Workbench
 
 
-def judge(bench: Workbench, repo: Repository, rev: str, data: str, gates: Sequence[str]) -> Evaluation:
+def judge(
+    bench: Workbench, repo: Repository, rev: str, data: str, gates: Sequence[str], by: str | None = None
+) -> Evaluation:
     """Returns the metrics of a version that clears every bar.
 
     Raises:
@@ -18,7 +20,7 @@ def judge(bench: Workbench, repo: Repository, rev: str, data: str, gates: Sequen
     """
     try:
         bars = [parse_bar(text) for text in gates]
-        found = evaluation(bench, repo, rev, data)
+        found = evaluation(bench, repo, rev, data, by)
         check_bars(bars, found.values, found.commit[:10])
         return found
     except GateFailed:

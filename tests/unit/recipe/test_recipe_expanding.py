@@ -41,6 +41,13 @@ def test_values_of_a_step_hold_its_variables(tmp_path: Path) -> None:
     assert (job.config.steps, job.config.lr) == (2, 0.5)
 
 
+def test_the_method_of_a_merge_may_be_a_variable(tmp_path: Path) -> None:
+    text = '[[step]]\nname = "by/{method}"\nkind = "merge"\nmethod = "{method}"\nheads = ["plain/0/*"]\n'
+    methods = 'variables.method=["ties","karcher"]'
+    pipeline = load(tmp_path, HEAD + RUNS + text, methods)
+    assert [pipeline.job(f"by/{name}").method for name in ("ties", "karcher")] == ["ties", "karcher"]
+
+
 def test_an_outer_step_is_a_sum_of_commits_that_adds_up_to_one(tmp_path: Path) -> None:
     pipeline = load(tmp_path, HEAD + ROUNDS, *VARIABLES)
     first, second = pipeline.job("out/3/mean"), pipeline.job("out/5/mean")

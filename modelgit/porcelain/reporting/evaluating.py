@@ -1,0 +1,132 @@
+"""What a version is worth on data: accuracies with intervals, who is served worst, how sure it is, what it forgot."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import numpy as np
+
+from modelgit.errors import UsageError
+from modelgit.events import Listener, ignore
+from modelgit.porcelain.reporting.estimates import over_domains
+from modelgit.porcelain.reporting.history import best_before
+from modelgit.porcelain.reporting.tallying import Asked, Bools, Floats, answered, asked, by_domain
+from modelgit.porcelain.reporting.values import Answered, Estimate
+from modelgit.porcelain.scorebook import all_scores
+from modelgit.porcelain.scores import DataName, known_model, parse_data_name, split_key, workbench
+from modelgit.porcelain.training.adapting import state_at
+from modelgit.repo.repository import Repository
+from modelgit.train.answers import asker
+from modelgit.train.measuring.forgetting import forgetting
+from modelgit.train.measuring.groups import group_scores
+from modelgit.train.task import Workbench
+
+Domains = Mapping[str, tuple[int, int]]  # (correct, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a version scored: metrics by name, on how many examples each accuracy rests, and its 95 % interval.
+
+    `worst_group` is the class and the domain with the lowest accuracy among those with ten examples or more.
+    """
+
+    commit: str
+    data: str
+    values: Mapping[str, float]
+    images: Mapping[str, int]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    worst_group: tuple[str, str] | None = None
+
+
+def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
+    """Returns the metrics of a version on `data`, by name; nothing is recorded.
+
+    A folder or zip gives `accuracy` (mean over its domains), `worst_domain_accuracy` and `accuracy/DOMAIN`;
+    `PIPELINE.toml#NAME` gives `val_accuracy` and, with a held-out domain, `ood_accuracy`. Both: see `evaluation`.
+    """
+    return evaluation(workbench(repo, listener=listener), repo, rev, data).values
+
+
+def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str | None = None) -> Evaluation:
+    """Returns the metrics of a version on `data`; with `by`, the values of that column of a table are its domains.
+
+    On the held-out domain, where there is one, or on everything: `worst_group_accuracy` (class and domain together, ten
+    examples or more), `ece` (expected calibration error, 15 bins); with several domains `accuracy_gap` between the best
+    and the worst served, `parity_gap` and `odds_gap` (`GroupScores`). `forgetting` is the best accuracy that a note of
+    an ancestor tells on the same split, less this one's.
+
+    Raises:
+        DataError: the data is missing, or has other classes than the model. UsageError: `by` with a split.
+    """
+    name, model, commit = told_apart(parse_data_name(data), by), known_model(repo, rev), repo.resolve(rev)
+    examples, ask = asker(bench, model, name.config, name.frozen_stages, splits=name.has_splits)
+    on, logits = asked(examples), ask(state_at(repo, commit)).logits
+    known = dict(accuracies(on, logits, split=name.has_splits))
+    more = answered(rev, commit, on, logits)
+    known |= {"worst_group_accuracy": more.worst} if more.worst is not None else {}
+    values = {metric: found.value for metric, found in known.items()} | served(more, on, logits)
+    if name.has_splits:
+        values |= forgotten(repo, commit, split_key(name.config, examples.digest), values["val_accuracy"])
+    images = {m: e.n for m, e in known.items() if e.n is not None and ("/" in m or m in SINGLE)}
+    return Evaluation(commit, name.label, values, images, dict(intervals(known)), more.worst_group)
+
+
+SINGLE = ("ood_accuracy", "worst_group_accuracy")  # accuracies on one set of examples, no mean over several
+
+
+def told_apart(name: DataName, by: str | None) -> DataName:
+    """Returns the data with its groups for domains."""
+    if by is None:
+        return name
+    if name.has_splits:
+        hint = "name the file itself: --on FILE --by COLUMN"
+        raise UsageError(f"--by {by}: a pipeline's splits are by its own domains", hint=hint)
+    return replace(name, config=replace(name.config, columns=replace(name.config.columns, domain=by)))
+
+
+def accuracies(on: Asked, logits: Floats, *, split: bool) -> Iterator[tuple[str, Estimate]]:
+    """Yields accuracies by the names of metrics; those of single domains last."""
+    right = np.asarray(logits.argmax(1) == on.examples.labels)
+    if not split:
+        domains = in_order(on, right, np.ones(len(right), bool))
+        yield "accuracy", over_domains(domains)
+        yield "worst_domain_accuracy", min((over_domains({d: c}) for d, c in domains.items()), key=lambda e: e.value)
+        yield from ((f"accuracy/{domain}", over_domains({domain: count})) for domain, count in domains.items())
+        return
+    inside = in_order(on, right, ~on.examples.held_out)
+    yield "val_accuracy", over_domains(inside)
+    if on.examples.held_out.any():
+        yield "ood_accuracy", over_domains(in_order(on, right, on.examples.held_out))
+    yield from ((f"val_accuracy/{domain}", over_domains({domain: count})) for domain, count in inside.items())
+
+
+def in_order(on: Asked, right: Bools, rows: Bools) -> Domains:
+    """Returns (correct, n) of every domain among some of the examples, by name."""
+    return by_domain(right[rows], [domain for domain, wanted in zip(on.examples.domains, rows, strict=True) if wanted])
+
+
+def served(found: Answered, on: Asked, logits: Floats) -> dict[str, float]:
+    """Returns how sure the model is, and the gaps between domains where there are several."""
+    if len(set(on.domains)) < 2:
+        return {"ece": found.ece}
+    groups = group_scores(logits[on.rows].argmax(1), on.labels, on.domains, on.examples.classes)
+    gaps = {"accuracy_gap": groups.accuracy_gap, "parity_gap": groups.parity_gap, "odds_gap": groups.odds_gap}
+    return {"ece": found.ece, **gaps}
+
+
+def forgotten(repo: Repository, commit: str, split: str, accuracy: float) -> dict[str, float]:
+    """Returns what was lost since the best ancestor that a note knows on the same split; nothing if there is none."""
+    scores = all_scores(repo)
+    if not any(score.split == split for score in chain.from_iterable(scores.values())):
+        return {}
+    best = best_before(list(repo.log([commit])), scores)[commit]
+    lost = forgetting([best, {split: accuracy}])
+    return {"forgetting": lost[split]} if split in lost else {}
+
+
+def intervals(known: Mapping[str, Estimate]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yields the 95 % intervals (Wilson's) of accuracies."""
+    for metric, found in known.items():
+        if found.low is not None and found.high is not None:
+            yield metric, (found.low, found.high)

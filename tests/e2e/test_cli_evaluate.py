@@ -1,0 +1,94 @@
+"""What `modelgit evaluate` tells beside accuracy: intervals, who is served worst, gaps between groups, forgetting."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import modelgit
+from modelgit.cli.app import main
+from modelgit.porcelain.scores import note, parse_data_name, split_key
+from modelgit.repo.repository import Repository
+from modelgit.train.data.loading import load_dataset
+from modelgit.train.networks.registry import build_network
+
+RECIPE = """
+architecture = "mlp:4"
+threads = 1
+[data]
+path = "points.npz"
+[train]
+steps = 60
+lr = 0.01
+"""
+PIPELINE = """
+[pipeline]
+name = "points"
+[model]
+architecture = "mlp:4"
+[data.points]
+path = "points.npz"
+held_out = "field"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
+    """A version that tells left from right by the first number, but for the old, of whom it is the other way round."""
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 2
+    age = np.where(rng.random(240) < 0.2, "old", "young")
+    x = rng.normal(0, 0.1, (240, 4)).astype(np.float32)
+    x[:, 0] += np.where(age == "old", 1 - 2 * y, 2 * y - 1)
+    domain = np.where(np.arange(240) < 120, "lab", "field")
+    np.savez(tmp_path / "points.npz", x=x, y=y, domain=domain, age=age, classes=np.array(["left", "right"]))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "points.toml").write_text(PIPELINE)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    modelgit.Repository.init("models").commit(build_network("mlp:4", 2).state_dict(), "Base")
+    monkeypatch.chdir("models")
+    assert main(["commit", "--recipe", "../recipe.toml", "--set", "train.new_head=random"]) == 0
+    capfd.readouterr()
+    return tmp_path / "models"
+
+
+def evaluated(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["evaluate", *words, "--json"]) == 0
+    return dict(json.loads(capfd.readouterr().out))
+
+
+def test_groups_of_a_column_are_told_apart(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capfd, "--on", "../points.npz", "--by", "age")
+    values = found["values"]
+    assert values["accuracy/young"] > 0.9 > 0.2 > values["accuracy/old"] == values["worst_domain_accuracy"]
+    assert values["accuracy_gap"] == pytest.approx(values["accuracy/young"] - values["accuracy/old"])
+    assert values["odds_gap"] > 0.7
+    assert found["worst_group"][1] == "old"
+    for metric, (low, high) in found["intervals"].items():
+        assert 0 <= low <= values[metric] <= high <= 1
+    assert found["images"]["accuracy/old"] + found["images"]["accuracy/young"] == 240
+
+
+def test_what_an_ancestor_knew_better_was_forgotten(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    repo = Repository.open(place)
+    name = parse_data_name("../points.toml#points")
+    key = split_key(name.config, load_dataset(name.config).digest)
+    before = evaluated(capfd, "--on", "../points.toml#points")["values"]
+    assert "forgetting" not in before
+    parent = repo.resolve("HEAD")
+    note(repo, parent, {"data": "points", "split": key, "val_accuracy": 1.0})
+    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "The same again"], check=True)
+    values = evaluated(capfd, "--on", "../points.toml#points")["values"]
+    assert values["forgetting"] == pytest.approx(1 - values["val_accuracy"])
+
+
+def test_a_split_knows_no_other_groups(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--on", "../points.toml#points", "--by", "age"]) == 2
+    assert "--on FILE --by COLUMN" in capfd.readouterr().err
+    assert main(["evaluate", "--on", "../points.npz", "--by", "height"]) != 0
+    assert "height" in capfd.readouterr().err

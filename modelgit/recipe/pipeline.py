@@ -288,7 +288,10 @@ def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:
             wanted.update(job.needs)
     jobs = tuple(job for job in pipeline.jobs if job.name in wanted)
     part = dataclasses.replace(pipeline, jobs=jobs)
-    return dataclasses.replace(part, report=tuple(row for row in pipeline.report if part.matching(row.of)))
+    report = tuple(row for row in pipeline.report if part.matching(row.of))
+    left = {row.strategy for row in report}
+    info = dataclasses.replace(pipeline.info, compare=tuple(name for name in pipeline.info.compare if name in left))
+    return dataclasses.replace(part, info=info, report=report)
 
 
 def check_report(pipeline: Pipeline) -> None:

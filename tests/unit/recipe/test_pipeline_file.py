@@ -150,8 +150,9 @@ of = ["plain/*/*"]
 
 
 def test_a_part_is_the_steps_that_match_and_all_they_need(tmp_path: Path) -> None:
-    pipeline = load(tmp_path, HEAD + RUNS + ENSEMBLE)
+    pipeline = load(tmp_path, HEAD + RUNS + ENSEMBLE, 'pipeline.compare=["ensemble","plain"]')
     part = part_of(pipeline, ["soup/1"])
+    assert part.info.compare == ("plain",)
     assert [job.name for job in part.jobs] == ["base", "plain/1/0", "plain/1/1", "soup/1"]
     assert [row.strategy for row in part.report] == ["plain"]
     assert [job.name for job in part_of(pipeline, ["base", "plain/0/0"]).jobs] == ["base", "plain/0/0"]

@@ -11,7 +11,7 @@ from test_examples_run import write_data
 import modelgit as package
 from modelgit.porcelain.importing import import_model
 from modelgit.porcelain.records import read_record
-from modelgit.porcelain.scores import evaluate
+from modelgit.porcelain.reporting.evaluating import evaluate
 from modelgit.repo.repository import Repository
 
 try:

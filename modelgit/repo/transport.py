@@ -184,9 +184,10 @@ def fetch(repo: Repository, remote: str, *, listener: Listener = ignore) -> Move
     there = look_at(repo, remote, url_of(repo, remote))
     bring_history(repo, there)
     tips = [sha for ref, sha in there.refs.items() if ref.startswith((HEADS, TAGS))]
-    partly = is_partly(repo)
-    known = [] if partly else complete(repo, repo.refs(HEADS, "refs/remotes/").values(), repo.store)
-    report = copy_objects(there.store, repo, needed_objects(repo, tips, known), listener)
+    known = complete(repo, repo.refs(HEADS, "refs/remotes/").values(), repo.store)
+    wanted, partly = needed_objects(repo, tips, known), is_partly(repo)
+    wanted |= left_behind(repo, tips, there.store) if partly else set()
+    report = copy_objects(there.store, repo, wanted, listener)
     if partly and repo.git.run("remote").split() == [remote]:
         (repo.git_dir / PARTLY).unlink(missing_ok=True)
     moved = move_refs(repo, there)
@@ -251,6 +252,15 @@ def seek(repo: Repository, missing: set[str], listener: Listener = ignore) -> No
 def is_partly(repo: Repository) -> bool:
     """Tells whether versions here may lack objects, since plain git brought them."""
     return (repo.git_dir / PARTLY).exists()
+
+
+def left_behind(repo: Repository, tips: Sequence[str], source: "ObjectStore") -> set[str]:
+    """Returns what the whole history of `tips` needs, as far as a source has it."""
+    try:
+        everything = needed_objects(repo, tips, ())
+    except RemoteError:  # a malformed manifest, long ago: what is new need not suffer
+        return set()
+    return everything - source.missing(everything)
 
 
 def move_refs(repo: Repository, there: Remote) -> dict[str, str]:

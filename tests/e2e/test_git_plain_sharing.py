@@ -76,6 +76,21 @@ def test_a_fetch_brings_what_a_plain_clone_lacks_of_earlier_versions(place: Path
     assert not (clone / ".git" / "modelgit" / "partly").exists()
 
 
+def test_what_the_remote_lacks_of_earlier_versions_stops_no_fetch(place: Path) -> None:
+    commit(place, {"alone": tensors(seed=1)["a.weight"][:100]}, "another")
+    git(place, "push", "--quiet", "--no-verify", "origin", "main")
+    origin = place.parent / "origin.git"
+    shutil.copytree(place / ".git" / "modelgit" / "packs", origin / "modelgit" / "packs")
+    oldest = min((origin / "modelgit" / "packs").iterdir(), key=lambda pack: pack.stat().st_mtime_ns)
+    oldest.unlink()
+    git(place.parent, "clone", "--quiet", str(origin), "clone")
+    modelgit(place.parent / "clone", "checkout")
+    commit(place, {"alone": tensors(seed=2)["a.weight"][:100]}, "a third")
+    git(place, "push", "--quiet", "origin", "main")
+    modelgit(place.parent / "clone", "pull")
+    assert same_bytes(place.parent / "clone", place)
+
+
 def test_a_push_without_its_objects_is_refused(place: Path) -> None:
     packs = place / ".git" / "modelgit" / "packs"
     kept = shutil.copytree(packs, place.parent / "kept")

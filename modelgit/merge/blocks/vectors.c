@@ -18,6 +18,12 @@ int modelgit_kernel_version(void) { return 6; }
 #define ROW (EIGHTH + STRETCH) /* of a pair's sums: each in other places of the cache than the one before */
 #define TILE 4                /* inputs whose products with as many others are worked on at once */
 
+/* Has the processor fetch `size` bytes that will be read soon. They may lie beyond the end: nothing comes of it. */
+#define LINE 64
+static inline void fetch(const u8 *x, size_t size) {
+  for (size_t at = 0; at < size; at += LINE) __builtin_prefetch(x + at);
+}
+
 /* Halves folded onto each other. */
 WIDE static double fold(double *restrict sum, size_t size) {
   for (size_t half; size > 1; size = half) {
@@ -58,7 +64,7 @@ struct products {
 static void bring(int type, const u8 *x, size_t at, const double *origin, double *near) {
   for (size_t k = 0; k < 8; k++) {
     const u8 *from = x + (at + k * EIGHTH) * WIDTHS[type];
-    fetch(from + FOLD * WIDTHS[type], STRETCH * WIDTHS[type]);
+    fetch(from + STRETCH * WIDTHS[type], STRETCH * WIDTHS[type]);
     values(type, from, origin ? origin + k * STRETCH : NULL, STRETCH, near + k * STRETCH);
   }
 }

@@ -66,10 +66,4 @@ static void values(int type, const u8 *x, const double *from, size_t n, double *
 #undef CALL
 }
 
-/* Has the processor fetch `size` bytes that will be read soon. They may lie beyond the end: nothing comes of it. */
-#define LINE 64
-static inline void fetch(const u8 *x, size_t size) {
-  for (size_t at = 0; at < size; at += LINE) __builtin_prefetch(x + at);
-}
-
 #endif

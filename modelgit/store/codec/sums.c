@@ -4,7 +4,7 @@
  * `modelgit/store/codec/arithmetic.py` does the same in numpy: both must give the same bytes. */
 #include "numbers.h"
 
-#define BLOCK 1024 /* elements worked on at once: their float64 stay in the first-level cache */
+#define BLOCK 256 /* elements worked on at once: their float64 stay in the first-level cache */
 
 #define LOADS(NAME, T, VALUE)                                                                                        \
   WIDE static void times_##NAME(const T *restrict x, double c, size_t n, double *restrict to) {                      \
@@ -129,11 +129,8 @@ void modelgit_combine(const struct combination *job) {
   size_t width = WIDTHS[job->type];
   for (size_t i = 0; i < job->n; i += BLOCK) {
     size_t m = job->n - i < BLOCK ? job->n - i : BLOCK;
-    for (size_t j = 0; j < job->count; j++) {
-      const u8 *x = job->x[j] + i * width;
-      fetch(x + BLOCK * width, BLOCK * width);
-      add(job->type, x, job->c[j], m, total, j == 0);
-    }
+    for (size_t j = 0; j < job->count; j++)
+      add(job->type, job->x[j] + i * width, job->c[j], m, total, j == 0);
     modelgit_finish(job->type, total, job->divisor, m, job->to + i * width);
   }
 }
@@ -178,7 +175,6 @@ void modelgit_spread(const struct spreading *job) {
     for (size_t j = job->count; j-- > 0;) {
       const u8 *x = job->x[j] + i * width;
       double *row = job->to + j * job->n + i;
-      fetch(x + BLOCK * width, BLOCK * width);
       u64 size = modelgit_peak(job->type, x, m);
       top = size > top ? size : top;
       values(job->type, x, job->minus && j < last ? from : NULL, m, row);

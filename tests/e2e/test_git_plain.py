@@ -24,6 +24,8 @@ from plain_git import (
 )
 
 from modelgit.formats.manifest import is_manifest
+from modelgit.repo.repository import Repository
+from modelgit.repo.worktree import checkout, commit_worktree, status
 
 BASE = tensors()
 OTHER = moved(BASE, {"a.weight": 0.5})
@@ -267,14 +269,15 @@ def test_a_pointer_of_git_lfs_from_before_is_left_alone(place: Path) -> None:
     git(place, "update-index", "--really-refresh")
     assert git(place, "status", "--porcelain") == ""
     (place / "notes.txt").write_text("changed")
-    modelgit(place, "commit", "-m", "of notes alone")
+    repo = Repository.open(place)
+    assert commit_worktree(repo, "of notes alone") == repo.head()
     assert git(place, "rev-parse", f"HEAD:{MODEL}").strip() == blob
-    assert "Nothing has changed" in modelgit(place, "status")
-    modelgit(place, "switch", "other")
+    assert status(repo).changes == ()
+    checkout(repo, "other")
     assert same(place, OTHER) and clean(place)
     (place / MODEL).write_text(pointer)
     assert "a Git LFS pointer, expected the weight file itself" in run(place, "git", "add", MODEL, code=128).stderr
-    assert "modified" in modelgit(place, "status")
+    assert [change.kind for change in status(repo).changes] == ["modified"]
 
 
 def test_attributes_that_come_with_a_model_do_not_touch_manifests(place: Path) -> None:

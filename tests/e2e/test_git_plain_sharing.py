@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 from plain_git import MODEL, clean, commit, copied, environment, git, leftovers, load, modelgit, moved, run, tensors
 
+from modelgit.errors import DamageFound, MissingObject
 from modelgit.formats.manifest import is_manifest
+from modelgit.porcelain.sharing import export
+from modelgit.porcelain.upkeep.damage import fsck
+from modelgit.repo import transport
 from modelgit.repo.drivers import HOOK_MARK
 from modelgit.repo.repository import Repository
+from modelgit.repo.worktree import checkout
 
 BASE = tensors()
 OTHER = moved(BASE, {"a.weight": 0.5})
@@ -67,12 +72,15 @@ def test_a_fetch_brings_what_a_plain_clone_lacks_of_earlier_versions(place: Path
     clone = place.parent / "clone"
     git(place.parent, "clone", "--quiet", str(place.parent / "origin.git"), "clone")
     modelgit(clone, "checkout")
-    done = run(clone, sys.executable, "-m", "modelgit", "fsck", code=1)
-    assert "missing object" in done.stderr and "modelgit fetch brings what plain git has left" in done.stderr
-    assert "modelgit fetch" in run(clone, sys.executable, "-m", "modelgit", "export", "HEAD~1", "out", code=13).stderr
-    assert not (clone / "out").exists()
-    modelgit(clone, "fetch")
-    assert modelgit(clone, "fsck").startswith("ok 2 versions")
+    repo = Repository.open(clone)
+    with pytest.raises(DamageFound, match="missing object") as found:
+        fsck(repo)
+    assert "modelgit fetch brings what plain git has left" in str(found.value.hint)
+    with pytest.raises(MissingObject) as missing:
+        export(repo, "HEAD~1", clone / "out")
+    assert "modelgit fetch" in str(missing.value.hint) and not (clone / "out").exists()
+    transport.fetch(repo, "origin")
+    assert fsck(repo).versions == 2
     assert not (clone / ".git" / "modelgit" / "partly").exists()
 
 
@@ -87,7 +95,7 @@ def test_what_the_remote_lacks_of_earlier_versions_stops_no_fetch(place: Path) -
     modelgit(place.parent / "clone", "checkout")
     commit(place, {"alone": tensors(seed=2)["a.weight"][:100]}, "a third")
     git(place, "push", "--quiet", "origin", "main")
-    modelgit(place.parent / "clone", "pull")
+    transport.pull(Repository.open(place.parent / "clone"), "origin")
     assert same_bytes(place.parent / "clone", place)
 
 
@@ -110,9 +118,9 @@ def test_what_became_an_ordinary_file_is_sent_for_the_versions_before(place: Pat
     git(place, "mv", MODEL, "kept.bin")
     git(place, "commit", "--quiet", "-m", "set aside")
     git(place, "push", "--quiet", "origin", "main")
-    assert modelgit(place.parent / "origin.git", "fsck", "--full").startswith("ok 2 versions, 4 objects")
-    modelgit(place.parent, "clone", "origin.git", "clone")
-    modelgit(place.parent / "clone", "checkout", "HEAD~1")
+    origin = place.parent / "origin.git"
+    assert fsck(Repository.open(origin), full=True).objects == 4
+    checkout(transport.clone(str(origin), place.parent / "clone"), "HEAD~1")
     assert (place.parent / "clone" / MODEL).read_bytes() == (place / "kept.bin").read_bytes()
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("a path", "file://")
 STORE_FOLDER = "modelgit"
+MAX_NAME_BYTES = 4096
 
 
 def directory_of(url: str) -> Path:
@@ -35,16 +36,37 @@ def directory_of(url: str) -> Path:
 
 
 def git_directory_of(url: str) -> Path:
-    """Returns the git directory of a remote: the folder itself if it is bare, `.git` inside otherwise.
+    """Returns the git directory of a remote: the folder itself if it is bare, else `.git` inside, or what that names.
 
     Raises:
         RemoteError: the folder holds no git repository.
     """
     folder = directory_of(url)
-    for candidate in (folder / ".git", folder):
+    for candidate in (named_by(folder / ".git"), folder):
         if (candidate / "HEAD").is_file() and (candidate / "objects").is_dir():
             return candidate
     raise RemoteError(f"no repository at {url}: the folder holds none", hint="make one: git init --bare PATH")
+
+
+def named_by(place: Path) -> Path:
+    """Returns the git directory that a file `.git` names, as linked work trees and submodules have one, or `place`.
+
+    Whoever made the file may have named anything; then it is the place.
+    """
+    try:
+        if not place.is_file():
+            return place
+        found = place.parent / first_line(place).removeprefix("gitdir: ")
+        shared = found / "commondir"
+        return (found / first_line(shared) if shared.is_file() else found).resolve()
+    except OSError:
+        return place
+
+
+def first_line(place: Path) -> str:
+    """Returns the first line of a short text."""
+    with place.open(encoding="utf-8", errors="surrogateescape") as file:
+        return file.read(MAX_NAME_BYTES).partition("\n")[0].replace("\0", "")
 
 
 def open_remote(url: str) -> "ObjectStore":

@@ -29,6 +29,21 @@ def test_bare_or_not_the_git_directory_is_found(tmp_path: Path) -> None:
     assert git_directory_of(str(tmp_path / "work")) == inside.resolve()
 
 
+def test_a_linked_work_tree_and_a_submodule_name_theirs(tmp_path: Path) -> None:
+    shared = git_folder(tmp_path / "work" / ".git")
+    private = shared / "worktrees" / "linked"
+    private.mkdir(parents=True)
+    (private / "commondir").write_text("../..\n")
+    for name, text in (("linked", f"gitdir: {private}\n"), ("module", "gitdir: ../work/.git\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".git").write_text(text)
+        assert git_directory_of(str(tmp_path / name)) == shared.resolve()
+    for text in ("", "gitdir: nowhere\0", "gitdir: " + "x" * 9000, "\xff"):
+        (tmp_path / "module" / ".git").write_text(text)
+        with pytest.raises(RemoteError, match="the folder holds none"):
+            git_directory_of(str(tmp_path / "module"))
+
+
 def test_the_store_of_a_plain_git_repository_is_empty(tmp_path: Path) -> None:
     bare = git_folder(tmp_path / "bare.git")
     assert list(open_remote(str(bare)).oids()) == []

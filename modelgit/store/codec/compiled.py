@@ -68,9 +68,12 @@ def guarded(library: ctypes.CDLL | None) -> Callable[[Callable[..., object], cty
     anything, no file is mapped (`MappedFile.view`), and there is nothing to guard.
     """
     call = getattr(library, "modelgit_safely", None)
-    if call is None:
-        return lambda work, job: work(ctypes.byref(job)) is None or True
-    return lambda work, job: not call(work, ctypes.byref(job))
+
+    def plainly(work: Callable[..., object], job: ctypes.Structure) -> bool:
+        work(ctypes.byref(job))
+        return True
+
+    return plainly if call is None else lambda work, job: not call(work, ctypes.byref(job))
 
 
 class CompiledTransforms:

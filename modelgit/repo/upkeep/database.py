@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO
 
@@ -33,13 +32,13 @@ class ObjectReader:
 
     def __init__(self, git: GitDirectory) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in FOREIGN}
-        self._complaint = TemporaryFile()  # noqa: SIM115  closed at exit
+        self._complaint = os.memfd_create("complaint") if hasattr(os, "memfd_create") else -1
         self._process = subprocess.Popen(
             ["git", *HARDENED, "cat-file", "--batch"],
             cwd=git.directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaint,
+            stderr=self._complaint if self._complaint >= 0 else subprocess.DEVNULL,
             env={**inherited, **ENVIRONMENT},
         )
 
@@ -52,7 +51,8 @@ class ObjectReader:
         if error is not None:
             self._process.kill()
         self._process.communicate()
-        self._complaint.close()
+        if self._complaint >= 0:
+            os.close(self._complaint)
 
     def read(self, sha: str) -> bytes:
         """Returns an object's content. Raises RepositoryError when git lacks it or cannot read it."""
@@ -88,8 +88,8 @@ class ObjectReader:
     def _ended(self) -> RepositoryError:
         """Returns the error for a git that has given up, with its last words."""
         self._process.wait()
-        self._complaint.seek(0)
-        return unreadable(self._complaint.read().decode("utf-8", "replace"))
+        said = os.pread(self._complaint, PIECE_BYTES, 0) if self._complaint >= 0 else b""
+        return unreadable(said.decode("utf-8", "replace"))
 
 
 def unreadable(complaint: str) -> RepositoryError:

@@ -102,7 +102,7 @@ def kinds(x: Pixels, labels: Labels, classes: tuple[str, ...]) -> tuple[Pixels, 
 def coloured(x: Pixels, channels: int, rng: np.random.Generator) -> Pixels:
     """Returns pictures (n, channels, 28, 28), each in one channel."""
     channel = rng.integers(0, channels, len(x))
-    return x[:, None] * (channel[:, None] == np.arange(channels))[:, :, None, None].astype(np.float32)
+    return np.asarray(x[:, None] * (channel[:, None] == np.arange(channels))[:, :, None, None], np.float32)
 
 
 def write(path: Path, x: Pixels, y: Labels, classes: tuple[str, ...]) -> None:

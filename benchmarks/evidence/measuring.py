@@ -27,7 +27,8 @@ from modelgit.train.measuring.paired import Cell
 POINTS = 5  # of a path, ends included
 Marks = npt.NDArray[np.bool_]
 State = dict[str, Raw]
-W, R = TypeVar("W"), TypeVar("R")
+W = TypeVar("W")
+R = TypeVar("R")
 Commits = dict[str, list[str]]  # of a strategy's models, by its name
 
 

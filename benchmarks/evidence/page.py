@@ -9,7 +9,7 @@ from benchmarks.evidence.story import ERM, INTER, RECYCLING, SHARES, SOUP, Stand
 from modelgit.porcelain.evidence.claims import Claim
 from modelgit.report.chart import Row as Bar
 from modelgit.report.chart import strategy_chart
-from modelgit.report.drawing import BLUE, RED
+from modelgit.report.drawing import BLUE, RED, Drawing, document
 from modelgit.report.forest import Mark, Row, forest
 from modelgit.report.plane import Axis, Series, plane
 from modelgit.report.sheet import Picture, Section, Sheet, Table, Tile, sheet_html
@@ -62,11 +62,10 @@ def sections_of(story: Story) -> list[Section]:
     ]
     found = [Section(story.title, (), parts)]
     for claim in story.claims:
-        drawn = PICTURES.get(claim.name)
         figure = f"{claim.figure}: {figure_of(claim)}"
         sentences = [claim.statement, f"{figure}. Verdict: {claim.verdict}.", *([claim.detail] if claim.detail else [])]
-        pictures = [drawn(story, claim)] if drawn else [verdict_picture(claim)]
-        found.append(Section(f"{story.name}: {claim.name} — {claim.verdict}", sentences, pictures))
+        title = f"{story.name}: {claim.name} — {claim.verdict}"
+        found.append(Section(title, sentences, [picture_of(story, claim)]))
     if story.predictors:
         rows = [(name, f"{r:+.2f}", f"{s.mean:+.2f}", interval(s, 1)) for name, (r, s) in story.predictors.items()]
         head = ("measured on training domains", "correlation", "slope", "95 %")
@@ -77,6 +76,25 @@ def sections_of(story: Story) -> list[Section]:
     return found
 
 
+def pictures(stories: Sequence[Story]) -> dict[str, str]:
+    """Returns the pictures as SVG files, by name."""
+    found = dict[str, str]()
+    for story in stories:
+        drawn = [("strategies", Picture(chart(story.standings), f"{story.name}: strategies"))]
+        drawn += [(claim.name, picture_of(story, claim)) for claim in story.claims]
+        drawn += [("further styles", unseen_picture(story))] if story.unseen else []
+        for name, picture in drawn:
+            file = "".join(c if c.isalnum() else "-" for c in f"{story.name} {name}".replace("≥", "over"))
+            found[f"{file.strip('-')}.svg"] = document(picture.drawing, picture.title)
+    return found
+
+
+def picture_of(story: Story, claim: Claim) -> Picture:
+    """Returns the picture that goes with a claim."""
+    drawn = PICTURES.get(claim.name)
+    return drawn(story, claim) if drawn else verdict_picture(claim)
+
+
 def figure_of(claim: Claim) -> str:
     """Returns what was found, in points where it is an accuracy."""
     scale = 100 if "accuracy" in claim.figure or "barrier" in claim.figure else 1
@@ -84,7 +102,7 @@ def figure_of(claim: Claim) -> str:
     return f"{scale * claim.found.mean:+.2f} [{scale * claim.found.low:+.2f}, {scale * claim.found.high:+.2f}]{unit}"
 
 
-def chart(rows: Sequence[Standing]):  # type: ignore[no-untyped-def]
+def chart(rows: Sequence[Standing]) -> Drawing:
     """Returns the strategies as a chart; bars are half the 95 % interval."""
     return strategy_chart(
         [

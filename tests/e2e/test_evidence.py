@@ -1,0 +1,179 @@
+"""The evidence program: what a pipeline's runs say about the paper's claims, at a size of seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence.measuring import Line, paths_of
+from benchmarks.evidence.page import page, pictures
+from benchmarks.evidence.run import PIPELINES, claim_json
+from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
+from modelgit.pipeline.start import Options, carry_out
+from modelgit.recipe.pipeline import load_pipeline
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = """
+[pipeline]
+name = "little"
+[model]
+architecture = "mlp:6"
+weights = "random"
+[variables]
+held = ["a", "b"]
+run = [0, 1]
+[data.target]
+path = "target.npz"
+[data.aux]
+path = "aux.npz"
+[train]
+steps = 6
+lr = 3e-2
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "aux"
+kind = "train"
+start = "base"
+data = "aux"
+[[step]]
+name = "probe/{held}"
+kind = "probe"
+start = "base"
+data = { name = "target", held_out = "{held}" }
+[[step]]
+name = "plain/{held}/{run}"
+kind = "train"
+start = "probe/{held}"
+run = "{run}"
+data = { name = "target", held_out = "{held}" }
+[[step]]
+name = "recycled/{held}/{run}"
+kind = "train"
+start = "{from}"
+head = "probe/{held}"
+run = "{run}"
+data = { name = "target", held_out = "{held}" }
+each = [
+    { held = "a", run = 0, from = "aux" }, { held = "a", run = 1, from = "base" },
+    { held = "b", run = 0, from = "aux" }, { held = "b", run = 1, from = "base" },
+]
+[[step]]
+name = "soup/{held}"
+kind = "merge"
+heads = ["plain/{held}/*"]
+evaluate = { name = "target", held_out = "{held}" }
+[[step]]
+name = "recycling/{held}"
+kind = "merge"
+heads = ["recycled/{held}/*"]
+evaluate = { name = "target", held_out = "{held}" }
+[[step]]
+name = "ensemble/{held}"
+kind = "ensemble"
+heads = ["recycled/{held}/*"]
+evaluate = { name = "target", held_out = "{held}" }
+[[report]]
+strategy = "erm"
+title = "single"
+of = ["plain/*/*"]
+[[report]]
+strategy = "inter-training"
+title = "inter-training"
+of = ["recycled/*/*"]
+[[report]]
+strategy = "diwa"
+title = "soup"
+of = ["soup/*"]
+[[report]]
+strategy = "recycling"
+title = "recycling"
+of = ["recycling/*"]
+[[report]]
+strategy = "recycling-ensemble"
+title = "ensemble"
+of = ["ensemble/*"]
+"""
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    place = tmp_path_factory.mktemp("evidence")
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 2
+    x = rng.normal(0, 1, (240, 6)).astype(np.float32)
+    x[:, 0] += 1.5 * (2 * y - 1)
+    domains = np.array(["a", "b", "c"])[np.arange(240) // 80]
+    np.savez(place / "target.npz", x=x, y=y, domain=domains, classes=np.array(["left", "right"]))
+    z = rng.normal(0, 1, (120, 6)).astype(np.float32)
+    np.savez(place / "aux.npz", x=z, y=(z[:, 1] > 0).astype(int), classes=np.array(["low", "high"]))
+    (place / "little.toml").write_text(PIPELINE)
+    told = Told(carry_out(place / "little.toml", Options((), place / "models", workers=1)))
+    lines = [line for cell in told.places() for line in paths_of(place / "models", cell)]
+    return Story(
+        "little",
+        "Little",
+        standings(told),
+        claims_of(told, lines, flipped=False),
+        tuple(lines),
+        1.0,
+        {},
+        predictors(lines),
+    )
+
+
+def test_the_table_has_every_strategy_in_every_domain(story: Story) -> None:
+    assert [row.strategy for row in story.standings] == [
+        "erm",
+        "inter-training",
+        "diwa",
+        "recycling",
+        "recycling-ensemble",
+    ]
+    assert [row.models for row in story.standings] == [4, 4, 2, 2, 2]
+    for row in story.standings:
+        assert sorted(row.domains) == ["a", "b"]
+        assert row.mean.low <= row.mean.mean <= row.mean.high
+        assert row.mean.mean == pytest.approx(np.mean(list(row.domains.values())))
+    recycling, erm = story.standings[3], story.standings[0]
+    assert recycling.against["erm"].mean == pytest.approx(recycling.mean.mean - erm.mean.mean)
+
+
+def test_paths_have_the_accuracies_of_their_ends(story: Story) -> None:
+    assert len(story.lines) == 4
+    assert {line.starts for line in story.lines} == {
+        ("probe/a", "probe/a"), ("probe/b", "probe/b"), ("aux", "base")
+    }  # fmt: skip
+    for line in story.lines:
+        assert line.at == (0, 0.25, 0.5, 0.75, 1)
+        assert line.barrier(line.held_out) >= 0
+        assert line.gain((0.5, 0.6, 0.9, 0.6, 0.7)) == pytest.approx(0.3)
+        assert 0 <= line.cka <= 1 + 1e-9
+
+
+def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
+    names = [claim.name for claim in story.claims]
+    assert names[:5] == ["connected", "more diverse", "recycling ≥ soup", "soup ≥ single run", "diversity pays"]
+    assert names[-1] == "average ≈ ensemble"
+    text = page([story], "demo", {"evidence": 1.0, "data": 0.0})
+    for claim in story.claims:
+        assert f"{claim.name} — {claim.verdict}" in text
+        assert json.loads(json.dumps(claim_json(claim), allow_nan=False))["verdict"] == claim.verdict
+    assert all(svg.startswith("<svg") for svg in pictures([story]).values())
+    assert "little-connected.svg" in pictures([story])
+
+
+def test_a_barrier_is_what_the_worst_point_lacks() -> None:
+    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), None, None, 1.0)  # type: ignore[arg-type]
+    assert line.barrier(line.held_out) == pytest.approx(0.2)
+    assert line.gain(line.held_out) == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_has_what_the_claims_are_about(name: str) -> None:
+    pipeline = load_pipeline(ROOT / f"benchmarks/recycling/{name}.toml")
+    strategies = {row.strategy for row in pipeline.report}
+    assert {"erm", "inter-training", "diwa", "recycling", "recycling-ensemble"} <= strategies
+    assert name != "emojidg" or set(SHARES.values()) <= strategies

@@ -12,6 +12,7 @@ from benchmarks.evidence.run import PIPELINES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.recipe.pipeline import load_pipeline
+from modelgit.train.measuring.diversity import Agreement
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """
@@ -147,7 +148,7 @@ def test_paths_have_the_accuracies_of_their_ends(story: Story) -> None:
         ("probe/a", "probe/a"), ("probe/b", "probe/b"), ("aux", "base")
     }  # fmt: skip
     for line in story.lines:
-        assert line.at == (0, 0.25, 0.5, 0.75, 1)
+        assert line.at == pytest.approx((0, 0.25, 0.5, 0.75, 1))
         assert line.barrier(line.held_out) >= 0
         assert line.gain((0.5, 0.6, 0.9, 0.6, 0.7)) == pytest.approx(0.3)
         assert 0 <= line.cka <= 1 + 1e-9
@@ -166,7 +167,8 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
 
 
 def test_a_barrier_is_what_the_worst_point_lacks() -> None:
-    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), None, None, 1.0)  # type: ignore[arg-type]
+    none = Agreement(1, 0, 0, 0, 0)
+    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), none, none, 1.0)
     assert line.barrier(line.held_out) == pytest.approx(0.2)
     assert line.gain(line.held_out) == pytest.approx(-0.2)
 

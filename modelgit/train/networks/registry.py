@@ -67,7 +67,7 @@ FOREIGN = ("factory", "timm")  # code of others, which is run but not looked int
 def needs_nothing(architecture: str) -> bool:
     """Tells whether a network is built from its name alone."""
     name, _, detail = architecture.partition(":")
-    return name in ARCHITECTURES and ARCHITECTURES[name] is not build_encoder and (name not in ("timm", "factory") or bool(detail))
+    return name in ARCHITECTURES and ARCHITECTURES[name] is not build_encoder and (name not in FOREIGN or bool(detail))
 
 
 def is_ours(architecture: str) -> bool:

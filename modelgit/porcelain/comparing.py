@@ -57,7 +57,8 @@ class Difference:
     """How `new` differs from version `old`; `new` is None for the work tree.
 
     `layers` is filled instead of `tensors` when a summary is asked for. `renamed` are weight files with the same
-    content under another path, old and new; their tensors are among the `same`.
+    content under another path, old and new; their tensors are among the `same`. `weight_files` is how many weight
+    files were compared, with those that do not differ.
     """
 
     old: str
@@ -67,6 +68,7 @@ class Difference:
     layers: tuple[LayerChange, ...]
     files: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
+    weight_files: int = 1
 
 
 def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, listener: Listener = ignore) -> Difference:
@@ -148,7 +150,9 @@ def summed_up(
     """Returns the report on what was found, by layer if there is a `depth`."""
     changed = tuple(tensor_change(path, c) for path, c in found if c.kind != "same")
     layers = tuple(layer_changes(found, depth)) if depth else ()
-    return Difference(*ends, len(found) - len(changed), () if depth else changed, layers, files, renamed)
+    tensors = () if depth else changed
+    paths = {path for path, _ in found}
+    return Difference(*ends, len(found) - len(changed), tensors, layers, files, renamed, len(paths))
 
 
 def tensor_change(path: str, comparison: Comparison) -> TensorChange:

@@ -1,7 +1,7 @@
 """Repositories: making, opening, copying, sharing them; and versions as plain folders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -39,13 +39,17 @@ class Cloned:
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """What travelled: refs with the commits they are at now, objects that were missing, their bytes as stored."""
+    """What travelled: refs with the commits they are at now, objects that were missing, their bytes as stored.
+
+    `forwarded` is the branch that a pull moved, and the commit it is at now; None if it was there already.
+    """
 
     verb: str
     remote: str
     refs: dict[str, str]
     objects: int
     bytes: int
+    forwarded: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,10 @@ def pull(
 ) -> Transferred:
     """Fetches, then moves the branch checked out forward. Raises RemoteError, RepositoryError if they diverged."""
     name = remote or default_remote(repo)
-    return transferred("pull", name, transport.pull(repo, name, branch, listener=listener))
+    before = repo.head()
+    done = transferred("pull", name, transport.pull(repo, name, branch, listener=listener))
+    current, after = repo.branch(), repo.head()
+    return replace(done, forwarded=(current, after)) if current and after and after != before else done
 
 
 def push(

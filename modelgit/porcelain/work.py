@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import CorruptObject, DirtyWorktree, MissingObject, RepositoryError, RevisionError, UsageError
+from modelgit.errors import (
+    CorruptObject,
+    DirtyWorktree,
+    MissingObject,
+    ModelgitError,
+    RepositoryError,
+    RevisionError,
+    UsageError,
+)
 from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import Manifest, followed, write
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
@@ -240,11 +248,17 @@ def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: 
     """Makes the work tree the version `rev`, and says what came along and what was left behind.
 
     Raises:
-        RepositoryError: another work tree is on that branch. DirtyWorktree, RevisionError, MissingObject.
+        RepositoryError: another work tree is on that branch. DirtyWorktree, RevisionError, MissingObject: a branch
+            that was `created` for this is gone again.
     """
-    refuse_shared_branch(repo, rev)
     before = repo.head() if repo.branch() is None else None
-    made = reach(repo, rev, force, listener)
+    try:
+        refuse_shared_branch(repo, rev)
+        made = reach(repo, rev, force, listener)
+    except ModelgitError:
+        if created and repo.branch() != rev:
+            repo.git.attempt("branch", "--quiet", "-D", "--end-of-options", rev)
+        raise
     set_up(repo, made, listener)
     fill_in(repo, listener)
     kept = () if force else worktree.local_changes(repo, listener)

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
@@ -211,11 +211,22 @@ class Repository:
         now = self.head() if ref == "HEAD" else self.refs(ref).get(ref)
         if now == wanted:
             return
+        if now is None and expected is None:
+            self._refuse_crossing(ref)
         reason = f": {last_line(complaint)}" if now == expected else ""
         raise RepositoryError(
             f"cannot move {ref}: expected {expected or 'none'}, got {now or 'none'}{reason}",
             hint="look again, then repeat the command",
         )
+
+    def _refuse_crossing(self, ref: str) -> None:
+        """Raises the error for a new branch if a branch is the folder of its name, or lies in a folder of its name."""
+        folders = [parent.as_posix() for parent in PurePosixPath(ref).parents]
+        found = [name for name in self.refs("refs/heads/") if name in folders or name.startswith(f"{ref}/")]
+        if found:
+            new, other = (name.removeprefix("refs/heads/") for name in (ref, found[0]))
+            told = f"cannot make branch {new}: a branch {other} is in the way: git keeps branches as files"
+            raise RepositoryError(told, hint="choose another name")
 
     # ------------------------------------------------------------------ reading
 

@@ -7,7 +7,7 @@ import pytest
 from plain_git import MODEL, git, modelgit, moved, save, tensors
 
 from modelgit.cli.app import main
-from modelgit.errors import DamageFound, DirtyWorktree
+from modelgit.errors import DamageFound, DirtyWorktree, RepositoryError
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.merging.merge import merge
 from modelgit.porcelain.merging.values import Choices, Request
@@ -175,3 +175,56 @@ def test_a_pull_into_local_changes_names_a_way_that_pull_knows(repo: Repository,
     with pytest.raises(DirtyWorktree) as switched:
         work.checkout(repo, "origin/main")
     assert "--force" in str(switched.value.hint)
+
+
+def test_a_switch_that_is_refused_leaves_no_branch(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    sharing.push(repo, None, [])
+    git(top, "push", "--quiet", "origin", "HEAD:theirs")
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    work.commit(repo, "Second")
+    sharing.fetch(repo)
+    save(top, moved(BASE, {"a.weight": 2.0}))
+    with pytest.raises(DirtyWorktree, match="local changes would be overwritten"):
+        work.create_branch(repo, "new", "HEAD~")
+    with pytest.raises(DirtyWorktree, match="local changes would be overwritten"):
+        work.switch(repo, "theirs")
+    assert list(repo.branches()) == ["main"] == [repo.branch()]
+    assert "branch.theirs." not in git(top, "config", "--list")
+    assert work.create_branch(repo, "new", None).kept
+
+
+def test_a_branch_in_the_way_of_another_is_named(repo: Repository) -> None:
+    repo.git.run("branch", "good/v1")
+    for wanted, other in (("good", "good/v1"), ("good/v1/late", "good/v1")):
+        told = f"cannot make branch {wanted}: a branch {other} is in the way: git keeps branches as files"
+        with pytest.raises(RepositoryError, match=f"^{told}$") as refused:
+            work.create_branch(repo, wanted, None)
+        assert refused.value.hint == "choose another name"
+    work.create_branch(repo, "good-too", None)
+
+
+def test_a_pull_says_where_the_branch_went(repo: Repository, top: Path, tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    git(top, "remote", "add", "origin", "../shared.git")
+    first = repo.resolve("HEAD")
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    second = work.commit(repo, "Second").commit
+    sharing.push(repo, None, [])
+    assert sharing.pull(repo).forwarded is None
+    for known in (second, first):  # fetched before, or by the pull itself
+        git(top, "reset", "--quiet", "--hard", first)
+        git(top, "update-ref", "refs/remotes/origin/main", known)
+        pulled = sharing.pull(repo)
+        assert pulled.forwarded == ("main", second) and bool(pulled.refs) == (known == first)
+
+
+def test_a_difference_counts_the_weight_files_that_do_not_differ(repo: Repository, top: Path) -> None:
+    assert comparing.diff_worktree(repo).weight_files == 1
+    (top / "other.safetensors").write_bytes((top / MODEL).read_bytes())
+    work.add(repo, ["other.safetensors"], top)
+    work.commit(repo, "Two files")
+    save(top, moved(BASE, {"a.weight": 1.0}))
+    changed = comparing.diff_worktree(repo)
+    assert {change.path for change in changed.tensors} == {MODEL} and changed.weight_files == 2

@@ -301,11 +301,11 @@ def difference(result: "Difference") -> Iterator[Block]:
 
 
 def difference_tables(result: "Difference") -> Iterator[Block]:
-    """The tensors that differ, a table a weight file; a file is named where there are several."""
+    """The tensors that differ, a table a weight file; a file is named where several were compared."""
     columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
     paths = list(dict.fromkeys(change.path for change in result.tensors))
     for path in paths:
-        if len(paths) > 1:
+        if result.weight_files > 1:
             yield line(strong(path))
         yield Table(columns, tuple(difference_row(change) for change in result.tensors if change.path == path))
 
@@ -403,14 +403,17 @@ def cloned(result: "Cloned") -> Iterator[Block]:
         yield line("Cloned into ", strong(result.path), f", on branch {result.branch} at ", identity(result.commit))
 
 
-@view("Transferred", lambda result: result.refs.values())
+@view("Transferred", lambda result: dict.fromkeys([*result.refs.values(), *(result.forwarded or ())[1:]]))
 def transferred(result: "Transferred") -> Iterator[Block]:
     """What travelled."""
-    if not result.refs:
+    if not result.refs and result.forwarded is None:
         told = "branches already up to date; objects that were missing:" if result.objects else "already up to date"
         yield line(f"{result.remote}: {told}")
     for ref, commit in result.refs.items():
         yield line("  ", identity(commit), " ", ref.removeprefix("refs/remotes/").removeprefix("refs/heads/"))
+    if result.forwarded is not None:
+        branch, commit = result.forwarded
+        yield line(strong(branch), " moved forward to ", identity(commit))
     if result.objects:
         yield line(faint(f"  {count_text(result.objects, 'object')}, {bytes_text(result.bytes)}"))
 

@@ -81,7 +81,9 @@ def read_header(path: Path) -> Header:
 def header_length(prefix: bytes, file_size: int, source: str) -> int:
     """Returns N, checked against the file's size before anything is allocated."""
     if len(prefix) < PREFIX_BYTES:
-        raise FormatError(f"{source}: not a safetensors file: {file_size} bytes, expected at least {PREFIX_BYTES}")
+        raise FormatError(
+            f"{source}: not a safetensors file: {file_size} bytes, expected a header of at least {PREFIX_BYTES}"
+        )
     length: int = struct.unpack("<Q", prefix)[0]
     if prefix == LFS_MARK[:PREFIX_BYTES]:
         hint = "bring the file: git lfs pull; then commit it anew"

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from modelgit.errors import (
     CorruptObject,
@@ -153,9 +154,19 @@ def commit(repo: Repository, message: str, listener: Listener = ignore) -> Commi
 
     made = worktree.commit_worktree(repo, message, files=record, listener=listener)
     if made is None:
-        told = "the work tree is as HEAD has it" if head else "no weight file is here, and no other file was added"
-        raise RepositoryError(f"nothing to commit: {told}", hint="modelgit status shows what git sees")
+        raise nothing_to_commit(repo, head)
     return committed(repo, made, repo.branch(), repo.packed_bytes() - before)
+
+
+def nothing_to_commit(repo: Repository, head: str | None) -> RepositoryError:
+    """Returns the error for a commit of nothing; it names a weight file that git ignores, where there are no others."""
+    found = worktree.status(repo).ignored
+    if found:
+        told, hint = f"{found[0]} is ignored (.gitignore)", f"add it by name: modelgit add {quote(found[0])}"
+    else:
+        told = "the work tree is as HEAD has it" if head else "no weight file is here, and no other file was added"
+        hint = "modelgit status shows what git sees"
+    return RepositoryError(f"nothing to commit: {told}", hint=hint)
 
 
 def edited(repo: Repository, head: str | None, path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 from modelgit.errors import FormatError, RepositoryError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse_bytes, write
-from modelgit.formats.safetensors import LFS_MARK, read_header
+from modelgit.formats.safetensors import LFS_MARK, header_length, read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
 from modelgit.repo.index import read_index, write_index
@@ -20,6 +20,7 @@ from modelgit.repo.statcache import Prints, StatCache, key_of
 from modelgit.repo.values import Blob, Upstream
 
 PREFIX_BYTES, MAX_POINTER_BYTES = 64, 1024
+WAY_BACK = "bring the file back: modelgit restore FILE"
 CACHE_PATH = "modelgit/stat-cache.json"
 PRINTS_PATH = "modelgit/prints.json"
 EMPTY: Mapping[str, Blob] = {}
@@ -41,7 +42,8 @@ class Status:
     """Where HEAD is, and what differs from it; `untracked` are ordinary files git has not been told of.
 
     `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
-    branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows.
+    branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows. `tag` is
+    one of a detached HEAD; `ignored` are weight files that git ignores, where there are no others.
     """
 
     branch: str | None
@@ -51,6 +53,8 @@ class Status:
     manifests: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     upstream: Upstream | None = None
+    tag: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class Look:
@@ -137,7 +141,23 @@ class Look:
 
         return print_of(self.root / path) == known
 
+    def refuse_empty(self, path: str, found: os.stat_result) -> None:
+        """Refuses an empty weight file, such as a trainer that died leaves, unless git has it so already.
+
+        Raises:
+            FormatError: saying what was expected.
+        """
+        staged = self.tracked.get(path)
+        had = staged is not None and staged.sha == blob_id(b"") and not self.index.intended(path)
+        if path.endswith(WEIGHTS_SUFFIX) and not found.st_size and not had:
+            try:
+                header_length(b"", 0, path)
+            except FormatError as error:
+                hint = WAY_BACK if staged is not None else "write it again, or remove it"
+                raise FormatError(error.message, hint=hint) from error
+
     def _hash(self, path: str, found: os.stat_result) -> Blob:
+        self.refuse_empty(path, found)
         pointer = pointer_at(self.root / path) if is_weights(path, found) else None
         if pointer is not None:
             return Blob(blob_id(pointer), self.mode(path, found))
@@ -172,20 +192,18 @@ class Look:
         return sorted(os.fsdecode(row) for row in rows if row)
 
     def new_weights(self) -> list[str]:
-        """Returns the weight files among the new files; empty ones are ordinary."""
-        return [path for path in self.new_files() if self.holds_weights(path)]
+        """Returns the weight files among the new files. What is no file by that name counts: somebody should look."""
+        return [path for path in self.new_files() if path.endswith(WEIGHTS_SUFFIX)]
 
-    def holds_weights(self, path: str) -> bool:
-        """Tells whether a weight file lies at `path`. What is no file by that name counts: somebody should look."""
-        try:
-            found = stat_of(self.root, path)
-        except FormatError:
-            return path.endswith(WEIGHTS_SUFFIX)
-        return found is not None and is_weights(path, found)
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Returns the weight files that git ignores and has not been told of, those in few folders first."""
+        looks = ("ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", f"*{WEIGHTS_SUFFIX}")
+        rows = self.repo.git.run_bytes(*looks).split(b"\0")
+        return tuple(sorted((os.fsdecode(row) for row in rows if row), key=lambda path: (path.count("/"), path)))
 
 
 def is_weights(path: str, found: os.stat_result) -> bool:
-    """Tells whether a file is a weight file: by its name, unless it is empty."""
+    """Tells whether a file holds weights: by its name, unless it is empty, as git may have one."""
     return path.endswith(WEIGHTS_SUFFIX) and found.st_size > 0
 
 
@@ -237,12 +255,15 @@ def status(repo: Repository, listener: Listener = ignore) -> Status:
     look = Look(repo, listener)
     commit = repo.head()
     fresh = look.new_files()
-    weights = {path for path in fresh if look.holds_weights(path)}
+    weights = {path for path in fresh if path.endswith(WEIGHTS_SUFFIX)}
     changes = changes_of(look, commit, weights)
     untracked = tuple(path for path in fresh if path not in weights)
     branch, elsewhere = repo.branch(), () if commit else repo.remote_branches()
     left = tuple(left_over(repo, look.tracked))
-    return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch))
+    tag = repo.tag_of(commit) if commit and branch is None else None
+    any_weights = weights or any(path.endswith(WEIGHTS_SUFFIX) for path in look.tracked)
+    ignored = () if any_weights else look.ignored_weights()
+    return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch), tag, ignored)
 
 
 def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change, ...]:

@@ -165,6 +165,11 @@ class Repository:
         counts = {word: int(count) for word, _, count in (part.partition(" ") for part in track.split(", ") if part)}
         return Upstream(name, counts.get("ahead", 0), counts.get("behind", 0))
 
+    def tag_of(self, commit: str) -> str | None:
+        """Returns a tag of a commit, None if it has none."""
+        looks = ("--count=1", f"--points-at={commit}", "--format=%(refname:short)")
+        return self.git.run("for-each-ref", *looks, "refs/tags/").strip() or None
+
     def refs(self, *prefixes: str) -> dict[str, str]:
         """Returns the commit of each ref below the prefixes, by its full name, sorted."""
         rows = self.git.run("for-each-ref", "--format=%(refname) %(objectname)", *prefixes).splitlines()

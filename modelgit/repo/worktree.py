@@ -379,6 +379,7 @@ def take_in(
 ) -> Blob:
     """Returns the blob of a file of the work tree, its objects in the pack, as differences to the parent's."""
     pack, parent, older = target
+    look.refuse_empty(path, found)
     place, mode = look.root / path, look.mode(path, found)
     if pack is None or not is_weights(path, found):
         return Blob(look.repo.git.run("hash-object", "-w", *filters(path), "--end-of-options", path), mode)

@@ -129,6 +129,8 @@ RESULTS: dict[str, object] = {
     "checkout-detached": CheckedOut(A, None),
     "status-empty": Status("main", None, (), ()),
     "status-detached": Status(None, A, (), ()),
+    "status-tagged": Status(None, A, (), (), tag="v1"),
+    "status-ignored": Status("main", None, (), (), ignored=("a model.safetensors",)),
     "status-elsewhere": Status("master", None, (), (), elsewhere=("main", "other")),
     "status-follows": Status("main", A, (), (), upstream=Upstream("origin/main", 0, 0)),
     "status-ahead": Status("main", A, (), (), upstream=Upstream("origin/main", 1, 0)),

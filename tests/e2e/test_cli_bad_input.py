@@ -71,6 +71,11 @@ def state(folder: Path) -> dict[str, object]:
     return {"refs": repo.refs(), "head": repo.head(), "branch": repo.branch(), "files": files}
 
 
+def git(folder: Path, *words: str) -> str:
+    """Runs plain git and returns what it says."""
+    return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
 def check(said: Said, code: int, message: str, hint: str) -> None:
     """Checks an error: exit code, one line, one hint, nothing on stdout, no traceback."""
     got, out, err = said
@@ -155,6 +160,58 @@ def test_a_truncated_file_in_the_work_tree(models: Path, command: Command) -> No
     check(command("commit", "-m", "broken"), 12, "truncated", "complete")
     assert state(models) == before
     assert "cannot be read" in command("status")[1]
+
+
+def test_an_empty_file_in_the_place_of_weights(models: Path, command: Command) -> None:
+    file = models / "model.safetensors"
+    whole, before = file.read_bytes(), git(models, "rev-parse", "HEAD")
+    file.write_bytes(b"")
+    check(command("commit", "-m", "died"), 12, "0 bytes, expected a header of at least 8", "modelgit restore FILE")
+    check(command("add", "model.safetensors"), 12, "0 bytes", "modelgit restore FILE")
+    said = subprocess.run(["git", "commit", "-qam", "died"], cwd=models, check=False, capture_output=True, text=True)
+    assert said.returncode and "0 bytes, expected a header" in said.stderr and "modelgit restore" in said.stderr
+    assert git(models, "rev-parse", "HEAD") == before
+    assert "modelgit restore model.safetensors" in command("status")[1]
+    assert command("restore", "model.safetensors")[0] == 0
+    assert file.read_bytes() == whole
+    file.unlink()
+    assert "modelgit restore model.safetensors" in command("status")[1]
+    assert command("restore", "model.safetensors")[0] == 0
+    (models / "new.safetensors").write_bytes(b"")
+    check(command("commit", "-m", "died"), 12, "new.safetensors: not a safetensors file: 0 bytes", "remove it")
+
+
+def test_an_empty_file_of_a_version_before_is_left_alone(models: Path, command: Command) -> None:
+    off = ("-c", "filter.modelgit.clean=cat", "-c", "filter.modelgit.process=", "-c", "filter.modelgit.required=false")
+    git(models, "switch", "-q", "-c", "old")
+    (models / "model.safetensors").write_bytes(b"")
+    git(models, *off, "commit", "-qam", "an empty one")
+    for verb in (("switch", "tune"), ("switch", "old"), ("commit", "-m", "x", "--json")):
+        code, _, said = command(*verb)
+        assert code == (10 if verb[0] == "commit" else 0), said
+    git(models, "switch", "-q", "tune")
+    git(models, "switch", "-q", "old")
+    (models / "model.safetensors").touch()
+    git(models, "add", "model.safetensors")
+    assert git(models, "status", "--porcelain", "--untracked-files=no") == ""
+    assert command("status", "--json")[1].count('"changes": []') == 1
+
+
+def test_a_weight_file_that_git_ignores_is_named(
+    models: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "ignoring"
+    assert command("init", str(top))[0] == 0
+    (top / "model.safetensors").write_bytes((models / "model.safetensors").read_bytes())
+    (top / ".gitignore").write_text("*.safetensors\n")
+    monkeypatch.chdir(top)
+    check(command("commit", "-m", "x"), 10, "model.safetensors is ignored", "modelgit add model.safetensors")
+    assert "modelgit add model.safetensors" in command("status")[1]
+    assert command("add", "model.safetensors")[0] == command("commit", "-m", "x")[0] == 0
+    assert json.loads(command("status", "--json")[1])["ignored"] == []
+    git(top, "tag", "v1")
+    git(top, "checkout", "-q", "--detach")
+    assert command("status")[1].startswith("Detached at v1 ")
 
 
 def test_two_models_of_different_shapes(models: Path, command: Command) -> None:

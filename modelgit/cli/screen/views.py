@@ -1,5 +1,6 @@
 """How each kind of result looks to people, and which ids stand for it with --quiet."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def added(result: "Added") -> Iterator[Block]:
 def checked_out(result: "CheckedOut") -> Iterator[Block]:
     """Where the work tree is now."""
     if result.branch is None:
-        yield line("At ", identity(result.commit), ", which is no branch's")
+        yield line("Detached at ", identity(result.commit))
     else:
         at: list[str | Span] = [" at ", identity(result.commit)] if result.commit else []
         verb = "On new branch" if result.created else "On branch"
@@ -117,22 +118,27 @@ def status(result: "Status") -> Iterator[Block]:
     if result.head is None:
         yield line("On ", strong(result.branch or "HEAD"), ", no commits yet")
     elif result.branch is None:
-        yield line("At ", identity(result.head), ", which is no branch's")
+        tag: list[str | Span] = [strong(result.tag), " "] if result.tag else []
+        yield line("Detached at ", *tag, identity(result.head))
     else:
         yield line("On ", strong(result.branch), " at ", identity(result.head))
     if result.upstream is not None:
         yield upstream_line(result.upstream)
     if not result.changes and not result.untracked:
         yield line("Nothing has changed" if result.head else "No files yet")
+    if result.ignored:
+        add = f"modelgit add {shlex.quote(result.ignored[0])}"
+        yield line(f"  {result.ignored[0]} is ignored (.gitignore): add it by name: ", strong(add))
     if result.elsewhere:
         yield line("  the remote has branches: ", strong(f"modelgit switch {result.elsewhere[0]}"))
-    elif not result.changes and not result.head:
+    elif not (result.changes or result.head or result.ignored):
         yield line(
             "  begin: ", strong("modelgit import FILE"), ", or put a .safetensors file here and ", commit_words()
         )
     for change in result.changes:
         yield line("  ", Span(f"{change.kind:9}", "changed"), change.path, faint(tensor_summary(change)))
         yield from tensor_lines(change)
+    yield from way_back(result.changes)
     if result.manifests:
         yield line("  manifests in the place of weights: ", some(result.manifests))
         yield line("  fill them in: ", strong("modelgit checkout"))
@@ -151,6 +157,13 @@ def upstream_line(upstream: "Upstream") -> Line:
     if not told:
         return line("  as ", strong(upstream.name), " was at the last fetch")
     return line(f"  {told} ", strong(upstream.name), ": ", strong(step))
+
+
+def way_back(changes: Sequence["Change"]) -> Iterator[Line]:
+    """Yields how a deleted or unreadable file comes back."""
+    gone = [change.path for change in changes if change.kind == "deleted" or (change.problem and change.kind != "new")]
+    if gone:
+        yield line("  bring back: ", strong(f"modelgit restore {shlex.quote(gone[0])}"))
 
 
 def commit_words() -> Span:

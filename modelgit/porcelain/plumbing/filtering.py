@@ -23,6 +23,7 @@ from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.plumbing.showing import TEXT_MARK
 from modelgit.repo.files import stat_of
 from modelgit.repo.filling import PREFIX_BYTES, fill, manifest_text
+from modelgit.repo.look import WAY_BACK
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.worktree import Earlier
 
@@ -110,9 +111,9 @@ class Filter:
         """
         prefix = beginning(content)
         stream = Lookahead(prefix, content)
-        if not prefix or (path and not path.endswith(WEIGHTS_SUFFIX)):
+        if path and not path.endswith(WEIGHTS_SUFFIX):
             yield from pieces(stream)
-        elif is_manifest(prefix) or prefix.startswith(LFS_MARK):
+        elif not prefix or is_manifest(prefix) or prefix.startswith(LFS_MARK):
             text = whole_text(stream, path)
             self.refuse_malformed(path, text)
             yield text
@@ -125,20 +126,20 @@ class Filter:
     def refuse_malformed(self, path: str, text: bytes) -> None:
         """Refuses a manifest that is none, one with the marks of a conflict in it say, unless git has it there already.
 
-        So too a pointer of Git LFS. What git has was committed elsewhere; it could not even be left behind if we
-        refused it.
+        So too a pointer of Git LFS, and an empty file. What git has was committed elsewhere; it could not even be left
+        behind if we refused it.
 
         Raises:
             FormatError: saying what is wrong.
         """
         try:
-            if text.startswith(LFS_MARK):
+            if not text or text.startswith(LFS_MARK):
                 header_length(text[:8], len(text), path or "stdin")
             parse_bytes(text, path or "stdin")
         except FormatError as error:
             looks = ("--literal-pathspecs", "ls-files", "--stage", "--", path)
             if not path or f" {blob_id(text)} " not in self.repo.git.run(*looks):
-                hint = error.hint or "bring the file back: modelgit restore FILE"
+                hint = error.hint or WAY_BACK
                 raise FormatError(error.message, hint=hint) from error
 
     def smudge(self, path: str, content: Source) -> Iterator[bytes]:
@@ -205,8 +206,7 @@ def refuse_text_at(root: Path | None, path: str) -> None:
         with (root / path).open("rb") as file:
             if not is_text(file.read(PREFIX_BYTES)):
                 return
-    hint = "bring the file back: modelgit restore FILE"
-    raise FormatError(f"{path or 'stdin'}: the text of a weight file, not the file itself", hint=hint)
+    raise FormatError(f"{path or 'stdin'}: the text of a weight file, not the file itself", hint=WAY_BACK)
 
 
 def whole_text(stream: Source, path: str) -> bytes:

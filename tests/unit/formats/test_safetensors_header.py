@@ -88,8 +88,8 @@ def test_tensors_come_in_data_order() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "0 bytes, expected at least 8"),
-        (b"\x00" * 7, "7 bytes, expected at least 8"),
+        (b"", "0 bytes, expected a header of at least 8"),
+        (b"\x00" * 7, "7 bytes, expected a header of at least 8"),
         (struct.pack("<Q", 2**63) + b"{}", "expected at most 100000000"),
         (struct.pack("<Q", 50) + b"{}", "truncated: header of 50 bytes in a file of 10"),
         (file_of("[]"), "expected a JSON object"),

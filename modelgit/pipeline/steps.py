@@ -159,7 +159,7 @@ class Steps:
         if old == commit:
             return
         if self._repo.worktree is not None and self._repo.branch() == name:
-            worktree.advance(self._repo, commit, listener=self._listener)
+            worktree.advance(self._repo, commit, expected=old, listener=self._listener)
         else:
             self._repo.set_ref(f"refs/heads/{name}", commit, expected=old)
 

@@ -63,7 +63,7 @@ def import_model(
         (head,) if head else (), {**kept, **files, RECORD_PATH: record}, message or f"Import {source.name}"
     )
     made = repo.commit(draft)
-    branch = land(repo, made, listener)
+    branch = land(repo, made, listener, expected=head, reason=f"import: {source.name}")
     return committed(repo, made, branch, repo.store.size_on_disk() - before)
 
 

@@ -179,7 +179,7 @@ class Repository:
         draft = self._draft(state, chosen, metadata or {"format": "pt"}, record)
         made = repo.commit(replace(draft, message=message))
         if current:
-            work.land(repo, made, self._listener)
+            work.land(repo, made, self._listener, expected=tip)
         else:
             repo.set_ref(f"refs/heads/{target}", made, expected=tip)
         return made

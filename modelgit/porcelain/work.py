@@ -401,7 +401,7 @@ def land(
     made: str,
     listener: Listener = ignore,
     *,
-    expected: str | None = None,
+    expected: str | None,
     reason: str = "advance: fast-forward",
 ) -> str | None:
     """Moves the branch checked out to `made`, and the work tree with it; returns the branch.
@@ -417,5 +417,5 @@ def land(
         worktree.advance(repo, made, listener=listener, expected=expected, reason=reason)
     else:
         ref = f"refs/heads/{branch}" if branch else "HEAD"
-        repo.set_ref(ref, made, expected=expected or repo.head(), reason=reason)
+        repo.set_ref(ref, made, expected=expected, reason=reason)
     return branch

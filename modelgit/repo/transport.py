@@ -468,5 +468,5 @@ def pull(repo: Repository, remote: str, source: str | None = None, *, listener: 
         raise RepositoryError(
             f"{branch} and {remote}/{chosen} have diverged", hint=f"average them: modelgit merge {remote}/{chosen}"
         )
-    advance(repo, theirs, listener=listener)
+    advance(repo, theirs, expected=head, listener=listener)
     return moved

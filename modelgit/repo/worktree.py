@@ -4,6 +4,7 @@ Files are written first (each to a temporary name, then renamed), the index next
 checkout is gone on with by running it again.
 """
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
 
 EXECUTABLE = "100755"
+TURNS = "modelgit-turns.lock"  # held while the branch checked out moves with its files
 MAX_EARLIER = 8  # versions before HEAD that are looked at for tensors HEAD lacks
 THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
 SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
@@ -86,25 +88,29 @@ def advance(
     repo: Repository,
     commit: str,
     *,
+    expected: str | None,
     listener: Listener = ignore,
-    expected: str | None = None,
     reason: str = "advance: fast-forward",
 ) -> None:
     """Moves the branch checked out (or a detached HEAD) to `commit`, the files first.
 
     An interruption leaves the branch where it was, and running the same again goes on. `expected` is where the branch
-    was when `commit` was made, `reason` goes to the reflog.
+    was when `commit` was made, `reason` goes to the reflog. Of several at once one goes first, and the others then find
+    that the branch has moved, before they touch a file.
 
     Raises:
         DirtyWorktree, MissingObject: nothing has changed then. RepositoryError: the branch has moved meanwhile.
     """
-    head, branch = repo.head(), repo.branch()
-    if expected not in (None, head):
-        got = head and head[:10]
-        raise RepositoryError(f"{branch or 'HEAD'} has moved: expected {str(expected)[:10]}, got {got}")
-    put(repo, repo.version(commit), listener=listener)
-    ref = f"refs/heads/{branch}" if branch else "HEAD"
-    repo.set_ref(ref, commit, expected=head, reason=reason)
+    with (repo.private_dir / TURNS).open("w") as turns:
+        fcntl.flock(turns, fcntl.LOCK_EX)
+        head, branch = repo.head(), repo.branch()
+        if expected != head:
+            was, now = (str(one)[:10] if one else "no commit" for one in (expected, head))
+            hint = f"{commit[:10]} is kept: modelgit merge {commit[:10]}; or do it again on top of what is there now"
+            raise RepositoryError(f"{branch or 'HEAD'} has moved meanwhile, from {was} to {now}", hint=hint)
+        put(repo, repo.version(commit), listener=listener)
+        ref = f"refs/heads/{branch}" if branch else "HEAD"
+        repo.set_ref(ref, commit, expected=head, reason=reason)
 
 
 def put(

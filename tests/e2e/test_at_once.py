@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -30,15 +31,26 @@ for number in range(5):
     save_file({"w": np.full(20_000, 100 * who + number + 1, np.float32)}, place / "model.safetensors")
     assert commit_worktree(Repository.open(place), f"{who}: {number}")
 """
+ONE_BRANCH = """
+import sys, numpy as np, modelgit
+from modelgit.errors import DirtyWorktree, RepositoryError
+repo, who = modelgit.Repository(sys.argv[1]), int(sys.argv[2])
+for number in range(6):
+    try:
+        print(repo.commit({"w": np.full(20_000, 100 * who + number + 1, np.float32)}, f"{who}: {number}"), flush=True)
+    except (DirtyWorktree, RepositoryError):
+        print("refused", flush=True)
+"""
 
 
-def run_together(script: str, places: list[Path]) -> None:
+def run_together(script: str, places: list[Path]) -> list[str]:
     running = [
-        subprocess.Popen([sys.executable, "-c", script, str(place), str(who)], stderr=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", script, str(place), str(who)], stdout=PIPE, stderr=PIPE, text=True)
         for who, place in enumerate(places)
     ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in running]
-    assert errors == [""] * len(places)
+    told = [process.communicate(timeout=120) for process in running]
+    assert [errors for _, errors in told] == [""] * len(places)
+    return [line for output, _ in told for line in output.splitlines()]
 
 
 def started(place: Path) -> Repository:
@@ -55,6 +67,19 @@ def test_three_processes_lose_nothing(tmp_path: Path) -> None:
         subjects = [entry.subject for entry in repo.log([f"branch{who}"])]
         assert subjects == [*(f"{who}: {number}" for number in range(7, -1, -1)), "first"]
     assert fsck(repo, full=True).versions == 25
+
+
+def test_what_one_branch_takes_from_two_processes_stays(tmp_path: Path) -> None:
+    """Whoever comes second is refused, before a file is touched, or goes on top; nothing that was told of is lost."""
+    repo = started(tmp_path)
+    told = run_together(ONE_BRANCH, [tmp_path] * 2)
+    assert len(told) == 12
+    made = [line for line in told if line != "refused"]
+    assert len(made) >= 4
+    assert {entry.commit for entry in repo.log(["main"])} >= set(made)
+    assert len(list(repo.log(["main"]))) == len(made) + 1
+    done = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, check=True, capture_output=True)
+    assert done.stdout == b""
 
 
 def test_two_work_trees_lose_nothing(tmp_path: Path) -> None:

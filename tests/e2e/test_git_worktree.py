@@ -435,7 +435,7 @@ def test_head_moves_as_gits_does(tmp_path: Path) -> None:
     assert (repo.branch(), repo.head()) == (None, third)
     assert repo.branches() == {"main": first, "side": second}
     checkout(repo, "main")
-    advance(repo, second)
+    advance(repo, second, expected=repo.head())
     assert (repo.branch(), repo.branches()["main"]) == ("main", second)
     assert load_file(tmp_path / MODEL)["a"][0] == 2
     assert kinds(repo) == {}

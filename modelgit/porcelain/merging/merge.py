@@ -80,8 +80,9 @@ def moved_forward(repo: Repository, commit: str, request: Request, listener: Lis
     """Moves the branch to a commit that descends from it."""
     if request.dry_run:
         return Merged("dry-run", commit, repo.branch())
+    head = repo.head()
     scores = gate(repo, commit, request, listener)
-    return Merged("fast-forward", commit, land(repo, commit, listener, expected=repo.head()), scores=scores)
+    return Merged("fast-forward", commit, land(repo, commit, listener, expected=head), scores=scores)
 
 
 def averaged(repo: Repository, prepared: Prepared, request: Request, listener: Listener) -> Merged:

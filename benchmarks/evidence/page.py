@@ -58,7 +58,7 @@ def sections_of(story: Story) -> list[Section]:
     """Returns the table of a pipeline, its claims, and what else it shows."""
     parts: list[Picture | Table] = [
         Picture(chart(story.standings), f"{story.name}: strategies"),
-        table(story.standings),
+        table(story.standings, paper=story.name == "emojidg"),
     ]
     found = [Section(story.title, (), parts)]
     for claim in story.claims:
@@ -78,7 +78,7 @@ def markdown(stories: Sequence[Story]) -> str:
     """Returns the tables as Markdown, for documents."""
     parts = list[str]()
     for story in stories:
-        parts += [f"### {story.title}", *rows_of(table(story.standings))]
+        parts += [f"### {story.title}", *rows_of(table(story.standings, paper=story.name == "emojidg"))]
         verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
         parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
         if story.predictors:
@@ -146,10 +146,11 @@ def chart(rows: Sequence[Standing]) -> Drawing:
     )
 
 
-def table(rows: Sequence[Standing]) -> Table:
-    """Returns the strategies as a table, the paper's own averages beside ours."""
+def table(rows: Sequence[Standing], *, paper: bool) -> Table:
+    """Returns the strategies as a table, the `paper`'s own averages beside ours where they are wanted."""
     domains = list(rows[0].domains)
-    head = ("strategy", *domains, "mean", "95 %", "validation", "− single run", "− soup", "the paper's mean")
+    last = ("the paper's mean",) if paper else ()
+    head = ("strategy", *domains, "mean", "95 %", "validation", "− single run", "− soup", *last)
     cells = []
     for row in rows:
         gaps = [row.against.get(other) for other in (ERM, SOUP)]
@@ -157,9 +158,11 @@ def table(rows: Sequence[Standing]) -> Table:
         validation = "" if row.validation is None else f"{100 * row.validation:.1f}"
         by_domain = [f"{100 * row.domains[name]:.1f}" if name in row.domains else "" for name in domains]
         mean = f"{100 * row.mean.mean:.1f}", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}"
-        cells.append((row.title, *by_domain, *mean, validation, *differences, str(PAPERS.get(row.strategy, ""))))
+        printed = (str(PAPERS.get(row.strategy, "")),) if paper else ()
+        cells.append((row.title, *by_domain, *mean, validation, *differences, *printed))
     strong = frozenset(i for i, row in enumerate(rows) if row.strategy == RECYCLING)
-    caption = "The paper's means are of DomainBed with ResNet-50: other data, another network, for orientation."
+    theirs = "The paper's means are of DomainBed with ResNet-50: other data, another network, for orientation."
+    caption = theirs if paper else ""
     return Table(head, cells, caption=caption, strong=strong)
 
 
@@ -185,7 +188,7 @@ def paths_picture(story: Story, claim: Claim) -> Picture:
     for words, colour, lines in kinds(story):
         for what, dashed, values in (
             ("held-out", False, [line.held_out for line in lines]),
-            ("validation", True, [line.validation for line in lines]),
+            ("val.", True, [line.validation for line in lines]),
         ):
             mean = [100 * float(v) for v in np.mean(values, axis=0)]
             series.append(Series(f"{words}, {what}", lines[0].at, mean, dashed=dashed, colour=colour))

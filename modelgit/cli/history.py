@@ -170,7 +170,8 @@ def register_moves(app: typer.Typer) -> None:
         from modelgit.porcelain import work
 
         if create is not None:
-            return work.create_branch(session.repo(), create, None if rev == "HEAD" else rev, session.listener)
+            start = None if rev == "HEAD" else rev
+            return work.create_branch(session.repo(), create, start, session.listener, force=force)
         return work.checkout(session.repo(), rev, force=force, listener=session.listener)
 
     @command(app, "switch", panel=EVERY_DAY)
@@ -188,7 +189,7 @@ def register_moves(app: typer.Typer) -> None:
         from modelgit.porcelain import work
 
         if create:
-            return work.create_branch(session.repo(), branch, start, session.listener)
+            return work.create_branch(session.repo(), branch, start, session.listener, force=force)
         if start is not None:
             raise UsageError("a start is for a new branch", hint=f"modelgit switch -c {branch} {start}")
         return work.switch(session.repo(), branch, force=force, listener=session.listener)

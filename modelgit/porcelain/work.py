@@ -345,8 +345,10 @@ def switch(repo: Repository, branch: str, *, force: bool = False, listener: List
     return arrive(repo, branch, created=created, force=force, listener=listener)
 
 
-def create_branch(repo: Repository, branch: str, start: str | None, listener: Listener = ignore) -> CheckedOut:
-    """Makes a branch at `start` (HEAD) and goes to it; local changes stay.
+def create_branch(
+    repo: Repository, branch: str, start: str | None, listener: Listener = ignore, *, force: bool = False
+) -> CheckedOut:
+    """Makes a branch at `start` (HEAD) and goes to it; local changes stay, with `force` they are overwritten.
 
     Raises:
         RepositoryError: there is such a branch already. UsageError: its name may not be one.
@@ -361,7 +363,7 @@ def create_branch(repo: Repository, branch: str, start: str | None, listener: Li
         return CheckedOut("", branch, created=True)
     commit = repo.resolve(start or "HEAD")
     repo.set_ref(f"refs/heads/{branch}", commit, expected=None)
-    return arrive(repo, branch, created=True, force=False, listener=listener)
+    return arrive(repo, branch, created=True, force=force, listener=listener)
 
 
 def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:

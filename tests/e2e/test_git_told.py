@@ -193,6 +193,8 @@ def test_a_switch_that_is_refused_leaves_no_branch(repo: Repository, top: Path, 
     assert list(repo.branches()) == ["main"] == [repo.branch()]
     assert "branch.theirs." not in git(top, "config", "--list")
     assert work.create_branch(repo, "new", None).kept
+    work.create_branch(repo, "old", "HEAD~", force=True)
+    assert (repo.branch(), repo.head(), git(top, "status", "--porcelain")) == ("old", repo.resolve("new~"), "")
 
 
 def test_a_branch_in_the_way_of_another_is_named(repo: Repository) -> None:

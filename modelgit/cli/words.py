@@ -18,7 +18,7 @@ Revs = Annotated[list[str], typer.Argument(metavar="REV…", help="Commits: bran
 Message = Annotated[str | None, typer.Option("-m", "--message", help="What the version is.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Throw local changes away.")]
 Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="Of those that evaluate reports, or FILE.py:FUNCTION.")
+    str | None, typer.Option("--metric", metavar="NAME", help="An accuracy that evaluate reports, or FILE.py:FUNCTION.")
 ]
 Lower = Annotated[bool, typer.Option("--lower-is-better", help="The metric is a loss.")]
 Remote = Annotated[

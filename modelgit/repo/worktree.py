@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from modelgit.store.writing import PackWriter
 
 EXECUTABLE = "100755"
-TURNS = "modelgit-turns.lock"  # held while the branch checked out moves with its files
+TURNS = "modelgit-turns"  # held while the branch checked out moves with its files
 MAX_EARLIER = 8  # versions before HEAD that are looked at for tensors HEAD lacks
 THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
 SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"

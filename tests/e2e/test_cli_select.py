@@ -114,13 +114,16 @@ def test_scores_that_a_pipeline_noted_are_known(repo: modelgit.Repository, pictu
     assert tell("fsck")["objects"] > 0
 
 
-def test_every_metric_that_is_reported_can_be_asked_for(pictures: Path, repo: modelgit.Repository, tell: Tell) -> None:
+def test_every_accuracy_that_is_reported_can_be_asked_for(
+    pictures: Path, repo: modelgit.Repository, tell: Tell
+) -> None:
+    beside = {"worst_group_accuracy", "ece", "accuracy_gap", "parity_gap", "odds_gap"}  # nothing is selected by these
     values = tell("evaluate", "good", "--on", str(pictures))["values"]
-    assert metrics_of(["grey", "tinted"], None, has_splits=False) == list(values)
+    assert metrics_of(["grey", "tinted"], None, has_splits=False) == [name for name in values if name not in beside]
     Path("p.toml").write_text(PIPELINE.format(path=pictures))
     for data, held_out, validated in (("plain", None, ["grey", "tinted"]), ("apart", "grey", ["tinted"])):
         values = tell("evaluate", "good", "--on", f"p.toml#{data}")["values"]
-        assert metrics_of(validated, held_out, has_splits=True) == list(values)
+        assert metrics_of(validated, held_out, has_splits=True) == [name for name in values if name not in beside]
 
 
 PIPELINE = """

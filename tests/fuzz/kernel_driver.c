@@ -67,8 +67,8 @@ static void differences(int width, size_t n, int kind, size_t lanes, int wide) {
   u8 *exact_raw = malloc(raw + !raw);
   memcpy(exact, words + k + VECTOR - count, 2 * count), memcpy(exact_raw, room, raw);
   if (size) memcpy(work, parent, size);
-  if (modelgit_apply(width, work, n, active, alphabet, first, last, f, slots, states, lanes, exact, count, exact_raw,
-                     raw, wide))
+  if (modelgit_apply(width, work, work, n, active, alphabet, first, last, f, slots, states, lanes, exact, count,
+                     exact_raw, raw, wide))
     puts("differences: refused"), exit(1);
   require_same(work, x, size, "differences");
   for (int round = 0; round < 6; round++) { /* what no writer made */
@@ -76,8 +76,8 @@ static void differences(int width, size_t n, int kind, size_t lanes, int wide) {
     u16 *bad = hostile(2 * some, round % 3);
     u8 *bad_raw = hostile(few, 2), *bad_active = hostile(blocks, round & 1 ? 3 : 1);
     u32 *bad_states = hostile(4 * lanes, round % 3);
-    modelgit_apply(width, work, n, bad_active, alphabet, first, last, f, slots, bad_states, lanes, bad, some, bad_raw,
-                   few, wide);
+    modelgit_apply(width, work, parent, n, bad_active, alphabet, first, last, f, slots, bad_states, lanes, bad, some,
+                   bad_raw, few, wide);
     free(bad), free(bad_raw), free(bad_active), free(bad_states);
   }
   free(x), free(parent), free(work), free(active), free(tokens), free(keys), free(room), free(table), free(states);

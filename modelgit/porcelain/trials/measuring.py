@@ -142,7 +142,7 @@ def named_judge(
 
 
 def metrics_of(domains: Sequence[str], held_out: str | None, *, has_splits: bool) -> list[str]:
-    """Return the names of the metrics that `evaluate` reports on a data set, validated on those domains."""
+    """Return the names of the accuracies that `evaluate` reports on a data set, validated on those domains."""
     if not has_splits:
         return ["accuracy", "worst_domain_accuracy", *(f"accuracy/{domain}" for domain in domains)]
     trained = [f"val_accuracy/{domain}" for domain in domains]

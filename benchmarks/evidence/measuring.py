@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelgit.events import Advanced, Finished, Listener, Started
-from modelgit.merge.selection.paths import between, places
+from modelgit.merge.selection.paths import barrier, between, places, promised
 from modelgit.merge.selection.states import Raw, read_state
 from modelgit.porcelain.scores import known_model, workbench
 from modelgit.porcelain.trials.measuring import as_torch
@@ -63,7 +63,7 @@ class Line:
     """The straight path between two runs of a cell.
 
     `held_out` and `validation` are accuracies at `at`; `unlike` and `unlike_inside` how they err on the held-out and on
-    the training domains, `cka` how alike their features are on the held-out domain.
+    the training domains, `cka` and `cka_inside` how alike their features are there.
     """
 
     cell: str
@@ -75,11 +75,11 @@ class Line:
     unlike: Agreement
     unlike_inside: Agreement
     cka: float
+    cka_inside: float
 
     def barrier(self, accuracies: Sequence[float]) -> float:
         """How far accuracy falls below what the ends promise, at the worst point; 0 where it falls nowhere."""
-        first, last = accuracies[0], accuracies[-1]
-        return max((1 - a) * first + a * last - found for a, found in zip(self.at, accuracies, strict=True))
+        return barrier(promised(accuracies, self.at))[0]
 
     def gain(self, accuracies: Sequence[float]) -> float:
         """The accuracy of the middle less the mean of the ends."""
@@ -137,6 +137,7 @@ def path(cell: str, ends: Sequence[tuple[Run, State, Answers]], examples: Exampl
         alike(at_first, at_last, examples.labels, outside),
         alike(at_first, at_last, examples.labels, inside),
         linear_cka(at_first.features[outside], at_last.features[outside]),
+        linear_cka(at_first.features[inside], at_last.features[inside]),
     )
 
 
@@ -150,7 +151,7 @@ def unseen(
 ) -> dict[str, list[Cell]]:
     """Returns what strategies get right on styles that no run has seen, cell by cell.
 
-    With each place come the commits of its strategies, by the strategies' names.
+    `work` are places, the commits of their strategies, and a style.
     """
     parts = shared_out(partial(tested_on, repository, archive), work, workers, ("further styles", listener))
     return {name: [part[name] for part in parts] for name in parts[0]} if parts else {}

@@ -10,6 +10,7 @@ What was done in an earlier run is not done again. `demo` takes minutes on two c
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -26,10 +27,12 @@ from modelgit.cli.screen.progress import listener_for
 from modelgit.errors import ModelgitError
 from modelgit.events import Listener
 from modelgit.pipeline.start import Options, carry_out
+from modelgit.porcelain.evidence.claims import Claim
 from modelgit.train.measuring.intervals import Interval
 from modelgit.train.measuring.paired import difference
 
-HERE = Path(__file__).parents[1] / "recycling"
+ROOT = Path(__file__).parents[2]
+PIPELINE_FILES, DATA = ROOT / "benchmarks/recycling", ROOT / "build/evidence"  # the pipelines name the data there
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
 SIZES = {
     "demo": {},
@@ -54,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began, listener = time.monotonic(), listener_for(sys.stderr, as_json=False, quiet=False)
     names = [name for name in PIPELINES if not arguments.only or name in arguments.only]
-    make_data(names, arguments.out)
+    make_data(names)
     prepared = time.monotonic()
     stories = []
     for name in names:
@@ -70,21 +73,21 @@ def main() -> None:
     print(f"{arguments.out / 'evidence.html'}: {seconds['evidence']:.0f} s, {seconds['data']:.0f} s for data")
 
 
-def make_data(names: Sequence[str], out: Path) -> None:
+def make_data(names: Sequence[str]) -> None:
     """Makes what the pipelines named need."""
     if "emojidg" in names:
-        data.make_images(out / "data", out / "sources")
+        data.make_images(DATA / "data", DATA / "sources")
     if "vader4" in names:
-        data.make_texts(out / "texts")
+        data.make_texts(DATA / "texts")
     if {"rotated-digits", "colored-digits"} & set(names):
-        data.make_digits(out / "digits")
-        data.make_clothes(out / "clothes")
+        data.make_digits(DATA / "digits")
+        data.make_clothes(DATA / "clothes")
 
 
 def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], listener: Listener) -> Story:
     """Returns what one pipeline says, carried out as far as it is not done yet."""
     began, workers, out = time.monotonic(), arguments.workers, arguments.out
-    told = Told(carry_out(HERE / f"{name}.toml", Options(overrides, out / name, workers=workers), listener))
+    told = Told(carry_out(PIPELINE_FILES / f"{name}.toml", Options(overrides, out / name, workers=workers), listener))
     flipped = name == "colored-digits"
     lines: list[Line] = [] if flipped else measured(out / name, told.places(), workers, listener)
     return Story(
@@ -116,7 +119,7 @@ def on_unseen(told: Told, out: Path, workers: int, listener: Listener) -> dict[s
         if place.seed == "0"
         for style in STYLES
     ]
-    found = unseen(out / "emojidg", out / "data/styles.zip", work, workers, listener)
+    found = unseen(out / "emojidg", DATA / "data/styles.zip", work, workers, listener)
     contrasts = {"recycling - diwa": (RECYCLING, SOUP), "recycling - erm": (RECYCLING, ERM), "diwa - erm": (SOUP, ERM)}
     return {
         style: {
@@ -144,11 +147,11 @@ def write(stories: Sequence[Story], arguments: argparse.Namespace, seconds: dict
     (arguments.out / "evidence.html").write_text(page(stories, arguments.size, seconds))
 
 
-def claim_json(claim: object) -> dict[str, object]:
+def claim_json(claim: Claim) -> dict[str, object]:
     """Returns a claim with its verdict; no end is left open (JSON has no infinity)."""
-    table = dataclasses.asdict(claim)  # type: ignore[call-overload]
-    ends = {key: table[key] if abs(table[key]) != float("inf") else None for key in ("least", "most")}
-    return {**table, **ends, "verdict": claim.verdict}  # type: ignore[attr-defined]
+    table = dataclasses.asdict(claim)
+    ends = {key: table[key] if math.isfinite(table[key]) else None for key in ("least", "most")}
+    return {**table, **ends, "verdict": claim.verdict}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from modelgit.pipeline.start import Carried
 from modelgit.porcelain.evidence import claims
 from modelgit.porcelain.evidence.claims import Claim, Pair
 from modelgit.porcelain.evidence.gathering import Answered, answered, by_cell
-from modelgit.porcelain.evidence.strategies import cells_of, examples_of
+from modelgit.porcelain.evidence.strategies import cells_of, examples_of, tested_alike
 from modelgit.recipe.expanding import Job
 from modelgit.train.config import DataConfig
 from modelgit.train.measuring.diversity import agreement
@@ -110,7 +110,7 @@ def standings(told: Told) -> tuple[Standing, ...]:
             by_domain(own),
             accuracy_of(own),
             val.mean if (val := rows[name].val) else None,
-            {o: difference(own, cells[o]) for o in (ERM, SOUP, RECYCLING) if o != name and same(own, cells[o])},
+            {o: difference(own, cells[o]) for o in (ERM, SOUP, RECYCLING) if o != name and tested_alike(own, cells[o])},
         )
         for name, own in cells.items()
     )
@@ -120,12 +120,6 @@ def by_domain(cells: Sequence[Cell]) -> dict[str, float]:
     """Returns the mean accuracy on each held-out domain."""
     names = sorted({cell.domain for cell in cells})
     return {name: float(np.mean([c.accuracy for c in cells if c.domain == name])) for name in names}
-
-
-def same(first: Sequence[Cell], second: Sequence[Cell]) -> bool:
-    """Tells whether two strategies were tested in the same cells."""
-    one, other = ({(cell.domain, cell.seed) for cell in cells} for cells in (first, second))
-    return one == other
 
 
 def all_pairs(told: Told) -> list[Pair]:
@@ -174,7 +168,7 @@ def predictors(lines: Sequence[Line]) -> dict[str, tuple[float, Interval]]:
         "q-diversity on validation": [line.unlike_inside.q_diversity for line in lines],
         "gain on validation": [line.gain(line.validation) for line in lines],
         "barrier on validation": [line.barrier(line.validation) for line in lines],
-        "1 - CKA of features": [1 - line.cka for line in lines],
+        "1 - CKA of features": [1 - line.cka_inside for line in lines],
     }
     cells = [line.cell for line in lines]
     return {

@@ -151,7 +151,7 @@ def test_paths_have_the_accuracies_of_their_ends(story: Story) -> None:
         assert line.at == pytest.approx((0, 0.25, 0.5, 0.75, 1))
         assert line.barrier(line.held_out) >= 0
         assert line.gain((0.5, 0.6, 0.9, 0.6, 0.7)) == pytest.approx(0.3)
-        assert 0 <= line.cka <= 1 + 1e-9
+        assert 0 <= line.cka <= 1 + 1e-9 and 0 <= line.cka_inside <= 1 + 1e-9
 
 
 def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
@@ -169,7 +169,7 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
 
 def test_a_barrier_is_what_the_worst_point_lacks() -> None:
     none = Agreement(1, 0, 0, 0, 0)
-    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), none, none, 1.0)
+    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), none, none, 1.0, 1.0)
     assert line.barrier(line.held_out) == pytest.approx(0.2)
     assert line.gain(line.held_out) == pytest.approx(-0.2)
 

@@ -22,6 +22,7 @@ from modelgit.train.measuring.groups import group_scores
 from modelgit.train.task import Workbench
 
 Domains = Mapping[str, tuple[int, int]]  # (correct, n)
+SINGLE = ("ood_accuracy", "worst_group_accuracy")  # accuracies on one set of examples, no mean over several
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,6 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str 
         values |= forgotten(repo, commit, split_key(name.config, examples.digest), values["val_accuracy"])
     images = {m: e.n for m, e in known.items() if e.n is not None and ("/" in m or m in SINGLE)}
     return Evaluation(commit, name.label, values, images, dict(intervals(known)), more.worst_group)
-
-
-SINGLE = ("ood_accuracy", "worst_group_accuracy")  # accuracies on one set of examples, no mean over several
 
 
 def told_apart(name: DataName, by: str | None) -> DataName:

@@ -1,4 +1,4 @@
-"""Permutations of units: identities, specs from graphs and layouts, matching, the check of the function, repair."""
+"""Permutations of units: identities, specs from graphs, matching, the check of the function."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,6 @@ from modelgit.merge.align.function import difference, permuted_state, require_sa
 from modelgit.merge.align.graph import derive
 from modelgit.merge.align.layouts import layout_spec
 from modelgit.merge.align.matching import Pair, match_weights
-from modelgit.merge.align.repair import reestimate, restore, watch
 from modelgit.merge.align.sources import PermutedTensors
 from modelgit.merge.align.spec import (
     Group,
@@ -32,9 +31,6 @@ from modelgit.merge.align.spec import (
     digest,
     identity,
     inverse,
-    load_table,
-    parse_spec,
-    spec_table,
 )
 from modelgit.store.files.tensors import FileTensors
 from modelgit.train.networks.registry import build_network
@@ -340,98 +336,6 @@ def test_known_permutations_of_a_language_model_are_found_by_its_layout() -> Non
     assert all(same(match_weights(spec, models, seed), wanted) for seed in range(16))
 
 
-# --------------------------------------------------------------------------------------------------- layouts
-
-
-def test_queries_stay_with_their_keys() -> None:
-    shapes = {
-        "model.embed_tokens.weight": (10, 16),
-        "model.layers.0.self_attn.q_proj.weight": (16, 16),
-        "model.layers.0.self_attn.k_proj.weight": (8, 16),
-        "model.layers.0.self_attn.v_proj.weight": (8, 16),
-        "model.layers.0.self_attn.o_proj.weight": (16, 16),
-        "model.layers.0.self_attn.q_norm.weight": (4,),
-    }
-    spec = layout_spec(shapes, {"num_attention_heads": 4, "num_key_value_heads": 2})
-    assert groups_of(spec) == {"residual": (16, None), "heads.0": (2, None), "queries.0": (2, "heads.0")}
-    assert Place("model.layers.0.self_attn.k_proj.weight", 0, 4) in spec.by_name()["heads.0"].places
-    assert Place("model.layers.0.self_attn.o_proj.weight", 1, 8) in spec.by_name()["heads.0"].places
-    assert Place("model.layers.0.self_attn.o_proj.weight", 1, 4) in spec.by_name()["queries.0"].places
-
-
-def test_bert_and_vit_names_are_known() -> None:
-    attention = {"query": "heads", "key": "heads", "value": "heads"}
-    bert = {"bert.embeddings.word_embeddings.weight": (9, 8), "bert.embeddings.LayerNorm.weight": (8,)}
-    bert |= {f"bert.encoder.layer.0.attention.self.{name}.weight": (8, 8) for name in attention}
-    bert |= {"bert.encoder.layer.0.attention.output.dense.weight": (8, 8), "bert.pooler.dense.weight": (8, 8)}
-    bert |= {"bert.encoder.layer.0.intermediate.dense.weight": (12, 8), "classifier.weight": (2, 8)}
-    found = groups_of(layout_spec(bert, {"num_attention_heads": 2}))
-    assert found == {"residual": (8, None), "heads.0": (2, None), "hidden.0": (12, None), "pooled": (8, None)}
-    vit = {"vit.embeddings.cls_token": (1, 1, 8), "vit.embeddings.patch_embeddings.projection.weight": (8, 3, 4, 4)}
-    vit |= {f"vit.encoder.layer.0.attention.attention.{name}.weight": (8, 8) for name in attention}
-    vit |= {"vit.layernorm.weight": (8,), "classifier.weight": (2, 8), "classifier.bias": (2,)}
-    assert groups_of(layout_spec(vit, {"num_attention_heads": 4})) == {"residual": (8, None), "heads.0": (4, None)}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "config", "said"),
-    [
-        ({"w": (4, 4)}, {}, "no known layout"),
-        ({"layers.0.self_attn.q_proj.weight": (4, 4)}, {}, "expected 'num_attention_heads'"),
-        ({"layers.0.self_attn.q_proj.weight": (4, 4)}, {"num_attention_heads": 3}, "cannot be 3 heads"),
-        (
-            {"layers.0.self_attn.q_proj.weight": (4, 4), "layers.0.moe.w": (4, 4)},
-            {"num_attention_heads": 2},
-            "'layers.0.moe.w': not part of the llama layout",
-        ),
-    ],
-)
-def test_names_that_say_too_little(shapes: dict[str, tuple[int, ...]], config: dict[str, int], said: str) -> None:
-    with pytest.raises(FormatError, match=said):
-        layout_spec(shapes, config)
-
-
-# ------------------------------------------------------------------------------------------------ spec files
-
-SHAPES = {"a": (6, 3), "b": (6,), "c": (2, 6), "empty": (0,)}
-
-
-def test_a_spec_file_and_back(tmp_path: Path) -> None:
-    (tmp_path / "spec.toml").write_text('[groups]\nhidden = [["a", 0], ["b", 0], ["c", 1]]\n')
-    spec = parse_spec(load_table(tmp_path / "spec.toml"), SHAPES, "here")
-    assert spec == Spec((Group("hidden", 6, (Place("a", 0), Place("b", 0), Place("c", 1))),))
-    assert parse_spec(json.loads(json.dumps(spec_table(spec))), SHAPES, "here") == spec
-    nested = {"groups": {"o": [["a", 0, 3]], "i": {"size": 3, "inside": "o", "places": [["a", 0]]}}}
-    assert groups_of(parse_spec(nested, SHAPES, "here")) == {"i": (3, "o"), "o": (2, None)}
-
-
-@pytest.mark.parametrize(
-    ("groups", "said"),
-    [
-        ({"g": [["x", 0]]}, "no tensor 'x'"),
-        ({"g": [["a", 0], ["x", 0]]}, "no such tensor or axis"),
-        ({"g": [["a", 0], ["b", 1]]}, "no such tensor or axis"),
-        ({"g": [["a", 0], ["a", 1]]}, "do not fit 3"),
-        ({"g": [["a", 0]], "h": [["a", 0]]}, "do not fit"),
-        ({"g": {"inside": "?", "places": [["a", 0]]}}, "inside an unknown group"),
-        ({"o": [["a", 0, 3]], "i": {"inside": "o", "size": 3, "places": [["b", 0]]}}, "without 'o'"),
-        ({"g": []}, "not a permutation spec"),
-        ({"g": {"size": 10**12, "places": [["empty", 0]]}}, "do not fit 0"),
-        ([], "not a permutation spec"),
-    ],
-)
-def test_specs_that_do_not_fit_are_refused(groups: object, said: str) -> None:
-    with pytest.raises(FormatError, match=said.replace("?", r"\?")):
-        parse_spec({"groups": groups}, SHAPES, "here")
-
-
-def test_files_that_hold_no_spec(tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text("{")
-    for name in ("spec.json", "absent.json"):
-        with pytest.raises(FormatError, match="not a permutation spec"):
-            load_table(tmp_path / name)
-
-
 # --------------------------------------------------------------------------------------------------- pieces
 
 
@@ -474,56 +378,3 @@ def test_permuted_tensors_are_read_as_if_they_were_stored(tmp_path: Path) -> Non
 
     assert told(view) == told(stored)
     assert digest(found) != digest(inverse(spec, found))
-
-
-# --------------------------------------------------------------------------------------------------- repair
-
-
-def test_statistics_are_those_of_the_data() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    batches = [torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    found = reestimate(module, module, batches)
-    with torch.no_grad():
-        outputs = [module[0](batch).transpose(0, 1).flatten(1).double() for batch in batches]
-    mean = torch.stack([o.mean(1) for o in outputs]).mean(0)
-    variance = torch.stack([o.var(1) for o in outputs]).mean(0)
-    assert torch.allclose(found["1.running_mean"].double(), mean, atol=1e-6)
-    assert torch.allclose(found["1.running_var"].double(), variance, atol=1e-6)
-    norm = module[1]
-    assert isinstance(norm, nn.BatchNorm2d) and (norm.momentum, norm.training) == (0.1, False)
-
-
-def test_fused_norms_get_the_statistics_of_unfused_ones() -> None:
-    built = build_network("cnn", 3)
-    x = built.prepare(torch.randint(0, 256, (16, 3, 16, 16), generator=torch.Generator().manual_seed(0)))
-
-    def run(x: Tensor) -> Tensor:
-        for stage, _ in built.stages():
-            x = stage(x)
-        return x
-
-    found = reestimate(cast(nn.Module, built), run, [x])
-    with torch.no_grad():
-        first = built.get_submodule("convolutions.0")
-        assert isinstance(first, nn.Conv2d)
-        outputs = functional.conv2d(functional.pad(x, (0, 1, 0, 1)), first.weight, None, 2)
-        assert torch.allclose(found["norms.0.running_mean"], outputs.mean((0, 2, 3)), atol=1e-5)
-        features = run(x)
-    assert features.std() > 0.1
-
-
-def test_hidden_layers_get_the_mean_and_spread_of_the_models_merged() -> None:
-    network, x = Called(perceptron()), torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
-    one, two = ({n: t.float() for n, t in network.state(seed).items()} for seed in (0, 1))
-    spec = derive(network, one, x)
-    mean = {name: (one[name] + two[name]) / 2 for name in one}
-    wanted = frozenset({"0.weight", "2.weight"})
-    before = [watch(network, state, x, wanted) for state in (one, two, mean)]
-    repaired = {**mean, **restore(network, mean, [(one, 1.0), (two, 1.0)], x, spec)}
-    after = watch(network, repaired, x, wanted)
-    for layer in wanted:
-        for part in (0, 1):
-            target = (before[0][layer][part] + before[1][layer][part]) / 2
-            assert torch.allclose(after[layer][part], target, atol=1e-5)
-        assert not torch.allclose(before[2][layer][1], target, atol=1e-3)
-    assert torch.equal(repaired["4.weight"], mean["4.weight"])

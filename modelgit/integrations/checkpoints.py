@@ -2,8 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from modelgit.store.files.intake import store_file, store_tensors
 INDEX_SUFFIX = ".safetensors.index.json"
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md")
 LEFT_OUT = ("trainer_state.json",)
+DEFAULT_MESSAGE = "Checkpoint at step {step}"
 SHARD = re.compile(r"-\d+-of-\d+(?=\.safetensors$)")
 
 
@@ -191,6 +194,35 @@ def filled(template: str, **fields: object) -> str:
 
 
 # ------------------------------------------------------------------------------------- what callbacks have in common
+
+
+class Committing:
+    """What callbacks do with checkpoints, whoever calls them: one that cannot be committed ends no training.
+
+    `commits` are those made, `failed` the steps whose checkpoints could not be committed.
+    """
+
+    def begin(self, repository: str | PathLike[str], branch: str | None, message: str, *, strict: bool) -> None:
+        """Makes the repository if it is not there. Raises RepositoryError, UsageError: what cannot be."""
+        made_ready(Path(repository), branch, message)
+        self.repository, self.branch, self.message, self.strict = Path(repository), branch, message, strict
+        self.commits: list[str] = []
+        self.failed: list[int] = []
+
+    def attempt(self, step: int, checkpoint: Callable[[], Checkpoint]) -> None:
+        """Commits the checkpoint of a step; an error is a warning unless the callback is strict."""
+        try:
+            self.commits.append(commit_checkpoint(Repository.open(self.repository), checkpoint(), self.branch))
+        except Exception as error:  # days of training are worth more than any one commit
+            if self.strict:
+                raise
+            self.failed.append(step)
+            warnings.warn(not_committed(step, error), RuntimeWarning, stacklevel=3)
+
+    def end(self, place: str) -> None:
+        """Says once more, where it is not scrolled away, which checkpoints were not committed."""
+        if self.failed:
+            warnings.warn(all_not_committed(self.failed, place), RuntimeWarning, stacklevel=3)
 
 
 def made_ready(repository: Path, branch: str | None, message: str) -> None:

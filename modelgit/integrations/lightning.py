@@ -3,25 +3,15 @@
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from modelgit.errors import DependencyMissing
-from modelgit.integrations.checkpoints import (
-    Checkpoint,
-    Metric,
-    all_not_committed,
-    commit_checkpoint,
-    filled,
-    made_ready,
-    not_committed,
-)
-from modelgit.repo.repository import Repository
+from modelgit.integrations.checkpoints import DEFAULT_MESSAGE, Checkpoint, Committing, Metric, filled
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, with classes of their own
-DEFAULT_MESSAGE = "Checkpoint at step {step}"
 
 
 def base_class() -> type:
@@ -35,7 +25,7 @@ def base_class() -> type:
     raise DependencyMissing("the callback needs Lightning", hint="pip install lightning")
 
 
-class LightningCallback(base_class()):  # type: ignore[misc]  # which of two classes it is, is known when it runs
+class LightningCallback(Committing, base_class()):  # type: ignore[misc]  # which of two classes it is, is known when it runs
     """Commits the weights that the `Trainer` saves in a checkpoint, by the names of the module's state dict.
 
     `repository` is made if it is not there. The commits go to `branch`, the one checked out unless named, with step,
@@ -56,10 +46,7 @@ class LightningCallback(base_class()):  # type: ignore[misc]  # which of two cla
         strict: bool = False,
     ) -> None:
         super().__init__()
-        made_ready(Path(repository), branch, message)
-        self.repository, self.branch, self.message, self.strict = Path(repository), branch, message, strict
-        self.commits: list[str] = []
-        self.failed: list[int] = []
+        self.begin(repository, branch, message, strict=strict)
         self._step = -1  # of the last checkpoint: several may be saved at one step
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -75,24 +62,16 @@ class LightningCallback(base_class()):  # type: ignore[misc]  # which of two cla
         if not trainer.is_global_zero or step == self._step:
             return
         self._step = step
-        try:
-            self.commits.append(self._commit(trainer, pl_module, checkpoint))
-        except Exception as error:  # days of training are worth more than any one commit
-            if self.strict:
-                raise
-            self.failed.append(step)
-            warnings.warn(not_committed(step, error), RuntimeWarning, stacklevel=2)
+        self.attempt(step, partial(self._checkpoint, trainer, pl_module, checkpoint))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Says once more, where it is not scrolled away, which checkpoints were not committed."""
-        if self.failed:
-            told = all_not_committed(self.failed, str(trainer.default_root_dir))
-            warnings.warn(told, RuntimeWarning, stacklevel=2)
+        self.end(str(trainer.default_root_dir))
 
-    def _commit(self, trainer: Any, pl_module: Any, checkpoint: Mapping[str, Any]) -> str:
+    def _checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Mapping[str, Any]) -> Checkpoint:
         step, epoch, run = int(checkpoint["global_step"]), float(checkpoint["epoch"]), type(pl_module).__name__
         metrics = sorted((str(name), float(value)) for name, value in trainer.callback_metrics.items())
-        made = Checkpoint(
+        return Checkpoint(
             saved=checkpoint["state_dict"],
             message=filled(self.message, step=step, epoch=epoch, run=run),
             step=step,
@@ -100,4 +79,3 @@ class LightningCallback(base_class()):  # type: ignore[misc]  # which of two cla
             metrics=tuple(Metric(name, value, step) for name, value in metrics),
             details={"trainer": "lightning", "module": run, "steps": trainer.max_steps, "epochs": trainer.max_epochs},
         )
-        return commit_checkpoint(Repository.open(self.repository), made, self.branch)

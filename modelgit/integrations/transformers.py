@@ -1,21 +1,13 @@
 """A callback for the `Trainer` of transformers: each checkpoint it saves becomes a commit."""
 
 import warnings
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from modelgit.errors import DependencyMissing
-from modelgit.integrations.checkpoints import (
-    Checkpoint,
-    all_not_committed,
-    commit_checkpoint,
-    filled,
-    latest,
-    made_ready,
-    not_committed,
-)
-from modelgit.repo.repository import Repository
+from modelgit.integrations.checkpoints import DEFAULT_MESSAGE, Checkpoint, Committing, filled, latest
 
 try:
     from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
@@ -23,10 +15,8 @@ try:
 except ImportError as error:
     raise DependencyMissing("the callback needs transformers", hint="pip install 'modelgit[text]'") from error
 
-DEFAULT_MESSAGE = "Checkpoint at step {step}"
 
-
-class ModelgitCallback(TrainerCallback):
+class ModelgitCallback(Committing, TrainerCallback):
     """Commits what the `Trainer` saves: weights (of a PEFT model its adapter), configuration and tokenizer.
 
     `repository` is made if it is not there. The commits go to `branch`, the one checked out unless named, with step,
@@ -46,10 +36,7 @@ class ModelgitCallback(TrainerCallback):
         *,
         strict: bool = False,
     ) -> None:
-        made_ready(Path(repository), branch, message)
-        self.repository, self.branch, self.message, self.strict = Path(repository), branch, message, strict
-        self.commits: list[str] = []
-        self.failed: list[int] = []
+        self.begin(repository, branch, message, strict=strict)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,26 +47,18 @@ class ModelgitCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commits the checkpoint that was just saved, from the process that saved it."""
-        if not state.is_world_process_zero:
-            return
-        try:
-            self.commits.append(self._commit(args, state))
-        except Exception as error:  # days of training are worth more than any one commit
-            if self.strict:
-                raise
-            self.failed.append(state.global_step)
-            warnings.warn(not_committed(state.global_step, error), RuntimeWarning, stacklevel=2)
+        if state.is_world_process_zero:
+            self.attempt(state.global_step, partial(self._checkpoint, args, state))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Says once more, where it is not scrolled away, which checkpoints were not committed."""
-        if self.failed:
-            warnings.warn(all_not_committed(self.failed, str(args.output_dir)), RuntimeWarning, stacklevel=2)
+        self.end(str(args.output_dir))
 
-    def _commit(self, args: TrainingArguments, state: TrainerState) -> str:
+    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Checkpoint:
         step, epoch, run = state.global_step, float(state.epoch or 0), str(args.run_name or "")
-        checkpoint = Checkpoint(
+        return Checkpoint(
             saved=Path(str(args.output_dir)) / f"checkpoint-{step}",
             message=filled(self.message, step=step, epoch=epoch, run=run),
             step=step,
@@ -87,4 +66,3 @@ class ModelgitCallback(TrainerCallback):
             metrics=latest(state.log_history),
             details={"trainer": "transformers", "seed": args.seed, "steps": state.max_steps},
         )
-        return commit_checkpoint(Repository.open(self.repository), checkpoint, self.branch)

@@ -4,7 +4,6 @@ Writes go objects first, then manifests, then the ref; so a crash leaves the old
 """
 
 import difflib
-import fcntl
 import hashlib
 import itertools
 import os
@@ -17,7 +16,7 @@ from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageEr
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
 from modelgit.repo.gitdir import Environment, GitDirectory, check_path, check_tracked, last_line, sync_folder
-from modelgit.repo.upkeep.locks import Alive
+from modelgit.repo.upkeep.locks import Alive, taking_turns
 from modelgit.repo.values import Blob, CommitDraft, LogEntry, Upstream, Version, with_trailers
 
 if TYPE_CHECKING:
@@ -390,8 +389,7 @@ class Repository:
 
     def write_note(self, ref: str, commit: str, text: str) -> None:
         """Sets the note on a commit. Writers take turns: git's own notes lose one of two at once."""
-        with (self.git_dir / "modelgit-notes.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with taking_turns(self.git_dir / "modelgit-notes.lock"):
             command = [*self.git.identity(), "notes", f"--ref={ref}", "add", "--force", "-F", "-", commit]
             self.git.run(*command, stdin=text.encode())
 

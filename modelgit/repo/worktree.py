@@ -4,7 +4,6 @@ Files are written first (each to a temporary name, then renamed), the index next
 checkout is gone on with by running it again.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,6 +43,7 @@ from modelgit.repo.look import (
 )
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
+from modelgit.repo.upkeep.locks import taking_turns
 from modelgit.repo.values import Blob, CommitDraft, Version
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def advance(
     Raises:
         DirtyWorktree, MissingObject: nothing has changed then. RepositoryError: the branch has moved meanwhile.
     """
-    with (repo.private_dir / TURNS).open("w") as turns:
-        fcntl.flock(turns, fcntl.LOCK_EX)
+    with taking_turns(repo.private_dir / TURNS):
         head, branch = repo.head(), repo.branch()
         if expected != head:
             was, now = (str(one)[:10] if one else "no commit" for one in (expected, head))

@@ -117,3 +117,11 @@ def started_at() -> float:
         rows = Path("/proc/stat").read_text().splitlines()
         return float(next(row for row in rows if row.startswith("btime ")).split()[1])
     return 0.0
+
+
+@contextmanager
+def taking_turns(place: Path) -> Iterator[None]:
+    """Holds a lock of the system on a file of that name: of several processes one goes on, the others wait for it."""
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError, deserialize
 
 from modelgit.errors import FormatError
-from modelgit.formats.safetensors import parse_header
+from modelgit.formats.safetensors import Header, parse_header
 
 U8 = '{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 DOCS = Path(__file__).parents[3] / "docs" / "reference" / "manifest.md"
@@ -92,8 +92,8 @@ ODD = [
 ]
 
 
-def ours(content: bytes) -> None:
-    parse_header(content[: 8 + struct.unpack("<Q", content[:8])[0]], len(content), "m.safetensors")
+def ours(content: bytes) -> Header:
+    return parse_header(content[: 8 + struct.unpack("<Q", content[:8])[0]], len(content), "m.safetensors")
 
 
 @pytest.mark.parametrize(("word", "content", "message"), STRICTER, ids=lambda v: v if isinstance(v, str) else "")
@@ -118,8 +118,11 @@ def test_refused_by_both(content: bytes) -> None:
 
 @pytest.mark.parametrize("content", ODD)
 def test_odd_and_accepted_by_both(content: bytes) -> None:
-    deserialize(content)  # type: ignore[no-untyped-call]
-    ours(content)
+    theirs = {
+        name: (told["dtype"], tuple(told["shape"]))
+        for name, told in deserialize(content)  # type: ignore[no-untyped-call]
+    }
+    assert {entry.name: (entry.dtype, entry.shape) for entry in ours(content).tensors} == theirs
 
 
 @pytest.mark.parametrize("values", ["[],", "0,"])

@@ -16,8 +16,9 @@ from blake3 import blake3
 from modelgit.errors import DataError, RepositoryError, UsageError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
-from modelgit.porcelain.work import refuse_conflicts, require_clean
+from modelgit.porcelain.work import require_clean
 from modelgit.repo import worktree
+from modelgit.repo.merging.underway import refuse_conflicts
 from modelgit.repo.repository import Repository
 from modelgit.version import VERSION
 

@@ -21,20 +21,13 @@ from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_r
 from modelgit.repo import worktree
 from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
 from modelgit.repo.filling import fill, left_over
+from modelgit.repo.merging.underway import paths_in_conflict, refuse_merge
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
 from modelgit.repo.worktree import Change, Status
 
 MAX_NAMED = 5
 OWN_PATHS = (RECORD_PATH, ATTRIBUTES_PATH)
-# Files that git keeps in the middle of something, and the command to go on with or to give up.
-UNDER_WAY = {
-    "rebase-merge": "rebase",
-    "rebase-apply": "am",
-    "CHERRY_PICK_HEAD": "cherry-pick",
-    "REVERT_HEAD": "revert",
-    "MERGE_HEAD": "merge",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +75,12 @@ class CheckedOut:
 
 
 def status(repo: Repository, listener: Listener = ignore) -> Status:
-    """Returns what differs from HEAD, tensor by tensor.
+    """Returns what differs from HEAD, tensor by tensor, and what git is in the middle of.
 
     Raises:
-        RepositoryError: git has left conflicts, which are named, or the repository is bare.
+        RepositoryError: the repository is bare.
     """
-    refuse_conflicts(repo)
     return worktree.status(repo, listener)
-
-
-def refuse_conflicts(repo: Repository) -> None:
-    """Refuses a work tree in which git waits for conflicts to be resolved. Raises RepositoryError, with the way out."""
-    rows = repo.git.run_bytes("ls-files", "--unmerged", "-z").split(b"\0") if repo.worktree is not None else []
-    paths = sorted({os.fsdecode(row.partition(b"\t")[2]) for row in rows if row})
-    if not paths:
-        return
-    verb = next((verb for name, verb in UNDER_WAY.items() if (repo.private_dir / name).exists()), None)
-    where = f"a git {verb} is under way here" if verb else "git has left conflicts here"
-    go_on = f", then git {verb} --continue; or git {verb} --abort" if verb else ""
-    hint = f"take a side: git checkout --ours FILE, or --theirs; git add FILE{go_on}"
-    raise RepositoryError(f"{where}, with conflicts in {some(paths)}", hint=hint)
 
 
 def some(paths: Sequence[str]) -> str:
@@ -112,6 +91,8 @@ def some(paths: Sequence[str]) -> str:
 def add(repo: Repository, paths: Sequence[str], folder: Path, listener: Listener = ignore) -> Added:
     """Takes files, and all below folders, into the store and the index; paths are relative to `folder`.
 
+    Amid conflicts git does it, to whom that says that they are resolved.
+
     Raises:
         UsageError: a path that does not exist, or lies outside the work tree. FormatError: a malformed weight file.
     """
@@ -121,6 +102,9 @@ def add(repo: Repository, paths: Sequence[str], folder: Path, listener: Listener
     outside = [path for path, place in zip(paths, inside, strict=True) if Path(place).parts[:1] == (os.pardir,)]
     if outside:
         raise UsageError(f"{outside[0]} lies outside the work tree", hint=f"the work tree is {repo.worktree}")
+    if paths_in_conflict(repo):
+        repo.git.run("add", "--", *inside)
+        return Added(tuple(inside))
     try:
         worktree.add(repo, inside, listener=listener)
     except UsageError as error:
@@ -391,7 +375,7 @@ def require_clean(repo: Repository) -> None:
     """
     if repo.worktree is None:
         return
-    worktree.refuse_merge(repo)
+    refuse_merge(repo)
     changed = [change.path for change in worktree.local_changes(repo)]
     if changed:
         hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"

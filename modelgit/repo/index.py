@@ -8,7 +8,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from os import urandom
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import FormatError, RepositoryError
 from modelgit.repo.gitdir import GitDirectory, check_tracked
+from modelgit.repo.merging.underway import conflicts_error
 from modelgit.repo.repository import Repository
 from modelgit.repo.stamps import UNKNOWN, Stamp, patched, stamp_of
 from modelgit.repo.values import Blob
@@ -37,6 +38,7 @@ class Index:
     """The index as it was read: blobs and stamps by path, and the stat of its own file, None if there is none.
 
     `flags` are git's own of each path: whether its file is assumed to be unchanged, or only intended to be added.
+    `unmerged` are the paths in conflict, which have no blob: the numbers of the sides that git has of them.
     """
 
     place: Path
@@ -45,6 +47,7 @@ class Index:
     flags: Mapping[str, int]
     state: os.stat_result | None
     git: GitDirectory
+    unmerged: Mapping[str, str] = field(default_factory=dict)
 
     def unchanged(self, path: str, stat: os.stat_result) -> bool:
         """Tells whether a file still is what its entry says, by its stat alone.
@@ -69,21 +72,23 @@ class Index:
         return bool(self.flags.get(path, 0) & INTENDED)
 
 
-def read_index(repo: Repository) -> Index:
-    """Returns the index of the repository's work tree.
+def read_index(repo: Repository, *, conflicted: bool = False) -> Index:
+    """Returns the index of the repository's work tree, to be looked at alone if it may be `conflicted`.
 
     Raises:
-        RepositoryError: a git merge is under way, or the checkout is sparse. FormatError: a path that may not be.
+        RepositoryError: paths are in conflict, or the checkout is sparse. FormatError: a path that may not be.
     """
     place = repo.index_file
     state = state_of(place)
     blobs: dict[str, Blob] = {}
     stamps: dict[str, Stamp] = {}
     flags: dict[str, int] = {}
+    unmerged: dict[str, str] = {}
     for row in ROW.finditer(repo.git.run_bytes("ls-files", "--stage", "--debug", "-z")):
         path = check_tracked(row[4].decode("utf-8", "surrogateescape"), "index")
         if row[3] != b"0":
-            raise RepositoryError("a git merge is under way here", hint="git status says how to go on")
+            unmerged[path] = unmerged.get(path, "") + row[3].decode()
+            continue
         flags[path] = int(row[14], 16) & (ASSUME_UNCHANGED | SKIP_WORKTREE | INTENDED)
         if flags[path] & SKIP_WORKTREE:
             raise RepositoryError(
@@ -92,7 +97,9 @@ def read_index(repo: Repository) -> Index:
         numbers = [int(row[i]) for i in range(5, 14)]
         blobs[path] = Blob(row[2].decode(), row[1].decode())
         stamps[path] = Stamp((numbers[0], numbers[1]), (numbers[2], numbers[3]), *numbers[4:])
-    return Index(place, blobs, stamps, flags, state, repo.git)
+    if unmerged and not conflicted:
+        raise conflicts_error(repo, sorted(unmerged))
+    return Index(place, blobs, stamps, flags, state, repo.git, unmerged)
 
 
 def state_of(place: Path) -> os.stat_result | None:
@@ -139,9 +146,11 @@ def write_index(index: Index, files: Mapping[str, Blob], stamps: Mapping[str, St
     Where no path comes or goes the entries are changed in place; else GitPython writes the whole. Flags stay.
 
     Raises:
-        RepositoryError: another git command holds it, or has written it since it was read. FormatError: a path that
-        GitPython refuses.
+        RepositoryError: another git command holds it, or has written it since it was read; or it holds conflicts, which
+        would be lost. FormatError: a path that GitPython refuses.
     """
+    if index.unmerged:
+        raise RepositoryError("git's index holds conflicts", hint="modelgit status shows them, and the way out")
     scratch = index.place.with_name(f"index.{urandom(8).hex()}.tmp")
     try:
         data = renewed(index, files, stamps) or written_anew(index, files, stamps)

@@ -14,6 +14,7 @@ from modelgit.formats.safetensors import LFS_MARK, header_length, read_header
 from modelgit.repo.files import backdate, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
 from modelgit.repo.index import read_index, write_index
+from modelgit.repo.merging.underway import UnderWay, Unmerged, under_way, unmerged_paths
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.statcache import Prints, StatCache, key_of
@@ -43,7 +44,8 @@ class Status:
 
     `manifests` are weight files in whose place manifests lie, written by git without our filter. `elsewhere` are the
     branches that remotes have, where there is no commit here yet; `upstream` is what the branch follows. `tag` is
-    one of a detached HEAD; `ignored` are weight files that git ignores, where there are no others.
+    one of a detached HEAD; `ignored` are weight files that git ignores, where there are no others. `under_way` is what
+    git is in the middle of; `conflicts` are the paths that wait to be resolved, and are none of the changes.
     """
 
     branch: str | None
@@ -55,23 +57,25 @@ class Status:
     upstream: Upstream | None = None
     tag: str | None = None
     ignored: tuple[str, ...] = ()
+    under_way: UnderWay | None = None
+    conflicts: tuple[Unmerged, ...] = ()
 
 
 class Look:
-    """One look at a work tree.
+    """One look at a work tree, also where there are conflicts if it may be `conflicted`.
 
     `manifests` fills with those of weight files that differ from the index, `stats` with those of all files looked at.
 
     Raises:
-        RepositoryError: the repository is bare, or in the middle of a git merge.
+        RepositoryError: the repository is bare, or git has left conflicts.
     """
 
-    def __init__(self, repo: Repository, listener: Listener = ignore) -> None:
+    def __init__(self, repo: Repository, listener: Listener = ignore, *, conflicted: bool = False) -> None:
         if repo.worktree is None:
             raise RepositoryError("a bare repository has no work tree", hint="clone it: modelgit clone")
         self.repo, self.listener = repo, listener
         self.root = repo.worktree
-        self.index = read_index(repo)
+        self.index = read_index(repo, conflicted=conflicted)
         self.tracked: Mapping[str, Blob] = self.index.blobs
         self.stats: dict[str, os.stat_result] = {}
         self.manifests: dict[str, Manifest] = {}
@@ -250,20 +254,21 @@ def status(repo: Repository, listener: Listener = ignore) -> Status:
     """Returns what differs from HEAD. Keeps stats of what it read, so that the next look reads no weights.
 
     Raises:
-        RepositoryError: the repository is bare, or a git merge is under way.
+        RepositoryError: the repository is bare.
     """
-    look = Look(repo, listener)
+    look = Look(repo, listener, conflicted=True)
     commit = repo.head()
     fresh = look.new_files()
     weights = {path for path in fresh if path.endswith(WEIGHTS_SUFFIX)}
     changes = changes_of(look, commit, weights)
     untracked = tuple(path for path in fresh if path not in weights)
     branch, elsewhere = repo.branch(), () if commit else repo.remote_branches()
-    left = tuple(left_over(repo, look.tracked))
+    left = tuple(left_over(repo, {*look.tracked, *look.index.unmerged}))
     tag = repo.tag_of(commit) if commit and branch is None else None
-    any_weights = weights or any(path.endswith(WEIGHTS_SUFFIX) for path in look.tracked)
+    any_weights = weights or any(path.endswith(WEIGHTS_SUFFIX) for path in (*look.tracked, *look.index.unmerged))
     ignored = () if any_weights else look.ignored_weights()
-    return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch), tag, ignored)
+    ends = tag, ignored, under_way(repo), unmerged_paths(look.index.unmerged)
+    return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch), *ends)
 
 
 def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change, ...]:
@@ -275,7 +280,7 @@ def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change
 def changes_of(look: Look, head: str | None, fresh: Iterable[str] = ()) -> tuple[Change, ...]:
     """Returns how tracked files and `fresh` ones differ from the commit `head`; stats of what was read are kept."""
     before = look.repo.tree(head) if head else EMPTY
-    paths = sorted({*before, *look.tracked, *fresh})
+    paths = sorted({*before, *look.tracked, *fresh} - look.index.unmerged.keys())
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), head)) is not None]
     remember(look)
     return tuple(changes)
@@ -305,7 +310,7 @@ def remember(look: Look) -> None:
     Best effort: another git command may be writing the index.
     """
     look.cache.save()
-    if not look.proven:
+    if not look.proven or look.index.unmerged:
         return
     proven = {path: stamp_of(dated(look, path, found)) for path, found in look.proven.items()}
     try:

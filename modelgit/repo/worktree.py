@@ -41,6 +41,7 @@ from modelgit.repo.look import (
     prefix_of,
     status,
 )
+from modelgit.repo.merging.underway import refuse_merge
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.upkeep.locks import taking_turns
@@ -55,7 +56,6 @@ TURNS = "modelgit-turns"  # held while the branch checked out moves with its fil
 MAX_EARLIER = 8  # versions before HEAD that are looked at for tensors HEAD lacks
 THROW_AWAY = "commit them (modelgit commit), or throw them away: --force"
 SET_ASIDE = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
-UNDER_WAY = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
 
 
 # ---------------------------------------------------------------------- checkout
@@ -162,20 +162,6 @@ def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
         for path, manifest in target.manifests.items()
         if path not in move.keep and path in look.stats and look.stats[path].st_size != manifest.size_bytes
     ]
-
-
-def refuse_merge(repo: Repository) -> None:
-    """Refuses a step in the middle of plain git's merge, cherry-pick or revert: it would lose the other side.
-
-    Raises:
-        RepositoryError: saying how to end it.
-    """
-    for name, verb in UNDER_WAY.items():
-        if (repo.private_dir / name).exists():
-            way_out = f"finish it: git commit; or: git {verb} --abort"
-            if verb == "merge":
-                way_out = "finish it: modelgit merge --continue; or: modelgit merge --abort"
-            raise RepositoryError(f"a {verb} is under way here", hint=way_out)
 
 
 def plan(look: Look, before: Mapping[str, Blob], after: Mapping[str, Blob], *, force: bool, way_out: str) -> Move:

@@ -209,7 +209,8 @@ def test_a_revert_undoes_a_change_in_the_history(models: Repository, tell: Tell)
     assert tell("verify", "--rerun")["method"] == "revert"
     error = tell("revert", "skill~2", code=2)  # once more: nothing is left to undo
     assert "HEAD is without the change" in error["message"]
-    tell("revert", "skill~2", "--scale", "1")
+    assert "--again" in tell("revert", "skill~2", "--scale", "1", code=2)["hint"]
+    tell("revert", "skill~2", "--again")
     assert values()["a"] == 0.5
 
 
@@ -224,8 +225,18 @@ def test_a_revert_of_what_was_never_there_is_negation(models: Repository, tell: 
 def test_a_pick_and_its_revert_lead_back(models: Repository, tell: Tell) -> None:
     before = models.version("HEAD").manifests
     tell("cherry-pick", "skill~1")
+    picked = models.resolve("HEAD")
+    for words in (("skill~1",), ("skill~1", "--scale", "0.5")):
+        error = tell("cherry-pick", *words, code=2)
+        assert "HEAD is with the change of" in error["message"] and f"see {picked[:10]} (tune a)" in error["message"]
     tell("revert", "HEAD")
     assert models.version("HEAD").manifests == before
+    tell("cherry-pick", "skill~1")
+    tell("cherry-pick", "skill~1", "--again")
+    assert values()["a"] == 4.0
+    done = tell("cherry-pick", "main..skill")
+    assert ([step["subject"] for step in done["steps"]], len(done["skipped"])) == (["tune b"], 1)
+    assert [len(tell("rebase", "newer", "skill", "--dry-run")[key]) for key in ("steps", "skipped")] == [0, 2]
 
 
 def test_a_range_is_reverted_newest_first(models: Repository, tell: Tell) -> None:
@@ -325,7 +336,7 @@ MISUSE: Mapping[str, tuple[tuple[str, ...], int, str]] = {
     "three dots": (("cherry-pick", "main...skill"), 2, "a range A..B"),
     "first commit": (("cherry-pick", "main"), 2, "no parent"),
     "first commit reverted": (("revert", "main"), 2, "no parent"),
-    "in the history": (("cherry-pick", "newer"), 2, "in its history already"),
+    "in the history": (("cherry-pick", "newer"), 2, "HEAD is with the change of"),
     "one message for two": (("cherry-pick", "main..skill", "-m", "x"), 2, "one message for 2"),
     "message without commit": (("cherry-pick", "skill", "-m", "x", "-n"), 2, "makes no commit"),
     "mainline of no merge": (("cherry-pick", "skill", "--mainline", "2"), 2, "is no merge"),

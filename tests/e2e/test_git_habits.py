@@ -14,6 +14,8 @@ from modelgit.errors import FormatError, RemoteError, RepositoryError, RevisionE
 from modelgit.events import Event, Noted
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.importing import import_model
+from modelgit.repo import worktree
+from modelgit.repo.merging.underway import Unmerged
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import upstream_of
 
@@ -102,19 +104,51 @@ def test_a_file_that_only_changed_its_name_is_told_as_such(repo: Repository, top
     assert (found.renamed, found.tensors, found.same) == (((MODEL, "other.safetensors"),), (), 2)
 
 
-@pytest.mark.parametrize("verb", ["merge", "cherry-pick"])
-def test_status_amid_conflicts_names_the_files_and_the_way_out(repo: Repository, top: Path, verb: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "what", "tool"), [("merge", "a", "modelgit"), ("cherry-pick", "a", "git"), ("rebase", "b onto a", "git")]
+)
+def test_status_amid_conflicts_names_the_files_and_the_ways_on_and_out(
+    repo: Repository, top: Path, verb: str, what: str, tool: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, heads in (("a", 3), ("b", 4)):
         work.checkout(repo, "main")
         work.create_branch(repo, name, None)
         write_model(top / MODEL, heads=heads)
         work.commit(repo, name)
     git(top, verb, "a", code=1)
-    with pytest.raises(RepositoryError, match=rf"a git {verb} is under way here, with conflicts in {MODEL}") as caught:
-        work.status(repo)
-    assert f"git {verb} --continue; or git {verb} --abort" in str(caught.value.hint)
+    found = work.status(repo)
+    assert (found.conflicts, found.changes) == ((Unmerged(MODEL, "both modified"),), ())
+    assert found.under_way is not None
+    assert (found.under_way.verb, found.under_way.what) == (verb, what)
+    assert (found.under_way.go_on, found.under_way.give_up) == (f"{tool} {verb} --continue", f"{tool} {verb} --abort")
+    with pytest.raises(RepositoryError, match=f"a git {verb} is under way here, with conflicts in {MODEL}") as caught:
+        worktree.local_changes(repo)
+    assert f"{tool} {verb} --continue; or {tool} {verb} --abort" in str(caught.value.hint)
+    capfd.readouterr()
+    assert main(["-C", str(top), "status"]) == 0
+    told = capfd.readouterr().out
+    assert f"In the middle of a {verb} of {what}\n" in told
+    assert f"git checkout --theirs {MODEL} && git add {MODEL}\n" in told
+    git(top, "checkout", "--theirs", MODEL)
+    work.add(repo, [MODEL], top)
+    assert (work.status(repo).conflicts, work.status(repo).under_way) == ((), found.under_way)
     git(top, verb, "--abort")
-    assert work.status(repo).changes == ()
+    assert (work.status(repo).changes, work.status(repo).under_way) == ((), None)
+
+
+def test_status_after_a_stash_that_does_not_fit_says_how_to_undo_that(repo: Repository, top: Path) -> None:
+    write_model(top / MODEL, heads=3)
+    git(top, "stash")
+    write_model(top / MODEL, heads=4)
+    work.commit(repo, "Four")
+    git(top, "stash", "pop", code=1)
+    found = work.status(repo)
+    assert (found.under_way, found.conflicts) == (None, (Unmerged(MODEL, "both modified"),))
+    with pytest.raises(RepositoryError, match=f"git has left conflicts in {MODEL}") as caught:
+        work.commit(repo, "no")
+    assert "git reset --merge" in str(caught.value.hint)
+    git(top, "reset", "--merge")
+    assert (work.status(repo).changes, git(top, "stash", "list").count("\n")) == ((), 1)
 
 
 @pytest.mark.parametrize(

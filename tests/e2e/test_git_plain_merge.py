@@ -151,6 +151,7 @@ def test_shapes_that_differ_are_a_conflict_and_ours_stays(place: Path) -> None:
     done = run(place, "git", "merge", "reshaped", code=1)
     assert f"{MODEL}:\nerror: models cannot be merged: a.weight: expected [" in done.stderr
     assert "hint: If it is the head of another task" in done.stderr
+    assert "git merge --abort), then: modelgit merge reshaped --heads ours --head-name a; or take" in done.stderr
     assert git(place, "status", "--porcelain", "--", MODEL) == f"UU {MODEL}\n"
     assert same(place, OURS), "a real file, ours, while the conflict lasts"
     assert git(place, "diff", "--", MODEL).startswith(f"diff --cc {MODEL}\n")

@@ -23,6 +23,7 @@ Mainline = Annotated[
 ]
 NoCommit = Annotated[bool, typer.Option("--no-commit", "-n", help="Change the files alone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+Again = Annotated[bool, typer.Option("--again", help="Also what HEAD has already: once more.")]
 Tensors = Annotated[
     str, typer.Option(metavar="error|ours", help="Tensors it cannot be added to.", rich_help_panel=POLICY)
 ]
@@ -50,6 +51,7 @@ def register_cherry_pick(app: typer.Typer) -> None:
         mainline: Mainline = None,
         no_commit: NoCommit = False,
         dry_run: DryRun = False,
+        again: Again = False,
         tensors: Tensors = "error",
         files: Files = "error",
     ) -> "Replayed":
@@ -58,7 +60,8 @@ def register_cherry_pick(app: typer.Typer) -> None:
         That difference is the fine-tune's task vector: a skill, taken over without its history. The new commit keeps
         author, date and message, and can be recomputed (verify --rerun). Without --scale a tensor that HEAD has
         already as REV has it is left alone; with it, the sum is made for every tensor. All changes asked for are made,
-        or none. Git's own options (--continue, --abort, -x, -e …) are handed on to git.
+        or none; one that a commit of HEAD's says it made is not made again. Git's own options (--continue, --abort, -x,
+        -e …) are handed on to git.
         """
         from modelgit.porcelain.replaying.picking import cherry_pick as pick
 
@@ -68,6 +71,7 @@ def register_cherry_pick(app: typer.Typer) -> None:
             mainline=mainline,
             commit=not no_commit,
             dry_run=dry_run,
+            again=again,
             tensors=tensors,
             files=files,
         )
@@ -86,6 +90,7 @@ def register_revert(app: typer.Typer) -> None:
         mainline: Mainline = None,
         no_commit: NoCommit = False,
         dry_run: DryRun = False,
+        again: Again = False,
         tensors: Tensors = "error",
         files: Files = "error",
     ) -> "Replayed":
@@ -103,6 +108,7 @@ def register_revert(app: typer.Typer) -> None:
             mainline=mainline,
             commit=not no_commit,
             dry_run=dry_run,
+            again=again,
             tensors=tensors,
             files=files,
         )

@@ -1,6 +1,5 @@
 """How each kind of result looks to people, and which ids stand for it with --quiet."""
 
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
     from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
     from modelgit.porcelain.work import Added, CheckedOut, Committed
-    from modelgit.repo.values import Upstream
-    from modelgit.repo.worktree import Change, Status
 
 SHOWN = 12
 METRICS = {"val_accuracy": "validation", "ood_accuracy": "held out"}
@@ -110,95 +107,6 @@ def checked_out(result: "CheckedOut") -> Iterator[Block]:
     if result.left:
         yield line("Left behind ", identity(result.left), ", which is on no branch")
         yield line("  keep it: ", strong(f"git branch NAME {result.left[:10]}"))
-
-
-@view("Status", lambda result: [change.path for change in result.changes])
-def status(result: "Status") -> Iterator[Block]:
-    """What differs from HEAD."""
-    if result.head is None:
-        yield line("On ", strong(result.branch or "HEAD"), ", no commits yet")
-    elif result.branch is None:
-        tag: list[str | Span] = [strong(result.tag), " "] if result.tag else []
-        yield line("Detached at ", *tag, identity(result.head))
-    else:
-        yield line("On ", strong(result.branch), " at ", identity(result.head))
-    if result.upstream is not None:
-        yield upstream_line(result.upstream)
-    if not result.changes and not result.untracked:
-        yield line("Nothing has changed" if result.head else "No files yet")
-    if result.ignored:
-        add = f"modelgit add {shlex.quote(result.ignored[0])}"
-        yield line(f"  {result.ignored[0]} is ignored (.gitignore): add it by name: ", strong(add))
-    if result.elsewhere:
-        yield line("  the remote has branches: ", strong(f"modelgit switch {result.elsewhere[0]}"))
-    elif not (result.changes or result.head or result.ignored):
-        yield line(
-            "  begin: ", strong("modelgit import FILE"), ", or put a .safetensors file here and ", commit_words()
-        )
-    for change in result.changes:
-        yield line("  ", Span(f"{change.kind:9}", "changed"), change.path, faint(tensor_summary(change)))
-        yield from tensor_lines(change)
-    yield from way_back(result.changes)
-    if result.manifests:
-        yield line("  manifests in the place of weights: ", some(result.manifests))
-        yield line("  fill them in: ", strong("modelgit checkout"))
-    for path in result.untracked[:SHOWN]:
-        yield line("  ", faint("untracked"), " ", path)
-    if len(result.untracked) > SHOWN:
-        yield line("  ", faint(f"and {len(result.untracked) - SHOWN} more untracked files"))
-
-
-def upstream_line(upstream: "Upstream") -> Line:
-    """Returns how far a branch and what it follows are apart, and how they come together."""
-    counts = ((upstream.ahead, "ahead of"), (upstream.behind, "behind"))
-    told = " and ".join(f"{count_text(count, 'commit')} {word}" for count, word in counts if count)
-    both = upstream.ahead and upstream.behind
-    step = f"modelgit merge {upstream.name}" if both else f"modelgit {'push' if upstream.ahead else 'pull'}"
-    if not told:
-        return line("  as ", strong(upstream.name), " was at the last fetch")
-    return line(f"  {told} ", strong(upstream.name), ": ", strong(step))
-
-
-def way_back(changes: Sequence["Change"]) -> Iterator[Line]:
-    """Yields how a deleted or unreadable file comes back."""
-    gone = [change.path for change in changes if change.kind == "deleted" or (change.problem and change.kind != "new")]
-    if gone:
-        yield line("  bring back: ", strong(f"modelgit restore {shlex.quote(gone[0])}"))
-
-
-def commit_words() -> Span:
-    """Returns the command for a commit."""
-    return strong("modelgit commit -m MSG")
-
-
-def tensor_summary(change: "Change") -> str:
-    """Returns how many tensors of a weight file changed."""
-    if change.problem:
-        return f"  cannot be read: {change.problem.rpartition(f'{change.path}: ')[2]}"
-    mode = f"  mode {change.mode}" if change.mode else ""
-    if change.tensors is None:
-        return mode
-    diff = change.tensors
-    counts = (
-        (len(diff.changed), "changed"),
-        (len(diff.added), "new"),
-        (len(diff.removed), "removed"),
-        (diff.same, "same"),
-    )
-    return f"{mode}  tensors: {', '.join(f'{count:,} {word}' for count, word in counts if count) or 'none'}"
-
-
-def tensor_lines(change: "Change") -> Iterator[Line]:
-    """Yields the names of the tensors that changed, the first of them."""
-    if change.tensors is None:
-        return
-    diff = change.tensors
-    names = [("changed", old.name) for old, _ in diff.changed]
-    names += [("new", entry.name) for entry in diff.added] + [("removed", entry.name) for entry in diff.removed]
-    for word, name in names[:SHOWN]:
-        yield line("            ", faint(f"{word:8}"), Span(name, "name"))
-    if len(names) > SHOWN:
-        yield line("            ", faint(f"and {len(names) - SHOWN:,} more: modelgit status --json lists all"))
 
 
 # ----------------------------------------------------------------------------------------------------- looking
@@ -451,5 +359,6 @@ def verified(result: "Verified") -> Iterator[Block]:
 from modelgit.cli.screen import learn_views as _learn  # noqa: E402, F401  enters its views
 from modelgit.cli.screen import merge_views as _merges  # noqa: E402, F401
 from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
+from modelgit.cli.screen import status_views as _status  # noqa: E402, F401
 from modelgit.cli.screen import trial_views as _trials  # noqa: E402, F401
 from modelgit.cli.screen import upkeep_views as _upkeep  # noqa: E402, F401

@@ -20,8 +20,9 @@ from modelgit.formats.source import FRAME_BYTES, TensorSource
 from modelgit.merge.adapters.configuration import Configuration
 from modelgit.merge.adapters.naming import UNKNOWN, Pair, pair_of
 from modelgit.merge.blocks.sums import Array
-from modelgit.merge.engine.plan import Policy, conflict_error
+from modelgit.merge.engine.plan import Policy
 from modelgit.merge.engine.reading import frame_peak, whole
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, NARROW
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.identity import frame_count, frame_size, leaf, root

@@ -22,7 +22,7 @@ from modelgit.formats.manifest import Manifest, TensorEntry
 from modelgit.formats.safetensors import build_header
 from modelgit.formats.source import TensorSource
 from modelgit.merge.blocks.tensors import Tensor
-from modelgit.merge.engine.plan import Plan, Step, conflict_error
+from modelgit.merge.engine.plan import Plan, Step
 from modelgit.merge.engine.reading import frame_peak, peak
 from modelgit.merge.engine.sinks import Done, FileSink, PackSink, Sink, Sum
 from modelgit.merge.engine.streams import (
@@ -36,6 +36,7 @@ from modelgit.merge.engine.streams import (
     products,
     raw_of,
 )
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.engine.windows import Workshop
 from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make
 from modelgit.merge.methods.linear_form import LinearForm

@@ -5,34 +5,20 @@ The models are put in an order that follows from their content, so the order in 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from modelgit.errors import Conflict, MergeConflict, UsageError
+from modelgit.errors import Conflict, UsageError
 from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import pair_of
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.informed.statistics import Statistics
 from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
 from modelgit.merge.vocabulary.naming import is_embedding
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
-
-HINTS: Mapping[str, str] = {
-    "missing": "Go on without such tensors (--on-missing drop) or with the models that have them (--on-missing keep).",
-    "shape": "If it is the head of another task, go on without heads (--heads drop) or with your own (--heads ours).",
-    "dtype": "Convert the models to one dtype first.",
-    "vocabulary": "Line tokens up by their strings: your own (--vocabulary ours) or those of all (--vocabulary union).",
-    "classes": "Average them by class (--heads mean), take one model's (--heads ours, theirs), or none (--heads drop).",
-    "integers": "Take the integers of one model (--integers ours).",
-    "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",
-    "adapter": "Adapters are merged by their products: --method lora_cat (exact), or lora_svd (of a rank).",
-    "statistics": "Compute them of these very models (--stats-on DATA), or give the file of each, in order (--stats).",
-    "tied": "Keep two matrices (--tied untie), and see to it that the model's configuration does not tie them again.",
-    "overflow": "Merge with a smaller scale, or in a wider dtype.",
-    "empty": "Check that these are versions of the same model.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +149,7 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
     if not steps and not conflicts:
         conflicts.append(Conflict("empty", "the result", "at least one tensor", "none is left"))
     if conflicts:
-        raise conflict_error(conflicts)
+        raise conflict_error(conflicts, policy.head_names)
     used = base if method.needs_base else None
     return Plan(ordered, used, method, share_results(steps), tuple(dropped), notes)
 
@@ -173,15 +159,6 @@ def content_key(head: Head) -> tuple[tuple[tuple[str, str, tuple[int, ...], str]
     entries = (head.source.entry(name) for name in head.source.names())
     known = head.statistics.digest if head.statistics is not None else ""
     return tuple((e.name, e.dtype, e.shape, e.oid) for e in entries), head.weight, known, head.name
-
-
-def conflict_error(conflicts: Sequence[Conflict]) -> MergeConflict:
-    """Return the error for these conflicts, with a hint for each kind among them."""
-    kinds = sorted({conflict.kind for conflict in conflicts})
-    first = conflicts[0]
-    message = f"models cannot be merged: {first.where}: expected {first.expected}, got {first.got}"
-    more = f" ({len(conflicts)} conflicts)" if len(conflicts) > 1 else ""
-    return MergeConflict(f"{message}{more}.", conflicts, hint=" ".join(HINTS[kind] for kind in kinds))
 
 
 # ------------------------------------------------------------------------------------------------ decisions

@@ -9,8 +9,8 @@ from modelgit.errors import Conflict
 from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.blocks.vectors import gram
-from modelgit.merge.engine.plan import conflict_error
 from modelgit.merge.engine.reading import frame_peak, whole, widened
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.informed.statistics import Kind, Statistics, wanted_shape
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 

@@ -17,9 +17,10 @@ from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import FRAME_BYTES, TensorSource
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.engine.execution import Work, carry_out
-from modelgit.merge.engine.plan import Plan, Step, conflict_error
+from modelgit.merge.engine.plan import Plan, Step
 from modelgit.merge.engine.reading import frame_peak, widened
 from modelgit.merge.engine.sinks import Done, Given, Look, Sum
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.engine.windows import Workshop
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS, finish
 from modelgit.store.identity import frame_count, frame_size

@@ -12,9 +12,10 @@ from pathlib import Path
 from modelgit.errors import DirtyWorktree, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.merging.values import Merged
-from modelgit.porcelain.work import Committed, committed, refuse_conflicts
+from modelgit.porcelain.work import Committed, committed
 from modelgit.repo import worktree
 from modelgit.repo.gitdir import failure
+from modelgit.repo.merging.underway import refuse_conflicts
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import CommitDraft
 

@@ -12,7 +12,8 @@ from modelgit.formats.manifest import Manifest
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.ancestors import MeanTensors
 from modelgit.merge.engine.layers import Weights, layered
-from modelgit.merge.engine.plan import Head, Plan, Policy, conflict_error
+from modelgit.merge.engine.plan import Head, Plan, Policy
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
 from modelgit.porcelain.merging.values import Choices, Informed, MergedHead, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
@@ -102,7 +103,7 @@ def prepare(
         plans, conflicts = weight_plans(repo, members, versions, setting)
     files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled)
     if told or conflicts or more:
-        raise conflicts_error([*told, *conflicts, *more])
+        raise conflict_error([*told, *conflicts, *more], policy.head_names)
     settled_so = members, versions, ancestors, method, choices, plans, files, records
     return Prepared(*settled_so, aligned=aligned, classes=classes, informed=informed)
 
@@ -116,7 +117,7 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
     recorded = sorted({name for record in records if record is not None for name in record.head})
     names = choices.head_names or tuple(recorded)
     if choices.heads != "error" and not names:
-        hint = "name the classifier's tensors or modules: --head-name classifier"
+        hint = "name the classifier's tensors or modules: --head-name classifier; without --heads, conflicts name them"
         raise UsageError(f"--heads {choices.heads}: no record says which tensors are the head", hint=hint)
     heads = "error" if choices.heads == "mean" else choices.heads  # lined up, they are merged as any tensor
     return Policy(choices.on_missing, heads, names, choices.integers, choices.tied)
@@ -235,14 +236,3 @@ def ordinary_files(
         if chosen is not None:
             files[path] = chosen
     return files, conflicts
-
-
-def conflicts_error(conflicts: Sequence[Conflict]) -> MergeConflict:
-    """Returns the error for conflicts of tensors and of files."""
-    tensors = [conflict for conflict in conflicts if conflict.kind != "file"]
-    if tensors:
-        error = conflict_error(tensors)
-        return MergeConflict(error.message, conflicts, hint=error.hint)
-    more = f" ({len(conflicts)} files)" if len(conflicts) > 1 else ""
-    hint = "Take those of the version you are on: --files ours."
-    return MergeConflict(f"versions disagree on {conflicts[0].where}{more}", conflicts, hint=hint)

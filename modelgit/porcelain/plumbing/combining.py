@@ -12,6 +12,7 @@ and `git replay` have no index, and so no lock on it; in the middle of a merge, 
 `git stash pop` look alike. There we cannot tell, and refuse.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 Question = Literal["merge", "apply"]
 OURS, THEIRS = "ours", "theirs"
 HEAD_OF_MERGE = "GITHEAD_"
-TAKE_ONE = "take one side: git checkout --ours PATH, or --theirs"
+TAKE_ONE = "take one side: git checkout --ours FILE, or --theirs; then git add FILE"
+LEAVE = "or end it, and let modelgit do it without the tensors that do not fit: modelgit cherry-pick REV --tensors ours"
+UNFIT = ("missing", "shape", "dtype")  # what --tensors ours is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +117,46 @@ def merged(repo: Repository, sides: Sides, commits: Mapping[str, str], listener:
 
     known = list(commits.items())[:2] if len(commits) == 2 else []
     names = [name for name, _ in known] or [OURS, THEIRS]
-    classes = [classes_of(repo, commit) for _, commit in known] or [None, None]
+    records = [record_of(repo, commit) for _, commit in known] or [None, None]
+    classes = [record.classes or None if record is not None else None for record in records]
     sources = [StoredTensors(repo.store, side) for side in (sides.ours, sides.theirs)]
     how = configured(repo)
     heads = [Head(n, s, w, c) for n, s, w, c in zip(names, sources, how.weights, classes, strict=True)]
     base = None if sides.base is None else StoredTensors(repo.store, sides.base)
     method = how.made(has_base=base is not None)
-    return carried_out(repo, plan(heads, base, method, Policy()), sides, listener)
-
-
-def classes_of(repo: Repository, commit: str) -> tuple[str, ...] | None:
-    """Returns the labels that a version's record gives its outputs, None if nobody knows."""
     try:
-        record = read_record(repo, commit)
+        return carried_out(repo, plan(heads, base, method, Policy()), sides, listener)
+    except MergeConflict as error:
+        heads_known = sorted({name for record in records if record is not None for name in record.head})
+        raise MergeConflict(error.message, error.conflicts, hint=otherwise(repo, error, known, heads_known)) from error
+
+
+def otherwise(
+    repo: Repository, error: MergeConflict, commits: Sequence[tuple[str, str]], head_names: Sequence[str]
+) -> str:
+    """Returns what works where `git merge` cannot go on: it knows no options, `modelgit merge` does."""
+    from modelgit.merge.engine.ways import options_for, reasons
+
+    options, why = options_for(error.conflicts, head_names), reasons(error.conflicts)
+    if not options:
+        return f"{why} Or {TAKE_ONE}."
+    words = [name_for(repo, *commits[1]) if len(commits) > 1 else "BRANCH", *options]
+    way = f"git merge has no such options; end it (git merge --abort), then: modelgit merge {' '.join(words)}"
+    return f"{why} {way}; or {TAKE_ONE}"
+
+
+def name_for(repo: Repository, name: str, commit: str) -> str:
+    """Returns the word by which a command is to name a commit."""
+    code, output, _ = repo.git.attempt("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    return shlex.quote(name) if code == 0 and output.decode().strip() == commit else commit[:10]
+
+
+def record_of(repo: Repository, commit: str) -> Record | None:
+    """Returns a version's record, None if it has none that can be read."""
+    try:
+        return read_record(repo, commit)
     except ModelgitError:
         return None
-    return record.classes if record is not None and record.classes else None
 
 
 def carried_out(repo: Repository, plan: "Plan", sides: Sides, listener: Listener) -> Manifest:
@@ -155,11 +182,16 @@ def applied(repo: Repository, sides: Sides, listener: Listener) -> Manifest:
         raise MergeConflict("a change to a file that both sides added", [conflict], hint=TAKE_ONE)
     three = [{entry.name: entry for entry in side.tensors} for side in (sides.base, sides.ours, sides.theirs)]
     taken, both, conflicts = settled(three)
-    if conflicts:
-        from modelgit.merge.engine.plan import conflict_error
+    from modelgit.merge.engine.ways import conflict_error
 
-        raise conflict_error(conflicts)
-    made = carried_out(repo, plan_of(repo, sides, both, taken), sides, listener)
+    try:
+        if conflicts:
+            raise conflict_error(conflicts)
+        made = carried_out(repo, plan_of(repo, sides, both, taken), sides, listener)
+    except MergeConflict as error:
+        unfit = any(conflict.kind in UNFIT for conflict in error.conflicts)
+        hint = f"{TAKE_ONE}; {LEAVE}" if unfit else f"{error.hint} Or {TAKE_ONE}."
+        raise MergeConflict(error.message, error.conflicts, hint=hint) from error
     header = sides.theirs if sides.ours.header == sides.base.header else sides.ours
     return with_header(with_header(made, sides.ours), header)
 

@@ -15,7 +15,7 @@ def changes_of(repo: Repository, verb: Verb, revs: Sequence[str], options: Optio
     """Returns the changes that revisions and ranges name, in the order in which they are applied.
 
     Raises:
-        UsageError: no change can be told from them, or HEAD has one already. RevisionError.
+        UsageError: no change can be told from them. RevisionError.
     """
     check_scale(verb, options.scale)
     commits = [commit for rev in revs for commit in named(repo, verb, rev)]
@@ -62,15 +62,11 @@ def change_of(repo: Repository, verb: Verb, commit: str, options: Options, head:
     """Returns the change that a commit made to its parent, or for a revert what undoes it.
 
     Raises:
-        UsageError: it has no parent, or several and none was chosen; or HEAD has the change already.
+        UsageError: it has no parent, or several and none was chosen.
     """
     parent = parent_of(repo, commit, options.mainline)
-    inside = repo.is_ancestor(commit, head)
-    if verb == "cherry-pick" and inside and options.scale is None:
-        hint = f"to add it once more: modelgit cherry-pick {commit[:10]} --scale 1"
-        raise UsageError(f"HEAD has {described(repo, commit)} in its history already", hint=hint)
-    undo = verb == "revert" and inside  # what HEAD never had cannot be undone, only subtracted
-    alike = options.scale is None and (verb != "revert" or undo)
+    undo = verb == "revert" and repo.is_ancestor(commit, head)  # what HEAD never had can only be subtracted
+    alike = options.scale is None and not options.again and (verb != "revert" or undo)
     choices = Choices(options.scale or 1.0, "keep" if alike else "add", options.tensors, options.files)
     ends = (commit, parent) if verb == "revert" else (parent, commit)
     return Change(verb, commit, *ends, choices)

@@ -7,10 +7,12 @@ from modelgit.errors import UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.replaying.changes import changes_of, described
 from modelgit.porcelain.replaying.making import commit_change, report
+from modelgit.porcelain.replaying.origins import Origins, read_origins
 from modelgit.porcelain.replaying.planning import image_after, image_of, is_empty, plan_change
 from modelgit.porcelain.replaying.values import Change, Options, Planned, Replayed, ReplayedStep, Verb
-from modelgit.porcelain.work import land, refuse_conflicts, require_clean
+from modelgit.porcelain.work import land, require_clean
 from modelgit.repo import worktree
+from modelgit.repo.merging.underway import refuse_conflicts, refuse_merge
 from modelgit.repo.repository import Repository
 
 
@@ -34,12 +36,12 @@ def pick(repo: Repository, verb: Verb, revs: Sequence[str], options: Options, li
     require_ready(repo, options)
     head = repo.resolve("HEAD")
     changes = changes_of(repo, verb, revs, options, head)
-    planned, skipped = rehearse(repo, head, changes)
+    origins = read_origins(repo, head)
+    there = {change.source for change in changes if not options.again and has(repo, head, origins, change, options)}
+    planned, empty = rehearse(repo, head, [change for change in changes if change.source not in there])
+    skipped = tuple(change.source for change in changes if change.source in {*there, *empty})
     if not planned:
-        told = ", ".join(described(repo, change.source) for change in changes[:3])
-        what = "without" if verb == "revert" else "with"
-        hint = f"arithmetic all the same, on every tensor: modelgit {verb} REV --scale 1"
-        raise UsageError(f"nothing to do: HEAD is {what} the change of {told} already", hint=hint)
+        raise nothing_to_do(repo, changes, origins)
     if options.dry_run:
         steps = tuple(report(repo, one, None) for one in planned)
         return Replayed(verb, None, repo.branch(), head, head, steps, skipped, dry_run=True)
@@ -52,6 +54,21 @@ def pick(repo: Repository, verb: Verb, revs: Sequence[str], options: Options, li
     return Replayed(verb, made, land(repo, made, listener, expected=head, reason=reason), head, head, steps, skipped)
 
 
+def has(repo: Repository, head: str, origins: Origins, change: Change, options: Options) -> bool:
+    """Tells whether HEAD has a change already, by what its commits say of themselves."""
+    return origins.there(change, inside=repo.is_ancestor(change.source, head), scaled=options.scale is not None)
+
+
+def nothing_to_do(repo: Repository, changes: Sequence[Change], origins: Origins) -> UsageError:
+    """Returns the error for changes that are all there already, which says what made them, and how to repeat them."""
+    verb, by = changes[0].verb, origins.by(changes[0])
+    told = ", ".join(described(repo, change.source) for change in changes[:3])
+    what = "without" if verb == "revert" else "with"
+    made = f"; see {described(repo, by)}" if by is not None else ""
+    hint = f"once more all the same: modelgit {verb} {changes[0].source[:10]} --again"
+    return UsageError(f"nothing to do: HEAD is {what} the change of {told} already{made}", hint=hint)
+
+
 def require_ready(repo: Repository, options: Options) -> None:
     """Refuses a work tree that the step would overwrite, or in which git is in the middle of something."""
     if not options.commit:
@@ -59,7 +76,7 @@ def require_ready(repo: Repository, options: Options) -> None:
     if repo.worktree is None:
         return
     refuse_conflicts(repo)
-    worktree.refuse_merge(repo)
+    refuse_merge(repo)
     if not options.dry_run:
         require_clean(repo)
 

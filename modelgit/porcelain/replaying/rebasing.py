@@ -6,6 +6,7 @@ from modelgit.errors import RevisionError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.replaying.changes import check_scale, fine_tunes
 from modelgit.porcelain.replaying.making import report
+from modelgit.porcelain.replaying.origins import read_origins
 from modelgit.porcelain.replaying.picking import make_all, rehearse, require_ready
 from modelgit.porcelain.replaying.values import Options, Replayed
 from modelgit.porcelain.work import land, refuse_shared_branch, switch
@@ -32,7 +33,10 @@ def rebase(repo: Repository, onto: str, branch: str | None, options: Options, li
     if options.scale is None and repo.is_ancestor(target, old):
         there = Replayed("up-to-date", old, branch or repo.branch(), target, old, dry_run=options.dry_run)
         return there if options.dry_run else finished(repo, branch if other else None, there, listener)
-    planned, skipped = rehearse(repo, target, list(fine_tunes(repo, target, old, options)))
+    origins, changes = read_origins(repo, target), list(fine_tunes(repo, target, old, options))
+    fresh = [change for change in changes if not origins.there(change, inside=False, scaled=False)]
+    planned, empty = rehearse(repo, target, fresh)
+    skipped = tuple(change.source for change in changes if change not in fresh or change.source in empty)
     kind = "fast-forward" if repo.is_ancestor(old, target) else "rebase"
     if options.dry_run:
         steps = tuple(report(repo, one, None) for one in planned)

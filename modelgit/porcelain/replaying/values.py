@@ -18,7 +18,8 @@ Content = Blob | bytes
 class Options:
     """What a user asks for. `scale` None is git's meaning: the change as a whole, and what is there already stays.
 
-    `tensors` and `files` say what happens where a change cannot be added: refuse, or leave HEAD's as they are.
+    `tensors` and `files` say what happens where a change cannot be added: refuse, or leave HEAD's as they are. `again`
+    applies a change that HEAD has already once more.
     """
 
     scale: float | None = None
@@ -28,6 +29,7 @@ class Options:
     files: Literal["error", "ours"] = "error"
     commit: bool = True
     dry_run: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from modelgit.porcelain.training.leaking import refuse_leaks
 from modelgit.porcelain.training.running import commit_result, run_file, train, weights_path
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import contents_id
-from modelgit.porcelain.work import land, refuse_conflicts, some, tensor_changes
+from modelgit.porcelain.work import land, some, tensor_changes
 from modelgit.recipe.single import Recipe
 from modelgit.repo import worktree
+from modelgit.repo.merging.underway import refuse_conflicts, refuse_merge
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob
 from modelgit.store.objects import available_threads
@@ -104,7 +105,7 @@ def refuse_weights(repo: Repository) -> None:
     if repo.worktree is None:
         return
     refuse_conflicts(repo)
-    worktree.refuse_merge(repo)
+    refuse_merge(repo)
     changed = [change.path for change in worktree.status(repo).changes if change.path.endswith(WEIGHTS_SUFFIX)]
     if changed:
         hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"

@@ -9,8 +9,9 @@ from modelgit.formats.manifest import TensorEntry
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import conflicts_error, files_of, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import files_of, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -103,7 +104,7 @@ def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepa
     records = tuple(prepared.records[i] for i in kept)
     files, conflicts = ordinary_files(heads, versions, files_of(prepared.bases), choices)
     if conflicts:
-        raise conflicts_error(conflicts)
+        raise conflict_error(conflicts)
     method = make(choices.method, choices.settings)
     fewer = replace(prepared, heads=heads, versions=versions, records=records, files=files)
     return replace(fewer, choices=choices, method=method, plans=replanned(fewer, choices))

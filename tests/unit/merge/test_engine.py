@@ -13,7 +13,8 @@ from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.formats.manifest import TensorEntry, write
 from modelgit.formats.safetensors import read_header
 from modelgit.merge.engine.execution import MergeResult, execute
-from modelgit.merge.engine.plan import HINTS, Head, Policy, plan
+from modelgit.merge.engine.plan import Head, Policy, plan
+from modelgit.merge.engine.ways import HINTS, options_for, way_on
 from modelgit.merge.methods import make
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.files.materialise import materialise
@@ -113,8 +114,32 @@ def test_all_structural_conflicts_are_found_before_anything_is_read(store: Objec
 
 def test_every_kind_of_conflict_has_a_hint() -> None:
     kinds = {"missing", "shape", "dtype", "classes", "integers", "non-finite", "overflow", "empty"}
-    later = {"adapter", "statistics", "vocabulary", "tied"}
+    later = {"adapter", "statistics", "vocabulary", "tied", "file"}
     assert set(HINTS) == kinds | later and all(hint.endswith(".") for hint in HINTS.values())
+
+
+def of_kinds(*rows: tuple[str, str]) -> list[Conflict]:
+    return [Conflict(kind, where, "this", "that") for kind, where in rows]
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "options"),
+    [
+        ([("missing", "x"), ("missing", "y")], (), ["--on-missing keep"]),
+        ([("shape", "a.fc.weight"), ("shape", "a.fc.bias")], (), ["--heads ours", "--head-name a.fc"]),
+        ([("shape", "a.fc.weight")], ("a.fc",), ["--heads ours"]),
+        ([("shape", "b$(x)")], ("a.fc",), ["--heads ours", "--head-name a.fc", "--head-name 'b$(x)'"]),
+        ([("classes", "classes"), ("file", "r"), ("dtype", "w")], ("fc",), ["--files ours", "--heads ours"]),
+        ([("vocabulary", "tokenizer"), ("shape", "lm_head.weight")], (), ["--vocabulary union"]),
+        ([("overflow", "w")], (), []),
+    ],
+)
+def test_all_the_options_that_are_needed_are_named_at_once(
+    found: list[tuple[str, str]], known: tuple[str, ...], options: list[str]
+) -> None:
+    assert options_for(of_kinds(*found), known) == options
+    together = f" All at once: {' '.join(options)}."
+    assert way_on(of_kinds(*found), known).endswith(together) == (len(options) > 1)
 
 
 def test_what_is_expected_is_the_model_named_first(store: ObjectStore) -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from modelgit.errors import FormatError, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.porcelain.checking import differing, read_trailers
 from modelgit.porcelain.importing import config_classes
-from modelgit.porcelain.merging.preparing import conflicts_error, files_of, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import files_of, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, MergedHead
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.scorebook import Score, parse_scores
@@ -83,9 +84,9 @@ def test_files_on_which_several_bases_differ_are_in_none() -> None:
 
 def test_conflicts_of_files_have_their_own_words() -> None:
     _, conflicts = ordinary_files(MEMBERS, (version({"x": "1"}), version({"x": "2"})), None, Choices())
-    error = conflicts_error(conflicts)
+    error = conflict_error(conflicts)
     assert error.message == "versions disagree on x"
-    assert error.hint == "Take those of the version you are on: --files ours."
+    assert error.hint == "Take those of the version you are on (--files ours)."
 
 
 def test_which_tensors_are_the_head() -> None:

@@ -10,8 +10,9 @@ from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Commit, Traced, matches, place_in, step
 from modelgit.porcelain.replaying.changes import check_scale
 from modelgit.porcelain.replaying.making import TaskVector, split_message, steps_of
+from modelgit.porcelain.replaying.origins import Origins, sources_of
 from modelgit.porcelain.replaying.planning import Names, decide, merged_record, one_file
-from modelgit.porcelain.replaying.values import Choices, Decision
+from modelgit.porcelain.replaying.values import Change, Choices, Decision
 from modelgit.porcelain.replaying.verifying import read_trailers
 from modelgit.repo.values import LogEntry, Version
 
@@ -155,3 +156,36 @@ def test_a_tensor_goes_to_the_first_parent_that_has_it() -> None:
     merge = Commit("c", ("p", "q"), "Ada", 0, "x")
     assert step(merge, pending, {("c", "p"): {"m": ("2", "3")}, ("c", "q"): {"m": ("1", "3")}}, texts) == []
     assert pending == {"q": [traced]}
+
+
+def test_whose_change_a_commit_says_it_is() -> None:
+    a, b, c = "a" * 40, "b" * 40, "c" * 40
+    picked = f"tune\n\n(cherry picked from commit {a})\n(cherry picked from commit {b})"
+    assert sources_of(picked) == {("cherry-pick", a), ("cherry-pick", b)}
+    assert sources_of(f"Revert x\n\nThis reverts commit {c}, reversing\nchanges made to {a}.") == {("revert", c)}
+    assert sources_of(f"forget\n\nReplay-Verb: revert\nReplay-Of: {a}") == {("revert", a)}
+    assert sources_of(f"tune\n\nReplay-Verb: rebase\nReplay-Of: {a}") == {("cherry-pick", a)}
+    assert sources_of(f"see commit {a}") == set()
+
+
+@pytest.mark.parametrize(
+    ("added", "gone", "inside", "scaled", "picked", "reverted"),
+    [
+        (1, 0, False, False, True, False),
+        (0, 1, False, False, False, True),
+        (0, 1, True, False, False, True),  # its own commit, taken back
+        (1, 1, False, False, False, True),
+        (1, 1, True, False, True, False),
+        (0, 0, True, False, True, False),
+        (0, 0, True, True, False, False),  # its own commit is there; a scale makes it stronger
+        (1, 0, True, True, True, False),  # but once only
+    ],
+)
+def test_a_change_is_there_until_it_is_taken_back(
+    added: int, gone: int, inside: bool, scaled: bool, picked: bool, reverted: bool
+) -> None:
+    pick, undo = Change("cherry-pick", "x", "", "", KEEP), Change("revert", "x", "", "", KEEP)
+    origins = Origins({"x": ("p",) * added}, {"x": ("r",) * gone})
+    assert origins.there(pick, inside=inside, scaled=scaled) == picked
+    assert origins.there(undo, inside=inside, scaled=scaled) == reverted
+    assert (origins.by(pick), origins.by(undo)) == ("p" if added else None, "r" if gone else None)

@@ -25,8 +25,8 @@ from modelgit.merge.align.layouts import layout_spec
 from modelgit.merge.align.matching import Array, Pair, match_weights, permuted, told
 from modelgit.merge.align.sources import PermutedTensors
 from modelgit.merge.align.spec import Permutations, Spec, digest, identity, parse_spec
-from modelgit.merge.engine.plan import conflict_error
 from modelgit.merge.engine.reading import whole
+from modelgit.merge.engine.ways import conflict_error
 from modelgit.porcelain.merging.matching.running import Running, Sample, running, sample
 from modelgit.porcelain.merging.values import Align, Aligned, AlignedHead, Choices, MergedHead
 from modelgit.porcelain.records import read_record

@@ -1,0 +1,1 @@
+"""Merges as git leaves them in a work tree: what is under way, what is in conflict."""

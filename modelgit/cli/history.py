@@ -246,26 +246,28 @@ def register_looks(app: typer.Typer) -> None:
     def diff(
         session: Session,
         old: Annotated[
-            str | None, typer.Argument(metavar="A", help="The version before, or A..B [default: HEAD].")
+            str | None, typer.Argument(metavar="A", help="The version before, or A..B, A...B [default: HEAD].")
         ] = None,
         new: Annotated[
-            str | None, typer.Argument(metavar="B", help="The version after [default: HEAD; without A the work tree].")
+            str | None, typer.Argument(metavar="B", help="The version after [default: the work tree].")
         ] = None,
         stat: Annotated[bool, typer.Option("--stat", help="Sum up by layer, not by tensor.")] = False,
         depth: Annotated[int, typer.Option("--depth", min=1, help="How many parts of a name make a layer.")] = 2,
     ) -> "Difference":
-        """Compare two versions, tensor by tensor.
+        """Compare two versions, or the work tree with one, tensor by tensor.
 
-        For each the share of elements that changed, the relative norm of the change, the cosine of old and new.
-        Without arguments: what the work tree holds, against HEAD. With one: that version against HEAD.
+        For each the share of elements that changed, the relative norm of the change, the cosine of old and new. As
+        git's: one version is compared with the work tree, A..B or A B are two, A...B is B against what both come from.
+        Without arguments: the work tree against HEAD, which is what a commit would take.
         """
         from modelgit.porcelain import comparing
 
         repo, depth = session.repo(), depth if stat else 0
-        if old is None:
-            return comparing.diff_worktree(repo, depth=depth, listener=session.listener)
+        old = "HEAD" if old is None else old
+        both = comparing.is_range(old)
+        if both and new is not None:
+            raise UsageError(f"{old} names two versions already", hint=f"modelgit diff {old}, or modelgit diff A {new}")
         with versions_alone("diff", [old, *([new] if new else [])]):
-            found = comparing.diff(repo, old, new or "HEAD", depth=depth, listener=session.listener)
-        if new is None and found.old == found.new:
-            session.out.hint("the work tree against HEAD: modelgit diff, without arguments")
-        return found
+            if new is None and not both:
+                return comparing.diff_worktree(repo, old, depth=depth, listener=session.listener)
+            return comparing.diff(repo, old, new or "HEAD", depth=depth, listener=session.listener)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
-from modelgit.errors import FormatError
+from modelgit.errors import FormatError, RevisionError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest, followed
 from modelgit.formats.source import TensorSource
@@ -17,7 +17,7 @@ from modelgit.repo import worktree
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.store.files.tensors import StoredTensors
 
-RANGE = re.compile(r"(|.*[^.])\.\.(|[^./].*)")  # A..B; no name of a commit has two dots
+RANGE = re.compile(r"(|.*[^.])(\.\.\.?)(|[^./].*)")  # A..B, A...B; no name of a commit has two dots
 Sources = Mapping[str, TensorSource]
 Found = list[tuple[str, Comparison]]
 
@@ -74,30 +74,47 @@ class Difference:
 def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, listener: Listener = ignore) -> Difference:
     """Returns how `new` differs from `old`; with a `depth`, by the first parts of the tensors' names.
 
-    `old` may name both, as in A..B.
+    `old` may name both, as in A..B, or A...B, which is B against the common ancestor of the two.
 
     Raises:
-        MissingObject, CorruptObject: a tensor that differs cannot be read.
+        MissingObject, CorruptObject: a tensor that differs cannot be read. RevisionError.
     """
-    both = RANGE.fullmatch(old)
-    if both:
-        old, new = both[1] or "HEAD", both[2] or "HEAD"
-    before, after = repo.version(old), repo.version(new)
+    before, after = (repo.version(rev) for rev in ends_of(repo, old, new))
     files = tuple(p for p in sorted({*before.files, *after.files}) if before.files.get(p) != after.files.get(p))
     renamed = renames(before.manifests, after.manifests)
     found = compared(repo, before.manifests, stored(repo, after.manifests), listener)
     return summed_up((before.commit, after.commit), found, files, renamed, depth)
 
 
-def diff_worktree(repo: Repository, *, depth: int = 0, listener: Listener = ignore) -> Difference:
-    """Returns how the work tree differs from HEAD; new weight files count, since a commit would take them.
+def is_range(word: str) -> bool:
+    """Tells whether a word names two versions, as A..B or A...B."""
+    return RANGE.fullmatch(word) is not None
+
+
+def ends_of(repo: Repository, old: str, new: str) -> tuple[str, str]:
+    """Returns the versions that are compared. Raises RevisionError for versions without a common ancestor."""
+    both = RANGE.fullmatch(old)
+    if both is None:
+        return old, new
+    old, new = both[1] or "HEAD", both[3] or "HEAD"
+    if both[2] == "..":
+        return old, new
+    bases = repo.merge_base([old, new])
+    if not bases:
+        hint = f"compare them themselves: modelgit diff {old} {new}"
+        raise RevisionError(f"{old} and {new} have no common ancestor", hint=hint)
+    return min(bases), new
+
+
+def diff_worktree(repo: Repository, rev: str = "HEAD", *, depth: int = 0, listener: Listener = ignore) -> Difference:
+    """Returns how the work tree differs from a version; new weight files count, since a commit would take them.
 
     Raises:
-        RevisionError: there are no commits yet. RepositoryError: there is no work tree, or a merge is under way in it.
-        FormatError: a weight file is malformed. MissingObject, CorruptObject.
+        RevisionError: no such version. RepositoryError: there is no work tree. FormatError: a weight file is malformed.
+        MissingObject, CorruptObject.
     """
-    before = repo.version("HEAD")
-    changes = {change.path: change for change in worktree.status(repo).changes}
+    before = repo.version(rev)
+    changes = {change.path: change for change in worktree.changes_since(repo, before.commit)}
     weights = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
     after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
     edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}

@@ -277,10 +277,16 @@ def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change
     return tuple(change for change in changes if change.kind != "new")
 
 
+def changes_since(repo: Repository, commit: str) -> tuple[Change, ...]:
+    """Returns how the files of the work tree differ from a version, new weight files and conflicts among them."""
+    look = Look(repo, conflicted=True)
+    return changes_of(look, commit, {*look.new_weights(), *look.index.unmerged})
+
+
 def changes_of(look: Look, head: str | None, fresh: Iterable[str] = ()) -> tuple[Change, ...]:
     """Returns how tracked files and `fresh` ones differ from the commit `head`; stats of what was read are kept."""
     before = look.repo.tree(head) if head else EMPTY
-    paths = sorted({*before, *look.tracked, *fresh} - look.index.unmerged.keys())
+    paths = sorted({*before, *look.tracked} - look.index.unmerged.keys() | set(fresh))
     changes = [change for path in paths if (change := change_of(look, path, before.get(path), head)) is not None]
     remember(look)
     return tuple(changes)

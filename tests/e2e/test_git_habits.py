@@ -1,8 +1,10 @@
 """What somebody who knows git expects: nothing goes silently, and what has changed can be seen before a commit."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,9 @@ def top(repo: Repository) -> Path:
 # ------------------------------------------------------------------------------------------------ looking
 
 
-def test_diff_of_the_work_tree_is_that_of_the_commit_made_of_it(repo: Repository, top: Path) -> None:
+def test_diff_of_the_work_tree_is_that_of_the_commit_made_of_it(
+    repo: Repository, top: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_model(top / MODEL, 1.0)
     write_model(top / "new.safetensors")
     (top / "train.py").write_text("1")
@@ -71,6 +75,12 @@ def test_diff_of_the_work_tree_is_that_of_the_commit_made_of_it(repo: Repository
     made = comparing.diff(repo, "HEAD~1")
     assert (made.tensors, made.same) == (found.tensors, found.same)
     assert comparing.diff_worktree(repo).tensors == ()
+    assert comparing.diff_worktree(repo, "HEAD~1") == replace(made, new=None)
+    (top / "train.py").write_text("2")
+    for words, new, files in ((["HEAD~1"], None, ["train.py"]), (["HEAD~1", "HEAD"], made.new, list(made.files))):
+        assert main(["-C", str(top), "diff", "--json", *words]) == 0
+        told = json.loads(capfd.readouterr().out)
+        assert (told["new"], told["files"]) == (new, files)
 
 
 def test_diff_of_the_work_tree_sees_deleted_files_and_refuses_broken_ones(repo: Repository, top: Path) -> None:
@@ -92,9 +102,11 @@ def test_a_range_names_both_versions(repo: Repository, top: Path) -> None:
     whole = comparing.diff(repo, "HEAD~1", "HEAD")
     assert comparing.diff(repo, "HEAD~1..HEAD") == comparing.diff(repo, "HEAD~1..") == whole
     assert comparing.diff(repo, "..HEAD~1") == comparing.diff(repo, "HEAD", "HEAD~1")
-    for word in ("HEAD~1...HEAD", "../model"):
-        with pytest.raises(RevisionError, match="unknown revision"):
-            comparing.diff(repo, word)
+    assert comparing.diff(repo, "HEAD~1...HEAD") == whole
+    assert comparing.diff(repo, "HEAD...HEAD~1").tensors == ()  # what both come from is HEAD~1
+    assert main(["-C", str(top), "diff", "HEAD~1..HEAD", "HEAD"]) == 2
+    with pytest.raises(RevisionError, match="unknown revision"):
+        comparing.diff(repo, "../model")
 
 
 def test_a_file_that_only_changed_its_name_is_told_as_such(repo: Repository, top: Path) -> None:

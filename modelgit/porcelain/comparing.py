@@ -115,7 +115,9 @@ def diff_worktree(repo: Repository, rev: str = "HEAD", *, depth: int = 0, listen
     """
     before = repo.version(rev)
     changes = {change.path: change for change in worktree.changes_since(repo, before.commit)}
-    weights = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
+    root = worktree.root_of(repo)
+    named = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
+    weights = {path: change for path, change in named.items() if change.problem or not (root / path).is_symlink()}
     after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
     edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}
     found = compared(repo, before.manifests, {**stored(repo, after), **edited}, listener)
@@ -126,7 +128,7 @@ def in_worktree(repo: Repository, change: worktree.Change) -> TensorSource:
     """Returns the tensors of a weight file of the work tree. Raises FormatError if it cannot be read."""
     if change.problem is not None:
         raise FormatError(change.problem)
-    return source_of(repo, (repo.worktree or repo.git_dir) / change.path)
+    return source_of(repo, worktree.root_of(repo) / change.path)
 
 
 def stored(repo: Repository, manifests: Mapping[str, Manifest]) -> Sources:

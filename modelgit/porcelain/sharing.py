@@ -190,7 +190,9 @@ def export(repo: Repository, rev: str, path: Path, listener: Listener = ignore) 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RepositoryError(f"{path} exists and is not an empty folder", hint="name another folder")
     refuse_missing(repo, version.manifests.values())
-    names = exported_names(repo, version)
+    names, left_out = exported_names(repo, version)
+    if left_out:
+        listener(Noted(f"left out, for they are links or submodules: {', '.join(left_out)}"))
     for name in names:
         place = path / name
         make_folder(place.parent)
@@ -209,10 +211,14 @@ def make_folder(path: Path) -> None:
         raise RepositoryError(f"cannot make the folder {path}: {error.strerror}", hint="name another folder") from error
 
 
-def exported_names(repo: Repository, version: Version) -> list[str]:
-    """Returns the paths of a version's own files: all but the attributes that every repository with weights has."""
-    names = sorted(version.tree())
-    attributes = version.files.get(ATTRIBUTES_PATH)
+def exported_names(repo: Repository, version: Version) -> tuple[list[str], list[str]]:
+    """Returns the paths of a version's own files, and of links and submodules.
+
+    All but the attributes that every repository with weights has.
+    """
+    tree = version.tree()
+    names, others = (sorted(path for path in tree if tree[path].ordinary == own) for own in (True, False))
+    attributes = version.file(ATTRIBUTES_PATH)
     if attributes is not None and repo.read_blob(attributes) == ATTRIBUTES.encode():
         names.remove(ATTRIBUTES_PATH)
-    return names
+    return names, others

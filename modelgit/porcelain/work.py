@@ -156,7 +156,7 @@ def nothing_to_commit(repo: Repository, head: str | None) -> RepositoryError:
 def edited(repo: Repository, head: str | None, path: str) -> bool:
     """Tells whether a file of the work tree is there and other than in HEAD."""
     place = repo.worktree / path if repo.worktree is not None else None
-    if place is None or not place.is_file():
+    if place is None or place.is_symlink() or not place.is_file():
         return False
     return head is None or place.read_bytes() != repo.read_file(head, path)
 

@@ -3,8 +3,8 @@
 import os
 import stat as modes
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from os import urandom
 from pathlib import Path
 
@@ -20,9 +20,7 @@ def stat_of(root: Path, path: str) -> os.stat_result | None:
     Raises:
         FormatError: it is a link, lies behind one, or is no ordinary file.
     """
-    for folder in folders_above(root, path):
-        if folder.is_symlink():
-            raise FormatError(f"{path}: {folder} is a link, expected a folder", hint="put the folder itself there")
+    refuse_links_above(root, path)
     try:
         found = (root / path).lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -32,6 +30,26 @@ def stat_of(root: Path, path: str) -> os.stat_result | None:
     if not modes.S_ISREG(found.st_mode):
         raise FormatError(f"{path}: expected an ordinary file, found a link or a device", hint=LINK_HINT)
     return found
+
+
+def link_at(root: Path, path: str) -> bytes | None:
+    """Returns where a link at `path` leads, None if there is none; nobody goes there.
+
+    Raises:
+        FormatError: it lies behind another link.
+    """
+    refuse_links_above(root, path)
+    try:
+        return os.readlink(os.fsencode(root / path))  # noqa: PTH115  Path would put it in another form
+    except OSError:
+        return None
+
+
+def refuse_links_above(root: Path, path: str) -> None:
+    """Refuses a path behind a link, which would lead elsewhere. Raises FormatError."""
+    for folder in folders_above(root, path):
+        if folder.is_symlink():
+            raise FormatError(f"{path}: {folder} is a link, expected a folder", hint="put the folder itself there")
 
 
 def folders_above(root: Path, path: str) -> Iterator[Path]:
@@ -54,7 +72,7 @@ def refuse_obstacles(root: Path, write: Sequence[str], delete: Sequence[str]) ->
         FormatError: a link among the folders above. DirtyWorktree: files where a folder is needed, or the reverse.
     """
     gone = set(delete)
-    found = {str(obstacle) for path in write for obstacle in obstacles(root, path) if str(obstacle) not in gone}
+    found = {str(obstacle) for path in write for obstacle in obstacles(root, path, gone) if str(obstacle) not in gone}
     if found:
         raise DirtyWorktree(
             f"files lie in the way of folders, or the reverse: {', '.join(sorted(found))}",
@@ -62,10 +80,12 @@ def refuse_obstacles(root: Path, write: Sequence[str], delete: Sequence[str]) ->
         )
 
 
-def obstacles(root: Path, path: str) -> Iterator[Path]:
-    """Yields the files that must be gone before `path` can be written."""
+def obstacles(root: Path, path: str, gone: Set[str] = frozenset()) -> Iterator[Path]:
+    """Yields the files that must be gone before `path` can be written; a link among the folders above may be `gone`."""
     for folder in folders_above(root, path):
         if folder.is_symlink():
+            if str(folder.relative_to(root)) in gone:
+                return
             raise FormatError(f"{path}: {folder} is a link, expected a folder", hint="put the folder itself there")
         if folder.exists() and not folder.is_dir():
             yield folder.relative_to(root)
@@ -78,9 +98,8 @@ def obstacles(root: Path, path: str) -> Iterator[Path]:
 
 def make_parents(root: Path, path: str) -> None:
     """Makes the folders above `path`, refusing links; a folder without files at `path` itself goes."""
+    refuse_links_above(root, path)
     for folder in folders_above(root, path):
-        if folder.is_symlink():
-            raise FormatError(f"{path}: {folder} is a link, expected a folder", hint="put the folder itself there")
         folder.mkdir(exist_ok=True)
     place = root / path
     if place.is_dir() and not place.is_symlink():
@@ -95,11 +114,40 @@ def write_ordinary(place: Path, data: bytes, mode: str) -> None:
     Raises:
         StorageFull: the file system refused.
     """
-    scratch = place.with_name(f".{place.name[:100]}.{urandom(8).hex()}.modelgit-tmp")
-    try:
+    with scratch_for(place) as scratch:
         with scratch.open("xb") as file:
             file.write(data)
         scratch.chmod(0o755 if mode == "100755" else 0o644)
+
+
+def write_link(place: Path, target: bytes) -> None:
+    """Makes a link, of which nothing is read or written through it.
+
+    Raises:
+        StorageFull: the file system refused. FormatError: it leads nowhere that a file system knows.
+    """
+    if not target or b"\0" in target:
+        raise FormatError(f"{place}: a link to {target[:40]!r}, expected a path")
+    with scratch_for(place) as scratch:
+        os.symlink(target, os.fsencode(scratch))  # noqa: PTH211  as above
+
+
+def make_submodule(root: Path, path: str) -> os.stat_result:
+    """Makes the folder of a submodule, and returns its stat; `git submodule update` fills it, what is there stays."""
+    refuse_links_above(root, path)
+    place = root / path
+    if place.is_symlink() or place.is_file():
+        place.unlink()
+    place.mkdir(parents=True, exist_ok=True)
+    return place.lstat()
+
+
+@contextmanager
+def scratch_for(place: Path) -> Iterator[Path]:
+    """Yields a name beside a place; what is there then takes the place. Raises StorageFull."""
+    scratch = place.with_name(f".{place.name[:100]}.{urandom(8).hex()}.modelgit-tmp")
+    try:
+        yield scratch
         scratch.replace(place)
     except OSError as error:
         with suppress(OSError):
@@ -114,8 +162,13 @@ def delete_path(root: Path, path: str) -> None:
     above = list(folders_above(root, path))
     if any(folder.is_symlink() for folder in above):
         return
+    place = root / path
     with suppress(FileNotFoundError, NotADirectoryError):
-        (root / path).unlink()
+        if place.is_dir() and not place.is_symlink():  # of a submodule: what is in it stays
+            with suppress(OSError):
+                place.rmdir()
+        else:
+            place.unlink()
     for folder in reversed(above):
         try:
             folder.rmdir()

@@ -4,21 +4,21 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from modelgit.errors import FormatError, RepositoryError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest, ManifestDiff, compare, is_manifest, parse_bytes, write
 from modelgit.formats.safetensors import LFS_MARK, header_length, read_header
-from modelgit.repo.files import backdate, mode_of, recent, stat_of
+from modelgit.repo.files import backdate, link_at, mode_of, recent, stat_of
 from modelgit.repo.filling import left_over
 from modelgit.repo.index import read_index, write_index
 from modelgit.repo.merging.underway import UnderWay, Unmerged, under_way, unmerged_paths
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.statcache import Prints, StatCache, key_of
-from modelgit.repo.values import Blob, Upstream
+from modelgit.repo.values import LINK, SUBMODULE, Blob, Upstream
 
 PREFIX_BYTES, MAX_POINTER_BYTES = 64, 1024
 WAY_BACK = "bring the file back: modelgit restore FILE"
@@ -92,6 +92,11 @@ class Look:
         Raises:
             FormatError: a weight file is malformed, or something else than a file lies there.
         """
+        if self.behind_link(path):
+            return None
+        other = self.other(path)
+        if other is not None:
+            return other
         found = stat_of(self.root, path)
         if found is None:
             return None
@@ -104,6 +109,22 @@ class Look:
             self.proven[path] = found
         return blob
 
+    def behind_link(self, path: str) -> bool:
+        """Tells whether git has a link where a path would need a folder: then there is no such file."""
+        above = (str(folder) for folder in PurePosixPath(path).parents)
+        return any(folder in self.tracked and self.tracked[folder].mode == LINK for folder in above)
+
+    def other(self, path: str) -> Blob | None:
+        """Returns the blob of a link, or of a submodule, which is as git has it; None for ordinary files.
+
+        A link in the place of weights is none of them, unless git has a link there: somebody should look at it.
+        """
+        mode = self.tracked[path].mode if path in self.tracked else ""
+        if mode == SUBMODULE:
+            return self.tracked[path]
+        target = link_at(self.root, path) if mode == LINK or not path.endswith(WEIGHTS_SUFFIX) else None
+        return None if target is None else Blob(blob_id(target), LINK)
+
     def mode(self, path: str, found: os.stat_result) -> str:
         """Returns git's mode of a file; the one that the index has, on file systems that know of no executable ones."""
         if self.repo.git.settings.get("core.filemode", "true") not in ("false", "no", "off", "0"):
@@ -113,7 +134,7 @@ class Look:
     def manifest(self, path: str, blob: Blob) -> Manifest | None:
         """Returns the manifest of a file that would be `blob`, from git if it is staged; None for others."""
         staged = self.tracked.get(path)
-        same = staged is not None and staged.sha == blob.sha
+        same = staged is not None and staged.sha == blob.sha and blob.ordinary
         if path not in self.manifests and path.endswith(WEIGHTS_SUFFIX) and same:
             data = self.repo.read_blob(blob)
             return parse_bytes(data, path) if is_manifest(data) else None

@@ -15,9 +15,25 @@ from typing import TYPE_CHECKING
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
-from modelgit.repo.gitdir import Environment, GitDirectory, check_path, check_tracked, last_line, sync_folder
+from modelgit.repo.gitdir import (
+    MAX_PATH_BYTES,
+    Environment,
+    GitDirectory,
+    check_path,
+    check_tracked,
+    last_line,
+    sync_folder,
+)
 from modelgit.repo.upkeep.locks import Alive, taking_turns
-from modelgit.repo.values import Blob, CommitDraft, LogEntry, Upstream, Version, with_trailers
+from modelgit.repo.values import (
+    MODES,
+    Blob,
+    CommitDraft,
+    LogEntry,
+    Upstream,
+    Version,
+    with_trailers,
+)
 
 if TYPE_CHECKING:
     from modelgit.store.objects import ObjectStore
@@ -25,7 +41,6 @@ if TYPE_CHECKING:
 STORE_FOLDER = "modelgit"
 WEIGHTS_SUFFIX = ".safetensors"
 ZERO = "0" * 40
-FILE_MODES = ("100644", "100755")
 LOG_FORMAT = "%H%x00%P%x00%an <%ae>%x00%ct%x00%D%x00%B%x00%x01"
 LOG_END = "\0\x01"  # no message holds a NUL
 
@@ -248,7 +263,8 @@ class Repository:
     def _read_version(self, commit: str) -> Version:
         entry = next(self.log([commit], limit=1))
         rows = list(self._tree(commit))
-        weights = {p: b for p, b, size in rows if p.endswith(WEIGHTS_SUFFIX) and 0 < size <= MAX_MANIFEST_BYTES}
+        named = ((p, b, size) for p, b, size in rows if p.endswith(WEIGHTS_SUFFIX) and b.ordinary)
+        weights = {path: blob for path, blob, size in named if 0 < size <= MAX_MANIFEST_BYTES}
         contents = self.read_blobs(blob.sha for blob in weights.values())
         manifests = {
             path: parse_bytes(contents[blob.sha], f"{path} in {commit[:12]}")
@@ -262,30 +278,36 @@ class Repository:
         """Returns the blob of every file of a commit, weight files' manifests unread.
 
         Raises:
-            FormatError: a path that may not be, a link or a nested repository.
+            FormatError: a path that may not be.
         """
         if commit in self._versions:
             return self._versions[commit].tree()
         return {path: blob for path, blob, _ in self._tree(commit)}
 
     def _tree(self, commit: str) -> Iterator[tuple[str, Blob, int]]:
-        """Yields path, blob and size of every file; links and nested repositories are refused."""
+        """Yields path, blob and size of every file, link and submodule, whose size is 0."""
         for row in self.git.run_bytes("ls-tree", "-r", "-z", "-l", "--full-tree", commit).split(b"\0"):
             if not row:
                 continue
             facts, _, name = row.partition(b"\t")
             mode, _, sha, size = facts.decode().split()
             path = check_tracked(name.decode("utf-8", "surrogateescape"), commit[:12])
-            if mode not in FILE_MODES:
-                got = f"got mode {mode}, a link or a nested repository"
-                hint = "whoever made the version must commit the file itself in its place"
-                raise FormatError(f"{path} in {commit[:12]}: expected an ordinary file, {got}", hint=hint)
-            yield path, Blob(sha, mode), int(size)
+            if mode not in MODES:
+                raise FormatError(f"{path} in {commit[:12]}: mode {mode}, expected one of {', '.join(MODES)}")
+            yield path, Blob(sha, mode), 0 if size == "-" else int(size)
 
     def read_blob(self, blob: Blob, limit: int | None = None) -> bytes:
-        """Returns the content of an ordinary file. Raises FormatError if it is larger than `limit` bytes."""
+        """Returns the content of an ordinary file. Raises FormatError if it is none, or larger than `limit` bytes."""
+        if not blob.ordinary:
+            raise FormatError(f"{blob.sha[:10]}: expected an ordinary file, got a link or a submodule")
         if limit is not None and (size := int(self.git.run("cat-file", "-s", blob.sha))) > limit:
             raise FormatError(f"file {blob.sha[:10]}: {size} bytes, expected at most {limit}")
+        return self.git.run_bytes("cat-file", "blob", blob.sha)
+
+    def read_link(self, blob: Blob) -> bytes:
+        """Returns where a link leads. Raises FormatError if that is no path's length."""
+        if (size := int(self.git.run("cat-file", "-s", blob.sha))) > MAX_PATH_BYTES:
+            raise FormatError(f"link {blob.sha[:10]}: {size} bytes, expected at most {MAX_PATH_BYTES}")
         return self.git.run_bytes("cat-file", "blob", blob.sha)
 
     def read_blobs(self, shas: Iterable[str]) -> dict[str, bytes]:
@@ -307,7 +329,7 @@ class Repository:
 
     def read_file(self, rev: str, path: str) -> bytes | None:
         """Returns the content of an ordinary file of a version, None if it has none of that name."""
-        blob = self.version(rev).files.get(path)
+        blob = self.version(rev).file(path)
         return None if blob is None else self.read_blob(blob)
 
     def log(

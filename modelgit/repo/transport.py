@@ -16,7 +16,8 @@ from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, is_manifest, parse_bytes
 from modelgit.remotes.open import git_directory_of, open_remote
 from modelgit.repo.gitdir import last_line, sync_folder
-from modelgit.repo.repository import FILE_MODES, WEIGHTS_SUFFIX, Repository
+from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
+from modelgit.repo.values import FILE_MODES
 from modelgit.repo.worktree import advance, checkout
 
 if TYPE_CHECKING:

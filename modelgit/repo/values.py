@@ -5,13 +5,25 @@ from dataclasses import dataclass, field
 
 from modelgit.formats.manifest import Manifest
 
+FILE_MODES = ("100644", "100755")
+LINK, SUBMODULE = "120000", "160000"
+MODES = (*FILE_MODES, LINK, SUBMODULE)
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """An ordinary file that git has already: its id and mode."""
+    """A file that git has already: its id and mode. A link's content is where it leads, a submodule's id is a commit's.
+
+    Both are carried along and compared by their ids, and never read as files.
+    """
 
     sha: str
     mode: str = "100644"
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is a file, neither link nor submodule."""
+        return self.mode in FILE_MODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A commit seen as a model: its weight files as manifests, its other files as blobs."""
+    """A commit seen as a model: its weight files as manifests, its other files as blobs, links and submodules too."""
 
     entry: LogEntry
     manifests: Mapping[str, Manifest]
@@ -54,6 +66,11 @@ class Version:
     def commit(self) -> str:
         """The commit's id."""
         return self.entry.commit
+
+    def file(self, path: str) -> Blob | None:
+        """Returns an ordinary file, None if there is none, or something else, at that path."""
+        blob = self.files.get(path)
+        return blob if blob is not None and blob.ordinary else None
 
     def tree(self) -> dict[str, Blob]:
         """Returns every file by its path, weight files by their manifests' blobs."""

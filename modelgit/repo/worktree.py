@@ -19,9 +19,12 @@ from modelgit.repo.drivers import ATTRIBUTES_PATH, keep_current
 from modelgit.repo.files import (
     backdate,
     delete_path,
+    link_at,
     make_parents,
+    make_submodule,
     refuse_obstacles,
     stat_of,
+    write_link,
     write_ordinary,
 )
 from modelgit.repo.gitdir import check_path
@@ -46,7 +49,7 @@ from modelgit.repo.merging.underway import refuse_merge
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.stamps import Stamp, stamp_of
 from modelgit.repo.upkeep.locks import taking_turns
-from modelgit.repo.values import Blob, CommitDraft, Version
+from modelgit.repo.values import LINK, SUBMODULE, Blob, CommitDraft, Version
 
 if TYPE_CHECKING:
     from modelgit.store.files.intake import Older
@@ -146,7 +149,9 @@ def rewrite(
     old = repo.version(head) if head else None
     move = plan(look, old.tree() if old else EMPTY, target.tree(), force=force, way_out=way_out)
     move = replace(move, write=tuple(sorted({*move.write, *manifests_left(look, target, move)})))
-    refuse_obstacles(look.root, move.write, move.delete)
+    files = [path for path in move.write if not is_submodule(target, path)]
+    refuse_linked_weights(target, files)
+    refuse_obstacles(look.root, files, move.delete)
     refuse_missing(repo, [target.manifests[path] for path in move.write if path in target.manifests])
     for path in move.delete:
         delete_path(look.root, path)
@@ -154,6 +159,23 @@ def rewrite(
     written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
     kept = {path: dated(look, path, found) for path, found in look.stats.items() if path not in move.keep}
     write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**kept, **written}.items()})
+
+
+def is_submodule(target: Version, path: str) -> bool:
+    """Tells whether a version has a submodule at a path: git looks after what is in it."""
+    return path in target.files and target.files[path].mode == SUBMODULE
+
+
+def refuse_linked_weights(target: Version, paths: Iterable[str]) -> None:
+    """Refuses to put a link where weights are looked for: whoever writes the weights would write to where it leads.
+
+    Raises:
+        FormatError: naming it; nothing has changed then.
+    """
+    for path in paths:
+        if path.endswith(WEIGHTS_SUFFIX) and path in target.files and target.files[path].mode == LINK:
+            hint = "whoever made the version must commit the file itself in its place"
+            raise FormatError(f"{path} in {target.commit[:12]}: expected a weight file, got a link", hint=hint)
 
 
 def manifests_left(look: Look, target: Version, move: Move) -> list[str]:
@@ -219,11 +241,15 @@ def write_path(
     from modelgit.store.files.materialise import materialise
 
     root = root_of(repo)
+    if is_submodule(target, path):
+        return make_submodule(root, path)
     make_parents(root, path)
     if path in target.manifests:
         materialise(repo.store, target.manifests[path], root / path, listener, previous)
         if target.manifest_blobs[path].mode == EXECUTABLE:
             (root / path).chmod((root / path).stat().st_mode | 0o111)
+    elif target.files[path].mode == LINK:
+        write_link(root / path, repo.read_link(target.files[path]))
     else:
         write_ordinary(root / path, repo.read_blob(target.files[path]), target.files[path].mode)
     return backdate(root / path)
@@ -268,8 +294,11 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     look = Look(repo)
     refuse_lock(look.index)
     files, stamps = dict(look.tracked), look.held()
-    changed = {path: stat_of(look.root, path) for path in wanted_paths(look, paths) if path not in stamps}
-    if not changed:
+    wanted = [path for path in wanted_paths(look, paths) if path not in stamps]
+    others = {path: blob for path in wanted if (blob := look.other(path)) is not None}
+    files |= {path: taken_link(look, path, blob) for path, blob in others.items()}
+    changed = {path: stat_of(look.root, path) for path in wanted if path not in others}
+    if not changed and files == look.tracked:
         return files
     for path, found in list(changed.items()):
         if found is not None and look.same_as_index(path, found):
@@ -291,6 +320,12 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     look.prints.save()
     write_index(look.index, files, stamps)
     return files
+
+
+def taken_link(look: Look, path: str, blob: Blob) -> Blob:
+    """Returns the blob of a link, which git has then; a submodule's is that of the index."""
+    target = link_at(look.root, path) if blob.mode == LINK else None
+    return blob if target is None else replace(look.repo.write_blob(target), mode=LINK)
 
 
 class Earlier:
@@ -344,19 +379,20 @@ def wanted_paths(look: Look, paths: Sequence[str] | None) -> list[str]:
         UsageError: a path that does not exist. FormatError: one that may not be in a version.
     """
     if paths is None:
-        attributes = [ATTRIBUTES_PATH] if stat_of(look.root, ATTRIBUTES_PATH) is not None else []
+        linked = look.other(ATTRIBUTES_PATH) is not None
+        attributes = [ATTRIBUTES_PATH] if not linked and stat_of(look.root, ATTRIBUTES_PATH) is not None else []
         new = [check_path(path, "commit") for path in look.new_weights()]  # others would stop every further command
         return sorted({*look.tracked, *new, *attributes})
     fresh = look.new_files()
     found: set[str] = set()
     for given in paths:
         path = os.path.normpath(given)
-        if path == "." or (look.root / path).is_dir():
+        if path == "." or ((look.root / path).is_dir() and look.other(path) is None):
             prefix = "" if path == "." else f"{path}/"
             below = {name for name in (*look.tracked, *fresh) if name.startswith(prefix)}
         else:
             below = {check_path(path, "add")}
-            if path not in look.tracked and stat_of(look.root, path) is None:
+            if path not in look.tracked and look.other(path) is None and stat_of(look.root, path) is None:
                 raise UsageError(f"{path}: no such file", hint="paths are relative to the top of the work tree")
         found |= below
     return sorted(found)

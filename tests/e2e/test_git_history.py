@@ -250,8 +250,6 @@ def test_a_hostile_tree_is_refused_when_read(tmp_path: Path) -> None:
     repo = Repository.init(tmp_path)
     blob = git(tmp_path, "hash-object", "-w", "--stdin", stdin=b"x")
     for row, message in (
-        (f"120000 blob {blob}\tmodel.safetensors\0", "mode 120000"),
-        (f"160000 commit {'a' * 40}\tsub\0", "mode 160000"),
         (f"100644 blob {blob}\t.giT\0", "may not be in a version"),
         (f"100644 blob {blob}\ta\x1b[31m\0", "control characters"),
         (f"100644 blob {blob}\ta\\b\0", "may not be in a version"),
@@ -260,6 +258,23 @@ def test_a_hostile_tree_is_refused_when_read(tmp_path: Path) -> None:
         commit = git(tmp_path, "-c", "user.name=x", "-c", "user.email=x", "commit-tree", tree, "-m", "x")
         with pytest.raises(FormatError, match=message):
             repo.version(commit)
+
+
+def test_links_and_submodules_are_carried_along_and_never_read(tmp_path: Path) -> None:
+    repo = Repository.init(tmp_path)
+    blob, sub = git(tmp_path, "hash-object", "-w", "--stdin", stdin=b"../x"), "a" * 40
+    rows = f"120000 blob {blob}\tmodel.safetensors\0" + f"160000 commit {sub}\tsub\0"
+    tree = git(tmp_path, "mktree", "-z", "--missing", stdin=rows.encode())
+    commit = git(tmp_path, "-c", "user.name=x", "-c", "user.email=x", "commit-tree", tree, "-m", "x")
+    found = repo.version(commit)
+    links = {"model.safetensors": Blob(blob, "120000"), "sub": Blob(sub, "160000")}
+    assert (found.manifests, found.files) == ({}, links)
+    for path, link in links.items():
+        assert (found.file(path), repo.read_file(commit, path)) == (None, None)
+        with pytest.raises(FormatError, match="a link or a submodule"):
+            repo.read_blob(link)
+    made = repo.version(repo.commit(CommitDraft((commit,), found.tree(), "same")))
+    assert {path: made.files[path] for path in links} == links
 
 
 def test_a_malformed_manifest_is_named_by_path_and_commit(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Histories that a stranger made with git alone: refused with our own error, and nothing is written outside."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from modelgit.errors import ModelgitError
+from modelgit.errors import FormatError, ModelgitError
 from modelgit.porcelain import sharing, work
 from modelgit.porcelain.python import Repository as PythonRepository
 from modelgit.repo import worktree
@@ -83,12 +84,46 @@ def test_names_that_lead_elsewhere(repo: Repository, tmp_path: Path, name: bytes
         refused_everywhere(repo, commit(repo, raw_tree(repo, [(mode, name, sha)])), tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["120000", "160000"], ids=["link", "repository in a repository"])
-def test_links_and_nested_repositories(repo: Repository, tmp_path: Path, mode: str) -> None:
+def test_a_link_in_the_place_of_weights_is_never_made_or_followed(repo: Repository, tmp_path: Path) -> None:
     link = git(repo, "hash-object", "-w", "--stdin", stdin=b"../../outside")
-    sha = link if mode == "120000" else repo.resolve("HEAD")
-    for name in (b"model.safetensors", b"config.json"):
-        refused_everywhere(repo, commit(repo, raw_tree(repo, [(mode, name, sha)])), tmp_path)
+    made = commit(repo, raw_tree(repo, [("120000", b"model.safetensors", link)]))
+    (tmp_path / "outside").write_bytes(b"theirs")
+    before = everything_below(tmp_path)
+    assert repo.worktree is not None
+    with pytest.raises(FormatError, match=r"model\.safetensors in .*: expected a weight file, got a link"):
+        work.checkout(repo, "hostile", force=True)
+    with pytest.raises(ModelgitError):
+        dict(PythonRepository(repo.worktree).load(made))
+    sharing.export(repo, made, tmp_path / "exported")
+    assert everything_below(tmp_path) == before
+
+
+def test_links_are_made_as_links_and_nothing_is_written_through_them(repo: Repository, tmp_path: Path) -> None:
+    """`there` is a link out of the work tree, then a folder with a file, then a link again; `sub` is a submodule."""
+    top, outside = repo.worktree, tmp_path / "outside"
+    assert top is not None
+    outside.mkdir()
+    (outside / "config.json").write_bytes(b"theirs")
+    link, data = (git(repo, "hash-object", "-w", "--stdin", stdin=text) for text in (b"../../outside/", b"ours"))
+    folder = raw_tree(repo, [("100644", b"config.json", data)])
+    linked = commit(repo, raw_tree(repo, [("160000", b"sub", repo.resolve("HEAD")), ("120000", b"there", link)]))
+    filled = commit(repo, raw_tree(repo, [("40000", b"there", folder)]))
+    for rev, names in ((linked, ["sub", "there"]), (filled, ["sub", "there"]), (linked, ["sub", "there"])):
+        worktree.checkout(repo, rev)
+        assert sorted(path.name for path in top.iterdir() if path.name != ".git") == names[rev == filled :]
+        assert (top / "there").is_symlink() == (rev == linked)
+        assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"config.json": b"theirs"}
+        assert git(repo, "status", "--porcelain") == ""
+    assert os.readlink(top / "there") == "../../outside/"  # noqa: PTH115  as it was, with its last character
+    (top / "there").unlink()
+    (top / "there").symlink_to("elsewhere")
+    assert [(change.path, change.kind) for change in worktree.status(repo).changes] == [("there", "modified")]
+    made = worktree.commit_worktree(repo, "elsewhere")
+    assert made is not None and repo.read_link(repo.version(made).files["there"]) == b"elsewhere"
+    assert {path: blob.mode for path, blob in repo.version(made).files.items() if not blob.ordinary} == {
+        "sub": "160000",
+        "there": "120000",
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,18 @@ def merged_files(
         base, ours, theirs = (side.get(path) for side in three)
         made = ours if base == theirs or ours == theirs else theirs
         if base not in (ours, theirs) and ours != theirs:
-            made = None if None in (base, ours, theirs) else merged_text(repo, base, ours, theirs)
+            made = merged_text(repo, base, ours, theirs) if all(map(is_file, (base, ours, theirs))) else None
             if made is None and choices.files == "error":
                 conflicts.append(Conflict("file", path, "changed on one side only", state(base, ours, theirs)))
             made = made or ours
         if made is not None:
             files[path] = made
     return files, conflicts
+
+
+def is_file(side: Content | None) -> bool:
+    """Tells whether a side has an ordinary file, neither link nor submodule."""
+    return isinstance(side, bytes) or (side is not None and side.ordinary)
 
 
 def state(base: Content | None, ours: Content | None, theirs: Content | None) -> str:

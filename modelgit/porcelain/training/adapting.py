@@ -64,7 +64,7 @@ def known(repo: Repository, base: str, commit: str) -> bool:
 
 def configuration(repo: Repository, version: Version) -> Configuration:
     """Returns what a version's adapter_config.json says. Raises FormatError, UsageError for what is not understood."""
-    blob = version.files.get(CONFIG)
+    blob = version.file(CONFIG)
     if blob is None:
         raise FormatError(f"{version.commit[:10]} holds an adapter, and no {CONFIG}", hint="commit both")
     found = read_configuration(repo.read_blob(blob, MAX_BYTES), f"{CONFIG} in {version.commit[:10]}")

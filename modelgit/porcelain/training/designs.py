@@ -19,6 +19,7 @@ def design_of(repo: Repository, rev: str, architecture: str) -> Design:
     if needs_nothing(architecture):
         return Design(architecture)
     version = repo.version(rev)
-    files = {path: repo.read_blob(version.files[path], MAX_BYTES) for path in FILES if path in version.files}
+    blobs = {path: blob for path in FILES if (blob := version.file(path)) is not None}
+    files = {path: repo.read_blob(blob, MAX_BYTES) for path, blob in blobs.items()}
     whole = repo.version(base_of(repo, version))
     return Design(architecture, files, sum(map(parameters, whole.manifests.values())))

@@ -61,7 +61,7 @@ def adapters_at(
     adapters, conflicts = list[Adapter](), list[Conflict]()
     config = str(PurePosixPath(path).with_name(CONFIG))
     for member, version in zip(members, versions, strict=True):
-        source, blob = StoredTensors(repo.store, version.manifests[path]), version.files.get(config)
+        source, blob = StoredTensors(repo.store, version.manifests[path]), version.file(config)
         if not is_adapter(source.names()) or blob is None:
             got = f"no {CONFIG} in {member.name}" if blob is None else f"none in {member.name}"
             conflicts.append(Conflict("adapter", path, f"LoRA factors, with {CONFIG} beside them", got))

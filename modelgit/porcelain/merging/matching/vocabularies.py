@@ -95,7 +95,7 @@ def tokenizer(repo: Repository, version: Version) -> Tokenizer | None:
     folders = sorted({path[: len(path) - len(name_of(path))] for path in version.manifests})
     found = []
     for folder in folders:
-        files = {name: version.files[folder + name] for name in TOKENIZER_FILES if folder + name in version.files}
+        files = {name: blob for name in TOKENIZER_FILES if (blob := version.file(folder + name)) is not None}
         contents = {name: repo.read_blob(blob, MAX_BYTES) for name, blob in files.items()}
         vocabulary = read_vocabulary(contents, f"{folder or 'tokenizer'} in {version.commit[:10]}")
         if vocabulary is not None:
@@ -154,7 +154,7 @@ def model_of(repo: Repository, version: Version, own: Tokenizer) -> Model:
 
 def config_of(repo: Repository, version: Version, folder: str) -> dict[str, Any]:
     """Returns a version's config.json, empty where it has none or none that is a table."""
-    blob = version.files.get(folder + CONFIG)
+    blob = version.file(folder + CONFIG)
     try:
         table = json.loads(repo.read_blob(blob, MAX_BYTES)) if blob is not None else {}
     except (ValueError, RecursionError):
@@ -165,7 +165,7 @@ def config_of(repo: Repository, version: Version, folder: str) -> dict[str, Any]
 def settled_config(repo: Repository, versions: Sequence[Version], folder: str, rows: int) -> dict[str, Blob | bytes]:
     """Returns the result's config.json where the versions' differ in the number of rows at most."""
     tables = [config_of(repo, version, folder) for version in versions]
-    blob = versions[0].files.get(folder + CONFIG)
+    blob = versions[0].file(folder + CONFIG)
     if blob is None or ROWS not in tables[0] or any({**t, ROWS: 0} != {**tables[0], ROWS: 0} for t in tables[1:]):
         return {}
     if tables[0][ROWS] == rows:

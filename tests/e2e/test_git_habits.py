@@ -17,9 +17,11 @@ from modelgit.events import Event, Noted
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.importing import import_model
 from modelgit.repo import worktree
+from modelgit.repo.merging.texts import merge_blobs, merge_texts
 from modelgit.repo.merging.underway import Unmerged
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import upstream_of
+from modelgit.repo.values import Blob
 
 MODEL = "model.safetensors"
 
@@ -161,6 +163,38 @@ def test_status_after_a_stash_that_does_not_fit_says_how_to_undo_that(repo: Repo
     assert "git reset --merge" in str(caught.value.hint)
     git(top, "reset", "--merge")
     assert (work.status(repo).changes, git(top, "stash", "list").count("\n")) == ((), 1)
+
+
+BASE = b"1\n2\n3\n4\n5\n"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "ours", "theirs", "merged"),
+    [
+        ("", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", b"I\n2\n3\n4\nV\n"),
+        ("", b"I\n2\n3\n4\n5\n", b"one\n2\n3\n4\n5\n", 1),
+        ("", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\n\0\n", 0),
+        ("x merge=union", b"1\n2\n3\n4\n5\n6\n", b"1\n2\n3\n4\n5\n7\n", b"1\n2\n3\n4\n5\n6\n7\n"),
+        ("x -merge", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", 0),
+        ("x merge=own", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", 0),
+    ],
+)
+def test_texts_are_merged_by_git_as_attributes_say(
+    tmp_path: Path, attribute: str, ours: bytes, theirs: bytes, merged: bytes | int
+) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitattributes").write_text(attribute)
+    assert merge_texts(Repository.open(tmp_path), "x", BASE, ours, theirs) == merged
+
+
+def test_a_merged_file_keeps_its_mode_and_the_side_that_is_the_result(repo: Repository) -> None:
+    ours, theirs = (repo.write_blob(text) for text in (b"0\n" + BASE, BASE + b"6\n"))
+    base, runs = repo.write_blob(BASE), replace(theirs, mode="100755")
+    both = merge_blobs(repo, "x", base, ours, runs)
+    assert isinstance(both, Blob)
+    assert (both.mode, repo.read_blob(both)) == ("100755", b"0\n" + BASE + b"6\n")
+    assert merge_blobs(repo, "x", base, both, runs) == both
+    assert merge_blobs(repo, "x", base, ours, replace(theirs, mode="120000")) == 0
 
 
 @pytest.mark.parametrize(

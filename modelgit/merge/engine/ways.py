@@ -19,7 +19,7 @@ HINTS: Mapping[str, str] = {
     "tied": "Keep two matrices (--tied untie), and see to it that the model's configuration does not tie them again.",
     "overflow": "Merge with a smaller scale, or in a wider dtype.",
     "empty": "Check that these are versions of the same model.",
-    "file": "Take those of the version you are on (--files ours).",
+    "file": "Take those of the version you are on (--files ours); with --no-commit, edit them before --continue.",
 }
 OPTIONS: Mapping[str, str] = {
     "adapter": "--method lora_cat",
@@ -37,7 +37,7 @@ def conflict_error(conflicts: Sequence[Conflict], head_names: Sequence[str] = ()
     first = conflicts[0]
     if first.kind == "file":
         more = f" ({len(conflicts)} files)" if len(conflicts) > 1 else ""
-        message = f"versions disagree on {first.where}{more}"
+        message = f"versions disagree on {first.where}: {first.got}{more}"
     else:
         more = f" ({len(conflicts)} conflicts)" if len(conflicts) > 1 else ""
         message = f"models cannot be merged: {first.where}: expected {first.expected}, got {first.got}{more}."

@@ -17,6 +17,7 @@ from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.methods import Method, check_arguments, make
 from modelgit.porcelain.merging.values import Choices, Informed, MergedHead, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
+from modelgit.repo.merging.texts import merge_blobs
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Blob, Version
 from modelgit.store.files.tensors import StoredTensors
@@ -101,7 +102,8 @@ def prepare(
         plans, conflicts, informed = informed_plans(repo, members, versions, setting, choices, listener)
     else:
         plans, conflicts = weight_plans(repo, members, versions, setting)
-    files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled)
+    merge_text = partial(merge_blobs, repo)
+    files, more = ordinary_files(members, versions, files_of(ancestors), choices, settled, merge_text)
     if told or conflicts or more:
         raise conflict_error([*told, *conflicts, *more], policy.head_names)
     settled_so = members, versions, ancestors, method, choices, plans, files, records
@@ -123,6 +125,7 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
     return Policy(choices.on_missing, heads, names, choices.integers, choices.tied)
 
 
+MergeText = Callable[[str, Blob, Blob, Blob], Blob | int]  # a path, base, ours, theirs
 View = Callable[[TensorSource], TensorSource]  # a model's tensors, its units in another order
 Setting = tuple[Sequence[Version], Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
 
@@ -217,10 +220,12 @@ def ordinary_files(
     before: Mapping[str, Blob] | None,
     choices: Choices,
     settled: Mapping[str, Blob | bytes] = MappingProxyType({}),
+    merge_text: MergeText | None = None,
 ) -> tuple[dict[str, Blob | bytes], list[Conflict]]:
     """Returns the other files of the result, merged three-way as git does, and those on which versions disagree.
 
-    `before` are the base's, None without a base. Those that are `settled` are so.
+    `before` are the base's, None without a base. Those that are `settled` are so. With `merge_text`, which returns a
+    file or in how many places changes meet, texts are merged line by line.
     """
     files: dict[str, Blob | bytes] = {**settled}
     conflicts: list[Conflict] = []
@@ -228,11 +233,29 @@ def ordinary_files(
         found = [version.files.get(path) for version in versions]
         origin = before.get(path) if before is not None else None
         changed = list(dict.fromkeys(blob for blob in found if blob != origin or before is None))
-        if len(changed) > 1 and choices.files == "error":
+        made = together(path, origin, changed, merge_text) if len(changed) > 1 else (changed or [origin])[0]
+        if isinstance(made, int) and choices.files == "error":
             names = ", ".join(m.name for m, blob in zip(members, found, strict=True) if blob != found[0])
-            conflicts.append(Conflict("file", path, f"as in {members[0].name}", f"another content in {names}"))
+            lines = f"other lines in {made} place{'s' * (made > 1)}" if made else "another content"
+            conflicts.append(Conflict("file", path, f"as in {members[0].name}", f"{lines} in {names}"))
             continue
-        chosen = found[0] if len(changed) > 1 else (changed[0] if changed else origin)
+        chosen = found[0] if isinstance(made, int) else made
         if chosen is not None:
             files[path] = chosen
     return files, conflicts
+
+
+def together(
+    path: str, origin: Blob | None, changed: Sequence[Blob | None], merge_text: MergeText | None
+) -> Blob | int:
+    """Returns a file with the changes of all versions, or in how many places they meet; 0 if it is no text for all."""
+    first, *others = changed
+    if merge_text is None or origin is None or first is None:
+        return 0
+    made = first
+    for other in others:
+        found = 0 if other is None else merge_text(path, origin, made, other)
+        if isinstance(found, int):
+            return found
+        made = found
+    return made

@@ -11,7 +11,7 @@ from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
 from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import files_of, ordinary_files, policy_of
+from modelgit.porcelain.merging.preparing import MergeText, files_of, ordinary_files, policy_of
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -89,8 +89,10 @@ def held(prepared: Prepared) -> Prepared:
     return replace(prepared, plans={path: kept(plan) for path, plan in prepared.plans.items()})
 
 
-def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepared:
-    """Return the merge of those of the models that are named, by other choices; asks nothing of git.
+def among(
+    prepared: Prepared, names: Collection[str], choices: Choices, merge_text: MergeText | None = None
+) -> Prepared:
+    """Return the merge of those of the models that are named, by other choices; asks nothing of git itself.
 
     Raises: MergeConflict, UsageError as `prepare` does.
     """
@@ -102,7 +104,7 @@ def among(prepared: Prepared, names: Collection[str], choices: Choices) -> Prepa
     heads = tuple(replace(prepared.heads[i], weight=w) for i, w in zip(kept, weights, strict=True))
     versions = tuple(prepared.versions[i] for i in kept)
     records = tuple(prepared.records[i] for i in kept)
-    files, conflicts = ordinary_files(heads, versions, files_of(prepared.bases), choices)
+    files, conflicts = ordinary_files(heads, versions, files_of(prepared.bases), choices, merge_text=merge_text)
     if conflicts:
         raise conflict_error(conflicts)
     method = make(choices.method, choices.settings)

@@ -5,6 +5,7 @@ Nothing is written here but scores of single versions, into the cache.
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from modelgit.errors import UsageError
@@ -16,6 +17,7 @@ from modelgit.porcelain.trials.measuring import Judge, judge_of
 from modelgit.porcelain.trials.searching import search_coefficients, space_of
 from modelgit.porcelain.trials.selecting import require_selectable, select_versions
 from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Trial
+from modelgit.repo.merging.texts import merge_blobs
 from modelgit.repo.repository import Repository
 
 if TYPE_CHECKING:
@@ -63,14 +65,14 @@ def try_out(
         space_of(prepared, trial)
     judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener, given)
     elsewhere = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener) if trial.holdout else None
-    findings = Findings()
+    findings, merge_text = Findings(), partial(merge_blobs, repo)
     if trial.select:
         chosen = select_versions(prepared, trial.select, judge, listener)
         kept = {row.name for row in chosen.kept}
-        prepared, findings = among(prepared, kept, prepared.choices), replace(findings, selection=chosen)
+        prepared, findings = among(prepared, kept, prepared.choices, merge_text), replace(findings, selection=chosen)
     if trial.search:
         found, choices = search_coefficients(repo, prepared, trial, judge, listener)
-        prepared, findings = among(prepared, commits_of(prepared), choices), replace(findings, search=found)
+        prepared, findings = among(prepared, commits_of(prepared), choices, merge_text), replace(findings, search=found)
     if trial.barrier_max is not None and len(prepared.heads) > 1:
         barriers = paths(repo, prepared, judge, trial.points, listener)
         require_connected(barriers, trial.barrier_max)

@@ -85,8 +85,36 @@ def test_files_on_which_several_bases_differ_are_in_none() -> None:
 def test_conflicts_of_files_have_their_own_words() -> None:
     _, conflicts = ordinary_files(MEMBERS, (version({"x": "1"}), version({"x": "2"})), None, Choices())
     error = conflict_error(conflicts)
-    assert error.message == "versions disagree on x"
-    assert error.hint == "Take those of the version you are on (--files ours)."
+    assert error.message == "versions disagree on x: another content in b"
+    assert str(error.hint).startswith("Take those of the version you are on (--files ours); ")
+
+
+OUTCOMES: dict[tuple[str, str, str], Blob | int] = {
+    ("0", "1", "2"): Blob("12"),  # words that stand for texts: 1 and 2 change other lines of 0
+    ("0", "12", "4"): Blob("124"),
+    ("0", "1", "3"): 2,  # the two meet in two places
+}
+
+
+def merge_words(_path: str, base: Blob, ours: Blob, theirs: Blob) -> Blob | int:
+    return OUTCOMES[base.sha, ours.sha, theirs.sha]
+
+
+@pytest.mark.parametrize(
+    ("words", "result", "got"),
+    [
+        (("1", "2", "4"), "124", []),
+        (("1", "0", "1"), "1", []),
+        (("1", "3", "0"), None, ["other lines in 2 places in b, c"]),
+        (("1", None, "0"), None, ["another content in b, c"]),
+    ],
+)
+def test_texts_are_merged_line_by_line(words: tuple[str | None, ...], result: str | None, got: list[str]) -> None:
+    three = [MergedHead(name, name * 40, 1.0) for name in "abc"]
+    versions = tuple(version({"x": word} if word else {}) for word in words)
+    files, conflicts = ordinary_files(three, versions, {"x": Blob("0")}, Choices(), merge_text=merge_words)
+    assert files == ({"x": Blob(result)} if result else {})
+    assert [conflict.got for conflict in conflicts] == got
 
 
 def test_which_tensors_are_the_head() -> None:

@@ -5,10 +5,9 @@
 >>> repo.load("main")["layer.0.weight"]                         # doctest: +SKIP
 """
 
-from typing import TYPE_CHECKING
-
 from modelgit.version import VERSION as __version__
 
+TYPE_CHECKING = False  # true for whoever checks types; the module typing takes most of the time that this one needs
 if TYPE_CHECKING:
     from modelgit.errors import ModelgitError
     from modelgit.porcelain.merging.values import Choices

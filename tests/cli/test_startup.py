@@ -61,3 +61,20 @@ def test_help_is_found_wherever_it_is_looked_for(words: list[str], capsys: pytes
 def test_help_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "merge"]) == 0
     assert "Average versions into the branch you are on." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("during", ["modelgit.cli.app", "modelgit.cli.history"])
+def test_an_interruption_while_it_loads_is_quiet(during: str) -> None:
+    probe = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {during!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            import time; time.sleep(5)
+sys.meta_path.insert(0, Interrupting())
+from modelgit.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", probe, "log"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -1,7 +1,8 @@
 """The lines between versions in `log --graph`: one column for each line of descent under way.
 
 Drawn row by row: `*` where a version stands, `|` where a line passes, `\\` where a merge opens lines to its further
-parents, `/` where lines that lead to the same version come together.
+parents, `/` where lines that lead to the same version come together. A line to a version that is not in the list runs
+on to the end, where `~` says that history goes on: whatever stands below `*` without a line is no parent of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +18,22 @@ class Row:
 
 
 def draw(versions: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[Row]:
-    """Yields the rows for (commit, parents), children before parents; parents beyond the list end at its edge."""
-    known = {commit for commit, _ in versions}
+    """Yields the rows for (commit, parents), children before parents; lines to parents beyond the list stay open."""
     lanes: list[str] = []  # for each column the version that its line leads to
+    ended: int | None = None  # the column in which the row before has a version without parents
     for commit, parents in versions:
         if commit not in lanes:
+            if len(lanes) == ended:
+                yield drawn(marks_for(lanes))  # else this one would look like its parent
             lanes.append(commit)
         while lanes.count(commit) > 1:
             yield from join(lanes, commit)
         at = lanes.index(commit)
         yield Row(" ".join("*" if i == at else "|" for i in range(len(lanes))), commit)
-        yield from leave(lanes, at, [parent for parent in parents if parent in known])
+        ended = None if parents else at
+        yield from leave(lanes, at, list(parents))
+    if lanes:
+        yield Row(" ".join("~" for _ in lanes), None)
 
 
 def marks_for(lanes: list[str]) -> list[str]:

@@ -42,7 +42,8 @@ def test_a_merge_of_three() -> None:
 
 
 def test_two_roots() -> None:
-    assert picture(("b", ""), ("a", "")) == ["* b", "* a"]
+    assert picture(("b", ""), ("a", "")) == ["* b", "", "* a"]
+    assert picture(("c", "a"), ("b", ""), ("d", ""), ("a", "")) == ["* c", "| * b", "|", "| * d", "* a"]
 
 
 def test_a_line_passes_under_others() -> None:
@@ -57,17 +58,29 @@ def test_a_line_passes_under_others() -> None:
     ]
 
 
-def test_parents_beyond_the_list_are_left_out() -> None:
-    assert picture(("b", "a")) == ["* b"]
+def test_lines_to_parents_beyond_the_list_run_on() -> None:
+    assert picture(("b", "a")) == ["* b", "~"]
+    assert picture(("b", "o"), ("a", "p")) == ["* b", "| * a", "~ ~"]
+
+
+def test_a_merge_whose_first_parent_is_beyond_the_list() -> None:
+    assert picture(("m", "abc"), ("c", "o"), ("b", "o")) == [
+        "* m",
+        "|\\",
+        "|\\ \\",
+        "| | * c",
+        "| * | b",
+        "~ ~ ~",
+    ]
 
 
 @given(st.lists(st.sets(st.integers(1, 6), max_size=4), min_size=1, max_size=14))
 def test_every_version_stands_in_one_row_in_order(jumps: list[set[int]]) -> None:
     total = len(jumps)
-    versions = [
-        (str(i), tuple(str(i + jump) for jump in sorted(own) if i + jump < total)) for i, own in enumerate(jumps)
-    ]
+    versions = [(str(i), tuple(str(i + jump) for jump in sorted(own))) for i, own in enumerate(jumps)]
     rows = list(draw(versions))
     assert [row.commit for row in rows if row.commit] == [commit for commit, _ in versions]
     assert all((row.drawing.count("*") == 1) == (row.commit is not None) for row in rows)
-    assert all(set(row.drawing) <= set("*|\\/_ ") for row in rows)
+    assert all(set(row.drawing) <= set("*|\\/_~ ") for row in rows)
+    beyond = any(int(parent) >= total for _, parents in versions for parent in parents)
+    assert ("~" in rows[-1].drawing) == beyond and all("~" not in row.drawing for row in rows[:-1])

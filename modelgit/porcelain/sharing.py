@@ -144,9 +144,15 @@ def push(
     chosen = list(branches) or ([current] if current else [])
     if not chosen:
         raise UsageError("HEAD is on no branch", hint="name what to send: modelgit push REMOTE BRANCH")
+    if not branches and repo.head() is None:
+        raise UsageError(f"nothing to push: {current} has no commit yet", hint=f"{transport.FIRST} {name}")
     done = transferred("push", name, transport.push(repo, name, chosen, listener=listener))
     for branch in chosen if set_upstream else [] if branches else to_set_up(repo, chosen):
         transport.follow(repo, branch, name)
+    alone = [branch for branch in chosen if branch == current and transport.upstream_of(repo, branch) is None]
+    if alone:
+        told = f"{current} follows no branch of a remote yet; modelgit push -u {name} makes it follow {name}/{current}"
+        listener(Noted(f"{told}: status and pull go by that"))
     return done
 
 
@@ -166,7 +172,8 @@ def default_remote(repo: Repository) -> str:
         return followed[0]
     if "origin" in known or len(known) == 1:
         return "origin" if "origin" in known else known[0]
-    hint = "modelgit remote add origin PATH" if not known else f"name one of {', '.join(known)}"
+    add = "modelgit remote add origin PATH, then modelgit push -u origin, or modelgit pull origin"
+    hint = add if not known else f"name one of {', '.join(known)}"
     raise UsageError("no remote named, and none is called origin", hint=hint)
 
 

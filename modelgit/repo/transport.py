@@ -5,6 +5,7 @@ of our own inside a remote: git's fetch and push, which are made for strangers, 
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ FETCH = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write
 PUSH = ("push", "--quiet", "--no-verify", "--atomic", "--receive-pack=git -c core.fsync=all receive-pack")
 PARTLY = "modelgit/partly"  # is there when plain git has brought history, of which some objects alone were sought
 HEAD_LINE = re.compile(r"ref: refs/heads/([A-Za-z0-9_][A-Za-z0-9._/+-]*)\s*")
+FIRST = "make the first version: modelgit import FILE, or modelgit commit; then modelgit push -u"  # and a remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ def fill_clone(source: Path, directory: Path, branch: str | None, listener: List
         raise RemoteError(
             f"the repository at {source} has no branch '{branch}'", hint=f"branches: {', '.join(remote) or 'none'}"
         )
+    elif not remote:
+        follow(repo, chosen, "origin")  # an empty one, to be pushed to
     return repo
 
 
@@ -444,6 +448,15 @@ def refuse_checked_out(there: Remote, tips: dict[str, str]) -> None:
 # ---------------------------------------------------------------------- pull
 
 
+def no_branch(repo: Repository, remote: str, branch: str, *, mine: bool) -> RemoteError:
+    """Returns the error for a branch that a remote does not have, if it has any; `mine` is called the same."""
+    share = f"share it: modelgit push -u {remote} {shlex.quote(branch)}" if mine else None
+    hint = f"{FIRST} {remote}" if repo.head() is None else share
+    known = repo.refs(f"refs/remotes/{remote}/")
+    told = f"{remote} has no branch '{branch}'" if known else f"{remote} is empty: no branch yet"
+    return RemoteError(told, hint=hint)
+
+
 def pull(repo: Repository, remote: str, source: str | None = None, *, listener: Listener = ignore) -> Moved:
     """Fetches, then moves the branch checked out forward to the remote's `source`; local changes elsewhere stay.
 
@@ -459,10 +472,9 @@ def pull(repo: Repository, remote: str, source: str | None = None, *, listener: 
     chosen = source or (followed[1] if followed and followed[0] == remote else branch)
     moved = fetch(repo, remote, listener=listener)
     theirs = repo.refs(f"refs/remotes/{remote}/{chosen}").get(f"refs/remotes/{remote}/{chosen}")
-    if theirs is None:
-        hint = f"share it: modelgit push {remote} {chosen}" if chosen == branch else None
-        raise RemoteError(f"{remote} has no branch '{chosen}'", hint=hint)
     head = repo.head()
+    if theirs is None:
+        raise no_branch(repo, remote, chosen, mine=chosen == branch)
     if head is not None and repo.is_ancestor(theirs, head):
         return moved
     if head is not None and not repo.is_ancestor(head, theirs):

@@ -479,6 +479,32 @@ def test_a_branch_follows_where_it_is_pushed_to_when_asked(repo: Repository, top
     assert upstream_of(repo, "other") == ("one", "other")
 
 
+def test_a_clone_of_nothing_says_what_comes_first(tmp_path: Path) -> None:
+    sharing.init(tmp_path / "shared.git", bare=True)
+    top, heard = tmp_path / "copy", list[Event]()
+    sharing.clone(str(tmp_path / "shared.git"), top)
+    copy = Repository.open(top)
+    steps: list[tuple[Callable[[], object], str]] = [
+        (lambda: sharing.push(copy, None, []), "nothing to push: main has no commit yet"),
+        (lambda: sharing.pull(copy), "origin is empty: no branch yet"),
+    ]
+    for step, told in steps:
+        with pytest.raises((UsageError, RemoteError), match=told) as caught:
+            step()
+        assert "then modelgit push -u origin" in str(caught.value.hint)
+    write_model(top / MODEL)
+    work.commit(copy, "First")
+    sharing.push(copy, None, [], heard.append)
+    assert upstream_of(copy, "main") == ("origin", "main")  # as git clones
+    assert not any(isinstance(event, Noted) for event in heard)
+    work.create_branch(copy, "side", None)
+    sharing.push(copy, None, [], heard.append)
+    assert [event.message for event in heard if isinstance(event, Noted)] == [
+        "side follows no branch of a remote yet; modelgit push -u origin makes it follow origin/side: "
+        "status and pull go by that"
+    ]
+
+
 def test_another_branch_can_be_pulled(repo: Repository, top: Path, tmp_path: Path) -> None:
     sharing.init(tmp_path / "shared.git", bare=True)
     git(top, "remote", "add", "origin", "../shared.git")

@@ -141,7 +141,7 @@ def test_status_amid_conflicts_names_the_files_and_the_ways_on_and_out(
     capfd.readouterr()
     assert main(["-C", str(top), "status"]) == 0
     told = capfd.readouterr().out
-    assert f"In the middle of a {verb} of {what}\n" in told
+    assert f"Under way: {verb} of {what}\n" in told
     assert f"git checkout --theirs {MODEL} && git add {MODEL}\n" in told
     git(top, "checkout", "--theirs", MODEL)
     work.add(repo, [MODEL], top)

@@ -54,7 +54,7 @@ def under_way_lines(found: "UnderWay | None", conflicts: Sequence["Unmerged"]) -
     """Yields what git is in the middle of, the paths in conflict, the ways on and out."""
     if found is not None:
         told: list[str | Span] = [" of ", strong(found.what)] if found.what else []
-        yield line(f"In the middle of a {found.verb}", *told)
+        yield line(f"Under way: {found.verb}", *told)
     for one in conflicts[:SHOWN]:
         yield line("  ", Span("conflict ", "bad"), one.path, faint(f"  {one.kind}"))
     if len(conflicts) > SHOWN:

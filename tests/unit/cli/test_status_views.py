@@ -19,7 +19,7 @@ def told(under_way: UnderWay | None, *conflicts: Unmerged) -> list[str]:
 
 def test_sides_are_named_as_git_has_them() -> None:
     assert told(REBASE, Unmerged("m.safetensors", "both modified"), Unmerged("a b.md", "both added")) == [
-        "In the middle of a rebase of b onto main",
+        "Under way: rebase of b onto main",
         "  conflict m.safetensors  both modified",
         "  conflict a b.md  both added",
         "  take ours (main): git checkout --ours m.safetensors && git add m.safetensors",
@@ -41,7 +41,7 @@ def test_a_file_that_one_side_deleted_is_kept_or_deleted() -> None:
 
 def test_resolved_conflicts_leave_the_ways_on_and_out() -> None:
     assert told(REBASE) == [
-        "In the middle of a rebase of b onto main",
+        "Under way: rebase of b onto main",
         "  go on: git rebase --continue",
         "  give it up: git rebase --abort",
         "Nothing has changed",

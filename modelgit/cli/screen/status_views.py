@@ -78,9 +78,9 @@ def ways_to_resolve(found: "UnderWay | None", conflicts: Sequence["Unmerged"]) -
     texts = [one.path for one in whole if not one.path.endswith(".safetensors")]
     gone = [one.path for one in conflicts if one not in whole]
     if weights:
-        file, ours, theirs = named(weights), side(found and found.ours), side(found and found.theirs)
-        yield f"take ours{ours}", f"git checkout --ours {file} && git add {file}"
-        yield f"take theirs{theirs}", f"git checkout --theirs {file} && git add {file}"
+        file, ours, theirs = named(weights), found.ours if found else None, found.theirs if found else None
+        yield f"take ours{side(ours)}", f"git checkout --ours {file} && git add {file}"
+        yield f"take theirs{side(theirs)}", f"git checkout --theirs {file} && git add {file}"
     if texts:
         yield "edit, then", f"git add {named(texts)}"
     if gone:

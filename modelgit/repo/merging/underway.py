@@ -70,17 +70,23 @@ def under_way(repo: Repository) -> UnderWay | None:
     if verb == "bisect":
         return UnderWay(verb, None, None, None, "git bisect good, or git bisect bad", "git bisect reset")
     tool = "modelgit" if verb == "merge" else "git"
-    ours, theirs = repo.branch() or "HEAD", None
-    if verb == "rebase":
-        ours, theirs = called(repo, first(repo, "onto")), called(repo, read(repo, "REBASE_HEAD"))
-        branch = (first(repo, "head-name") or "").removeprefix("refs/heads/")
-        what = f"{branch or 'HEAD'} onto {ours}"
-    else:
-        found = read(repo, f"{verb.replace('-', '_').upper()}_HEAD")
-        theirs = ", ".join(str(called(repo, word)) for word in (found or "").split()) or None
-        what = theirs
+    what, ours, theirs = sides_of_rebase(repo) if verb == "rebase" else sides_of(repo, verb)
     skip = f"git {verb} --skip" if verb != "merge" else None
     return UnderWay(verb, what, ours, theirs, f"{tool} {verb} --continue", f"{tool} {verb} --abort", skip)
+
+
+def sides_of(repo: Repository, verb: str) -> tuple[str | None, str | None, str | None]:
+    """Returns what a verb works on, what it calls ours, and theirs."""
+    found = read(repo, f"{verb.replace('-', '_').upper()}_HEAD") or ""
+    theirs = ", ".join(str(called(repo, word)) for word in found.split()) or None
+    return theirs, repo.branch() or "HEAD", theirs
+
+
+def sides_of_rebase(repo: Repository) -> tuple[str | None, str | None, str | None]:
+    """Returns what is rebased, what it goes onto, which is ours, and the commit that is replayed."""
+    onto = called(repo, first(repo, "onto"))
+    branch = (first(repo, "head-name") or "").removeprefix("refs/heads/")
+    return f"{branch or 'HEAD'} onto {onto}", onto, called(repo, read(repo, "REBASE_HEAD"))
 
 
 def verb_under_way(repo: Repository) -> str | None:

@@ -20,6 +20,7 @@ ModelgitError                  an error a person can act on
 ├── DataError             17   a data set that is missing, empty, or does not fit the model
 ├── TrainingError         18   a fine-tuning that went wrong (loss not finite, out of memory, no device)
 ├── DependencyMissing     19   an optional package that the step needs
+├── ClusterError          20   a cluster that is out of reach, or does not take a job
 └── NotEvaluated         125   a version that a gate cannot be asked about; `git bisect run` skips it
 
 130 is the exit code of an interruption (Ctrl-C). Codes are only ever added.
@@ -155,6 +156,12 @@ class DependencyMissing(ModelgitError):
     """An optional package that the step needs is not installed."""
 
     exit_code = 19
+
+
+class ClusterError(ModelgitError):
+    """A cluster that is out of reach, or does not take a job."""
+
+    exit_code = 20
 
 
 class NotEvaluated(ModelgitError):

@@ -41,8 +41,15 @@ def register_run(app: typer.Typer) -> None:
         only: Annotated[
             list[str] | None, typer.Option("--only", metavar="PATTERN", help="These steps and what they need; repeat.")
         ] = None,
-        workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
+        workers: Annotated[
+            int, typer.Option("--workers", min=0, help="Processes, or jobs in a queue; 0: as many as suit.")
+        ] = 0,
         device: Device = "auto",
+        on: Annotated[str, typer.Option("--on", help="Where workers run: local, slurm or ray.")] = "local",
+        cluster: Annotated[
+            list[str] | None,
+            typer.Option("--cluster", metavar="KEY[=VALUE]", help="What each job asks the cluster for; repeat."),
+        ] = None,
         tensorboard: Curves = None,
     ) -> "Ran":
         """Carry out a pipeline of fine-tunings and merges.
@@ -52,16 +59,24 @@ def register_run(app: typer.Typer) -> None:
         """
         from modelgit.pipeline.start import Options, run_pipeline
 
-        options = Options(tuple(set_ or ()), repo, report, workers, device, tuple(only or ()))
+        only_, settings = tuple(only or ()), tuple(cluster or ())
+        options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings)
         with drawing(session.listener, tensorboard) as listener:
             return run_pipeline(pipeline, options, listener)
 
     @app.command("plumbing-worker", hidden=True)
-    def worker(device: Device = "auto", trusted: Trust = None) -> None:
+    def worker(
+        device: Device = "auto",
+        trusted: Trust = None,
+        job: Annotated[Path | None, typer.Option("--job", help="Carry out the request in this folder instead.")] = None,
+    ) -> None:
         """Carry out the requests that arrive on stdin."""
         trust(trusted)
-        from modelgit.pipeline.execution import work
+        from modelgit.pipeline.execution import work, work_job
 
+        if job is not None:
+            work_job(Path.cwd(), device, job)
+            return
         replies, sys.stdout = sys.stdout, sys.stderr  # nothing but replies may reach the coordinator
         work(Path.cwd(), device, sys.stdin, replies)
 

@@ -9,7 +9,8 @@ from modelgit.events import Event, Noted
 from modelgit.pipeline.keys import keep
 from modelgit.pipeline.merging import merge_commits, posterior_weights
 from modelgit.pipeline.messages import Done, MergeRequest, Request, ScoreRequest
-from modelgit.pipeline.worker import serve
+from modelgit.pipeline.worker import Execute, serve
+from modelgit.pipeline.workers.jobs import attend
 from modelgit.porcelain.scores import known_model, split_answers, split_images, split_values, workbench
 from modelgit.porcelain.training.adapting import state_at
 from modelgit.porcelain.training.running import commit_result, run_file, train
@@ -56,13 +57,23 @@ def as_table(scores: Scores) -> dict[str, Any]:
 
 def work(place: Path, device: str, requests: IO[str], replies: IO[str]) -> None:
     """Serves requests about the repository at `place` until they end."""
+    serve(requests, replies, executor(place, device))
+
+
+def work_job(place: Path, device: str, folder: Path) -> None:
+    """Carries out the one request of a job's folder, about the repository at `place`."""
+    attend(folder, executor(place, device))
+
+
+def executor(place: Path, device: str) -> Execute:
+    """Returns what carries requests out about the repository at `place`, on one workbench."""
     repo = Repository.open(place)
     bench = workbench(repo, device)
 
     def carry_out(request: Request, say: Say) -> Done:
         return execute(repo, bench, request, lambda event: say(about(request.step, event)))
 
-    serve(requests, replies, carry_out)
+    return carry_out
 
 
 def about(step: str, event: Event) -> Event:

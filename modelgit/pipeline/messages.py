@@ -1,7 +1,8 @@
 """What the coordinator and its workers say to each other: one JSON object a line.
 
 A worker is told *what* to do by value and *on which commit* by id; weights never travel this way, they are read
-from and written to the object store. So a worker may die at any moment, and the same lines would do over ssh.
+from and written to the object store. So a worker may die at any moment, and the same lines do through a pipe as through
+files of a shared folder.
 """
 
 import dataclasses
@@ -84,28 +85,47 @@ class Failed:
 
 
 Reply = Done | Failed | Event
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The script around a job's worker has begun, on that node of the cluster."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The script around a job's worker has seen it end."""
+
+    code: int
+
+
+Message = Request | Reply | Began | Ended
 SHAPES: dict[str, type] = {
     "train": TrainRequest,
     "score": ScoreRequest,
     "merge": MergeRequest,
     "done": Done,
     "failed": Failed,
+    "began": Began,
+    "ended": Ended,
     **EVENTS,
 }
 WORDS = {shape: word for word, shape in SHAPES.items()}
 
 
-def encode(message: Request | Reply) -> str:
+def encode(message: Message) -> str:
     """Returns the message as one line of JSON."""
     return json.dumps({"type": WORDS[type(message)], **dataclasses.asdict(message)}) + "\n"
 
 
-def decode(line: str) -> Request | Reply:
+def decode(line: str) -> Message:
     """Returns the message in `line`.
 
     Raises:
         RecipeError: it is of no known shape.
     """
     table = json.loads(line)
-    shape: type[Request | Reply] = SHAPES[table.pop("type")]
+    shape: type[Message] = SHAPES[table.pop("type")]
     return bind(shape, table, shape.__name__)

@@ -12,8 +12,8 @@ from modelgit.events import Advanced, Finished, Listener, Noted, Started
 from modelgit.pipeline.keys import step_key
 from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest
 from modelgit.pipeline.outcome import Row, StepScore, compared, table
-from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.steps import Steps
+from modelgit.pipeline.workers.pool import Pool
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.recipe.expanding import Job
 from modelgit.recipe.pipeline import Pipeline

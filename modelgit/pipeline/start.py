@@ -1,32 +1,27 @@
 """Running a pipeline file: checked whole, then carried out by a pool of workers."""
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelgit.events import Listener, ignore
 from modelgit.pipeline.checking import checked, refuse_full_disk
 from modelgit.pipeline.outcome import Row
-from modelgit.pipeline.pool import Pool
 from modelgit.pipeline.publish import publish
 from modelgit.pipeline.run import Coordinator, Outcome
 from modelgit.pipeline.steps import Steps
+from modelgit.pipeline.workers.places import workplace
+from modelgit.pipeline.workers.pool import Pool
 from modelgit.porcelain.scores import drop_features
 from modelgit.recipe.pipeline import Pipeline, load_pipeline, part_of
 from modelgit.repo.repository import Repository
-from modelgit.store.objects import available_threads
-from modelgit.train.task import choose_device
-from modelgit.train.trust import trusted_factories
-
-GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run: overrides of the file, where to, with how many workers (0: one a core, three on a GPU).
+    """How to run: overrides of the file, where to, with how many workers (0: as many as suit the place).
 
-    `only` are patterns of steps' names: these steps are carried out, with all that they need.
+    `only` are patterns of steps' names: these steps are carried out, with all that they need. `on` is where workers
+    run (local, slurm, ray), `cluster` what each job asks for there (`KEY=VALUE`, or `KEY`).
     """
 
     overrides: tuple[str, ...] = ()
@@ -35,6 +30,8 @@ class Options:
     workers: int = 0
     device: str = "auto"
     only: tuple[str, ...] = ()
+    on: str = "local"
+    cluster: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,8 @@ def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> R
     """Carries out the pipeline in `path` as far as it is not done yet, and returns its outcome.
 
     Raises:
-        RecipeError, DataError, DependencyMissing, TrainingError: before the first step runs, where that can be known.
+        RecipeError, DataError, DependencyMissing, ClusterError, TrainingError: before the first step runs, where that
+            can be known.
     """
     done = carry_out(path, options, listener)
     info, outcome = done.pipeline.info, done.outcome
@@ -83,10 +81,9 @@ def carry_out(path: Path, options: Options, listener: Listener = ignore) -> Carr
     pipeline = checked(pipeline)
     place = place_of(pipeline, options)
     refuse_full_disk(pipeline, place)
-    device = choose_device(options.device)
+    found = workplace(options.on, options.cluster, options.device, options.workers)
     repo = open_or_make(place)
-    workers = options.workers or (GPU_WORKERS if device.type == "cuda" else available_threads())
-    with Pool(worker_command(repo, str(device)), workers) as pool:
+    with Pool(found.launcher(repo), found.size) as pool:
         outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
     return Carried(pipeline, repo, outcome)
 
@@ -99,10 +96,3 @@ def place_of(pipeline: Pipeline, options: Options) -> Path:
 def open_or_make(place: Path) -> Repository:
     """Returns the repository at `place` itself (not one around it), made if there is none."""
     return Repository.init(place)  # an existing one is set up for weights
-
-
-def worker_command(repo: Repository, device: str) -> Sequence[str]:
-    """Returns the command line of a worker."""
-    place = str((repo.worktree or repo.git_dir).resolve())
-    trusted = [word for name in trusted_factories() for word in ("--trust-factory", name)]
-    return [sys.executable, "-P", "-m", "modelgit", "-C", place, "plumbing-worker", "--device", device, *trusted]

@@ -135,6 +135,11 @@ def choose_device(name: str) -> torch.device:
         raise TrainingError(f"unknown device '{name}'", hint="--device auto, cpu or cuda") from error
 
 
+def gpu_count(device: torch.device) -> int:
+    """Returns how many GPUs a device may be: all where it is `cuda` without a number."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
+
+
 def loaded(bench: Workbench, design: Design | str, state: Mapping[str, Tensor], classes: int) -> Network:
     """Returns the network with the state's weights; a head of other classes is left out (zeros stand there).
 

@@ -1,4 +1,4 @@
-"""The pool, with real processes: a worker that dies costs one retry, and none outlives its coordinator."""
+"""Workers as processes: one that dies costs one retry, none outlives its coordinator, each has its own GPU."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from modelgit.errors import TrainingError
-from modelgit.events import Advanced
+from modelgit.events import Advanced, Noted
 from modelgit.pipeline.messages import Done, Failed, ScoreRequest
-from modelgit.pipeline.pool import Pool
+from modelgit.pipeline.workers.pool import Pool
+from modelgit.pipeline.workers.processes import Processes, freest, gpu_names
 from modelgit.train.config import DataConfig
 
 WORKER = """
@@ -28,7 +29,7 @@ def execute(request, say):
     if request.step == "bad":
         raise DataError("no such data", hint="look elsewhere")
     say(Advanced(request.step, 3, "half way"))
-    return Done(request.step, request.commit, {"pid": os.getpid()})
+    return Done(request.step, request.commit, {"pid": os.getpid(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")})
 
 serve(sys.stdin, sys.stdout, execute)
 """
@@ -46,7 +47,7 @@ def request(step: str, commit: str = "c") -> ScoreRequest:
 
 
 def test_replies_arrive_and_workers_are_used_again(command: list[str]) -> None:
-    with Pool(command, 1) as pool:
+    with Pool(Processes(command), 1) as pool:
         pids = []
         for step in ("a", "b"):
             pool.submit(request(step))
@@ -60,21 +61,23 @@ def test_replies_arrive_and_workers_are_used_again(command: list[str]) -> None:
 
 
 def test_an_error_travels_as_a_value(command: list[str]) -> None:
-    with Pool(command, 1) as pool:
+    with Pool(Processes(command), 1) as pool:
         pool.submit(request("bad"))
         assert pool.next_reply() == Failed("bad", "DataError", "no such data", "look elsewhere")
 
 
 def test_a_worker_that_dies_costs_one_retry(command: list[str], tmp_path: Path) -> None:
-    with Pool(command, 1) as pool:
+    with Pool(Processes(command), 1) as pool:
         pool.submit(request("fragile", str(tmp_path / "marker")))
+        assert pool.next_reply() == Noted("fragile: its worker died with exit code 9; it is tried once more")
         assert pool.next_reply() == Advanced("fragile", 3, "half way")
         assert isinstance(pool.next_reply(), Done)
 
 
 def test_dying_twice_is_an_error_that_names_the_step(command: list[str]) -> None:
-    with Pool(command, 1) as pool:
+    with Pool(Processes(command), 1) as pool:
         pool.submit(request("doomed"))
+        assert isinstance(pool.next_reply(), Noted)
         with pytest.raises(TrainingError, match="step 'doomed': its worker died twice, last with exit code 9"):
             pool.next_reply()
 
@@ -86,3 +89,37 @@ def test_workers_stop_when_their_input_ends(command: list[str]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(timeout=20) == 0
+
+
+def done(pool: Pool) -> Done:
+    while not isinstance(reply := pool.next_reply(), Done):
+        assert not isinstance(reply, Failed)
+    return reply
+
+
+def test_each_worker_has_a_gpu_of_its_own(command: list[str]) -> None:
+    with Pool(Processes(command, ("0", "GPU-8f1a")), 2) as pool:
+        for step in ("a", "b"):
+            pool.submit(request(step))
+        assert {done(pool).scores["gpu"] for _ in range(2)} == {"0", "GPU-8f1a"}
+
+
+def test_a_new_worker_goes_where_the_fewest_are() -> None:
+    assert freest(("0", "1"), ["0"]) == "1"
+    assert freest(("0", "1"), ["0", "1", "1"]) == "0"
+    assert freest((), [None, None]) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "names"),
+    [
+        (0, None, ()),
+        (1, None, ()),
+        (2, None, ("0", "1")),
+        (2, "3, GPU-8f1a", ("3", "GPU-8f1a")),
+        (2, "5,6,-1,7", ("5", "6")),
+        (2, "", ("0", "1")),
+    ],
+)
+def test_gpus_are_called_as_the_variable_calls_them(count: int, visible: str | None, names: tuple[str, ...]) -> None:
+    assert gpu_names(count, visible) == names

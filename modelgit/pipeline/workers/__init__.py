@@ -1,0 +1,1 @@
+"""Workers and where they run: processes of this machine, jobs of a Slurm or a Ray cluster."""

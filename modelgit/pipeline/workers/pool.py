@@ -1,0 +1,98 @@
+"""A pool of workers, wherever they run: who is at what, and one retry for a worker that dies.
+
+A *launcher* knows how a worker is started (see `processes` and `cluster`); the pool hears what becomes of requests.
+"""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelgit.errors import ModelgitError, TrainingError
+from modelgit.events import Noted
+from modelgit.pipeline.messages import Done, Failed, Reply, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker of a request ended before it was done; `how` says what is known of it, `hint` what may help."""
+
+    request: Request
+    how: str
+    hint: str
+
+
+Heard = Reply | Died | ModelgitError
+Hear = Callable[[Heard], None]
+
+
+class Launcher(Protocol):
+    """Where workers run."""
+
+    def launch(self, request: Request, hear: Hear) -> None:
+        """Has a worker carry the request out.
+
+        `hear` is called, from any thread, with all that it says: Done or Failed at last, or Died if it ends without; an
+        error if nothing more can be heard of any.
+
+        Raises:
+            ModelgitError: no worker can be started.
+        """
+
+    def close(self) -> None:
+        """Ends all workers; what they had committed stays."""
+
+
+class Pool:
+    """At most `size` requests under way at a time."""
+
+    def __init__(self, launcher: Launcher, size: int) -> None:
+        self._launcher = launcher
+        self._size = size
+        self._under_way: set[str] = set()
+        self._retried: set[str] = set()
+        self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._launcher.close()
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return len(self._under_way)
+
+    @property
+    def free(self) -> int:
+        """How many more requests can be taken now."""
+        return self._size - self.busy
+
+    def submit(self, request: Request) -> None:
+        """Hands the request to a worker."""
+        self._under_way.add(request.step)
+        self._launcher.launch(request, self._heard.put)
+
+    def next_reply(self) -> Reply:
+        """Waits for the next thing that any worker says.
+
+        Raises:
+            TrainingError: a worker died twice at the same request. ModelgitError: workers are out of reach.
+        """
+        heard = self._heard.get()
+        if isinstance(heard, ModelgitError):
+            raise heard
+        if isinstance(heard, Died):
+            return self._again(heard)
+        if isinstance(heard, Done | Failed):
+            self._under_way.remove(heard.step)
+        return heard
+
+    def _again(self, died: Died) -> Noted:
+        step = died.request.step
+        if step in self._retried:
+            raise TrainingError(f"step '{step}': its worker died twice, last {died.how}", hint=died.hint)
+        self._retried.add(step)
+        self._launcher.launch(died.request, self._heard.put)
+        return Noted(f"{step}: its worker died {died.how}; it is tried once more")

@@ -51,8 +51,8 @@ def register_versions(app: typer.Typer) -> None:
     ) -> "Committed":
         """Commit a model from elsewhere.
 
-        A safetensors file or a PyTorch checkpoint (never unpickled) joins the files of the version before; a Hugging
-        Face folder, with all its files, takes the place of all of them.
+        A safetensors file, a PyTorch checkpoint (never unpickled), or a Hugging Face folder with all its files joins
+        the files of the version before. Shards and indexes of a model that a folder replaces go, its other files stay.
         """
         from modelgit.porcelain.importing import import_model
 

@@ -1,7 +1,6 @@
 """A checkpoint of a framework as a commit: its weights and small text files, with step, epoch and metrics."""
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +11,19 @@ from typing import Any
 from modelgit.errors import FormatError, ModelgitError, UsageError
 from modelgit.formats.manifest import relatives
 from modelgit.porcelain.executing import environment
-from modelgit.porcelain.importing import Files, imported_record, ordinary
+from modelgit.porcelain.importing import Files, imported_record, kept, ordinary
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.porcelain.tensors import Tensor, raw_tensors
 from modelgit.porcelain.versions import DEFAULT_PATH
 from modelgit.porcelain.work import land, refuse_shared_branch
 from modelgit.repo.gitdir import GitDirectory, check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.values import Blob, CommitDraft, Version
+from modelgit.repo.values import CommitDraft, Version
 from modelgit.store.files.intake import store_file, store_tensors
 
-INDEX_SUFFIX = ".safetensors.index.json"
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md")
 LEFT_OUT = ("trainer_state.json",)
 DEFAULT_MESSAGE = "Checkpoint at step {step}"
-SHARD = re.compile(r"-\d+-of-\d+(?=\.safetensors$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +132,6 @@ def saved_files(folder: Path) -> list[Path]:
     return [
         file for file in found if file.name.endswith((WEIGHTS_SUFFIX, *TEXT_SUFFIXES)) and file.name not in LEFT_OUT
     ]
-
-
-def kept(old: Version | None, files: Files) -> dict[str, Blob]:
-    """Returns the files of the version before that stay: all but shards and indexes of a model that is replaced."""
-    models = {model_of(path) for path in files if path.endswith((WEIGHTS_SUFFIX, INDEX_SUFFIX))}
-    return {path: blob for path, blob in (old.tree() if old else {}).items() if model_of(path) not in models}
-
-
-def model_of(path: str) -> str:
-    """Returns the name that a weight file would have were it not one shard of several, or an index of them."""
-    return SHARD.sub("", path.removesuffix(".index.json") if path.endswith(INDEX_SUFFIX) else path)
 
 
 def record_of(repo: Repository, checkpoint: Checkpoint, files: Files, parent: str | None) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from modelgit.formats.torch_zip import TorchFile, is_torch_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import DEFAULT_PATH
 from modelgit.porcelain.work import Committed, committed, land, require_clean
+from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
-from modelgit.repo.values import Blob, CommitDraft
+from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
@@ -27,6 +29,8 @@ from modelgit.train.networks.layouts import LAYOUTS
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024
 LEFT_OUT = (".git", ".cache")
 PYTORCH_MODEL, INDEX_SUFFIX = "pytorch_model", ".index.json"
+SHARD = re.compile(r"-\d+-of-\d+(?=\.safetensors$)")
+GIT_SETTINGS = (ATTRIBUTES_PATH, ".gitignore")  # how a repository is kept, which is no part of a model
 Files = dict[str, Manifest | Blob | bytes]
 
 
@@ -44,7 +48,9 @@ class Import:
 def import_model(
     repo: Repository, source: Path, message: str | None = None, *, path: str = DEFAULT_PATH, listener: Listener = ignore
 ) -> Committed:
-    """Commits the model in `source` to the branch checked out: a file as `path`, a folder in the place of all files.
+    """Commits the model in `source` to the branch checked out: a file as `path`, a folder with all its files.
+
+    Other files stay as they are; shards and indexes of a model that a folder replaces go.
 
     Raises:
         FormatError: what is there is no model, or not plain files. DirtyWorktree: local changes lie in the way.
@@ -57,14 +63,36 @@ def import_model(
         work = Import(source, old.manifests if old else {}, Earlier(repo, head), pack, listener)
         files = folder_files(work) if source.is_dir() else single_file(work, path)
         pack.commit()
-    kept: Files = {} if source.is_dir() or old is None else dict(old.tree())
+    stays = own_settings(repo, old, files, listener) if source.is_dir() else {}
+    rest = kept(old, files) if source.is_dir() else old.tree() if old else {}
     record = files.get(RECORD_PATH) or write_record(imported_record(source, files))
-    draft = CommitDraft(
-        (head,) if head else (), {**kept, **files, RECORD_PATH: record}, message or f"Import {source.name}"
-    )
+    tree = {**rest, **files, **stays, RECORD_PATH: record}
+    draft = CommitDraft((head,) if head else (), tree, message or f"Import {source.name}")
     made = repo.commit(draft)
     branch = land(repo, made, listener, expected=head, reason=f"import: {source.name}")
     return committed(repo, made, branch, repo.store.size_on_disk() - before)
+
+
+def kept(old: Version | None, files: Files) -> dict[str, Blob]:
+    """Returns the files of the version before that stay: all but shards and indexes of a model that is replaced."""
+    models = {model_of(path) for path in files if path.endswith((WEIGHTS_SUFFIX, WEIGHTS_SUFFIX + INDEX_SUFFIX))}
+    return {path: blob for path, blob in (old.tree() if old else {}).items() if model_of(path) not in models}
+
+
+def model_of(path: str) -> str:
+    """Returns the name that a weight file would have were it not one shard of several, or an index of them."""
+    index = path.endswith(WEIGHTS_SUFFIX + INDEX_SUFFIX)
+    return SHARD.sub("", path.removesuffix(INDEX_SUFFIX) if index else path)
+
+
+def own_settings(repo: Repository, old: Version | None, files: Files, listener: Listener) -> dict[str, Blob]:
+    """Returns what the version before says to git in files that an import has too: the repository's own stays."""
+    found = {path: old.files[path] for path in GIT_SETTINGS if old and path in files and path in old.files}
+    texts = {path: repo.read_blob(blob) for path, blob in found.items()}
+    stays = {path: blob for path, blob in found.items() if texts[path] not in (files[path], ATTRIBUTES.encode())}
+    for path in stays:
+        listener(Noted(f"left out {path}: the repository has its own"))
+    return stays
 
 
 def single_file(work: Import, path: str) -> Files:

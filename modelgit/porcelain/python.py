@@ -157,21 +157,25 @@ class Repository:
         """Commits a state dict of PyTorch or numpy arrays and returns the commit.
 
         It goes to `branch`, the one checked out unless named; to that one with its files. `parents` are revisions,
-        the branch's tip unless named. Other files of the first parent stay as they are there. `record` says what the
-        model is; without one, what the first parent's says still holds. `metadata` goes into the file's header.
+        the branch's tip unless named, HEAD for a new branch; with `parents=[]` it has none. Other files of the first
+        parent stay as they are there. `record` says what the model is; without one, what the first parent's says still
+        holds. `metadata` goes into the file's header.
 
         Raises:
             FormatError: no tensor or array, or one that safetensors cannot hold.
             DirtyWorktree: local changes lie in the way.
-            RepositoryError: the branch would lose commits.
+            RepositoryError: the branch would lose commits, or another work tree is on it.
         """
         repo = self._repo
         target = branch or repo.branch()
         current = target == repo.branch()
         if current:
             work.require_clean(repo)
+        else:
+            work.refuse_shared_branch(repo, target or "")
         tip = repo.head() if current else repo.branches().get(target or "")
-        chosen = tuple(repo.resolve(rev) for rev in parents) if parents is not None else ((tip,) if tip else ())
+        start = tip or repo.head()
+        chosen = tuple(repo.resolve(rev) for rev in parents) if parents is not None else ((start,) if start else ())
         if tip and not any(repo.is_ancestor(tip, parent) for parent in chosen):
             hint = "name a new branch, or the branch's tip among the parents"
             lost = f"branch '{target}' would lose {tip[:10]}: none of the parents descends from it"

@@ -189,9 +189,8 @@ def together(version: Version) -> Manifest:
     for path, manifest in sorted(version.manifests.items()):
         for entry in manifest.tensors:
             if entry.name in found:
-                raise FormatError(
-                    f"tensor '{entry.name}' is in several weight files of {version.commit[:10]}, also in {path}"
-                )
+                told = f"tensor '{entry.name}' is in several weight files of {version.commit[:10]}, also in {path}"
+                raise FormatError(told, hint="git rm those that are not the model's, and commit")
             found[entry.name] = entry
     tensors = tuple(sorted(found.values(), key=lambda entry: entry.name.encode()))
     return Manifest("", 0, sum(m.size_bytes for m in version.manifests.values()), tensors)

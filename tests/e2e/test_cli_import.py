@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import modelgit
 from modelgit.errors import DirtyWorktree, FormatError
-from modelgit.events import Advanced, Event
+from modelgit.events import Advanced, Event, Noted
 from modelgit.porcelain import sharing, versions, work
 from modelgit.porcelain.importing import import_model
 from modelgit.porcelain.records import read_record
@@ -58,15 +58,40 @@ def test_a_folder_comes_back_byte_for_byte(repo: Repository, tmp_path: Path) -> 
     assert sorted(versions.weights_of(repo, "main").names()) == ["layer1.weight", "layer2.weight"]
 
 
-def test_a_second_import_of_a_folder_replaces_it(repo: Repository, tmp_path: Path) -> None:
-    hugging_face_folder(tmp_path / "bert")
-    import_model(repo, tmp_path / "bert")
-    (tmp_path / "bert" / "tokenizer" / "vocab.txt").unlink()
-    made = import_model(repo, tmp_path / "bert", "without a vocabulary")
-    assert (made.same, made.added, made.changed) == (2, 0, 0)
-    assert "tokenizer/vocab.txt" not in repo.version("main").files
-    assert repo.worktree is not None
-    assert not (repo.worktree / "tokenizer").exists()
+def test_a_second_import_of_a_folder_replaces_the_model_and_nothing_else(repo: Repository, tmp_path: Path) -> None:
+    """Shards and their index go; so does a single file of that name. What the user keeps beside them stays."""
+    root = repo.worktree
+    assert root is not None
+    own = {
+        ".gitignore": "*.log\n",
+        "NOTES.md": "mine\n",
+        ".gitattributes": "*.safetensors filter=modelgit -text\n*.md text\n",
+    }
+    for name, text in own.items():
+        (root / name).write_text(text)
+    for name in ("model", "adapter_model"):
+        save_file({name: np.ones(2, np.float32)}, root / f"{name}.safetensors")
+    work.add(repo, [*own], root)
+    work.commit(repo, "by hand")
+    bert = tmp_path / "bert"
+    hugging_face_folder(bert)
+    for name in (".gitignore", ".gitattributes"):
+        (bert / name).write_text("*.safetensors filter=lfs -text\n")
+    said: list[object] = []
+    assert import_model(repo, bert, listener=said.append).deleted == ("model.safetensors",)
+    assert [event.message for event in said if isinstance(event, Noted)] == [
+        f"left out {name}: the repository has its own" for name in (".gitattributes", ".gitignore")
+    ]
+    (bert / "model-00001-of-00002.safetensors").unlink()
+    (bert / "model-00002-of-00002.safetensors").rename(bert / "model.safetensors")
+    for name in ("model.safetensors.index.json", "tokenizer/vocab.txt"):
+        (bert / name).unlink()
+    made = import_model(repo, bert, "in one piece")
+    gone = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
+    assert (made.same, made.removed, set(made.deleted)) == (2, 1, gone)
+    assert {name: (root / name).read_text() for name in own} == own
+    assert list(repo.version("main").manifests) == ["adapter_model.safetensors", "model.safetensors"]
+    assert (root / "tokenizer" / "vocab.txt").is_file()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -164,12 +189,17 @@ def test_from_python(tmp_path: Path) -> None:
     assert repo.load()["layer.bias"].tolist() == [2.5, 2.5, 2.5]
     assert [entry.subject for entry in repo.log(limit=1)] == ["both"]
     assert repo.checkout("one") == one
+    two = repo.commit(state, message="from here", branch="two")
+    root = repo.commit(state, message="from nowhere", branch="three", parents=[])
+    assert [entry.parents for entry in (repo.log("two")[0], repo.log("three")[0])] == [(one,), ()]
+    assert (repo.head(), repo.branches()["two"], repo.branches()["three"]) == (one, two, root)
 
 
 def test_from_python_in_a_bare_repository(tmp_path: Path) -> None:
     repo = modelgit.Repository.init(tmp_path / "bare.git", bare=True)
     first = repo.commit({"w": torch.ones(2)}, message="first")
-    assert repo.branches() == {"main": first}
+    second = repo.commit({"w": torch.ones(2)}, message="second", branch="side")
+    assert (repo.branches(), repo.log("side")[0].parents) == ({"main": first, "side": second}, (first,))
     assert repo.load("main")["w"].tolist() == [1.0, 1.0]
 
 

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from modelgit.errors import DirtyWorktree, FormatError, RepositoryError, UsageError
-from modelgit.integrations.checkpoints import Checkpoint, Metric, commit_checkpoint, filled, latest, model_of
+from modelgit.integrations.checkpoints import Checkpoint, Metric, commit_checkpoint, filled, latest
+from modelgit.porcelain.importing import model_of
 from modelgit.porcelain.records import read_record
 from modelgit.repo.repository import Repository
 

@@ -48,6 +48,9 @@ def register_versions(app: typer.Typer) -> None:
         source: Annotated[Path, typer.Argument(help="A .safetensors file, a .pt/.bin checkpoint, a folder.")],
         message: Message = None,
         path: Annotated[str, typer.Option("--path", help="What a single file is to be called.")] = "model.safetensors",
+        part: Annotated[
+            str | None, typer.Option("--part", metavar="NAME", help="Of a checkpoint with several state dicts: which.")
+        ] = None,
     ) -> "Committed":
         """Commit a model from elsewhere.
 
@@ -57,7 +60,7 @@ def register_versions(app: typer.Typer) -> None:
         from modelgit.porcelain.importing import import_model
 
         repo = session.repo()
-        made = import_model(repo, source, message, path=path, listener=session.listener)
+        made = import_model(repo, source, message, path=path, part=part, listener=session.listener)
         return signed(session, repo, made)
 
     @command(app, "add", panel=EVERY_DAY)

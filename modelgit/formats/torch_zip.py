@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import size_bytes
@@ -34,15 +34,18 @@ Spans = Mapping[str, memoryview]  # raw bytes of each storage, by key
 class TorchFile:
     """The tensors of one checkpoint file, by name; holds the mapped file until `close`.
 
-    `entries` gives (dtype, shape) by name. Raises FormatError for anything that is not a plain state dict.
+    `entries` gives (dtype, shape) by name. A checkpoint of several parts gives those of `part`, or of the first of
+    NESTED that it has; `left_out` names its other parts, and tells which are state dicts too.
+
+    Raises FormatError for anything that is not a plain state dict.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: str | None = None) -> None:
         self.path = path
         self._map = _mapped(path)
         try:
             root, storages = _container(self._map, path)
-            self._tensors = _state_dict(root, str(path))
+            self._tensors, self.left_out = _state_dict(root, part, str(path))
             self._storages = {t.storage.key: _storage(storages, t.storage, str(path)) for t in self._tensors.values()}
             for name, tensor in self._tensors.items():
                 _check(tensor, self._storages[tensor.storage.key], f"{path}: tensor {name[:200]!r}")
@@ -203,15 +206,34 @@ def _tensors_in(value: object) -> Iterator[StridedTensor]:
             waiting.extend(item.values() if isinstance(item, dict) else item)
 
 
-def _state_dict(root: object, source: str) -> dict[str, StridedTensor]:
-    """Return the tensors by name: of `root` itself, or of the first of NESTED in it that is a state dict."""
-    if isinstance(root, dict):
-        for candidate in (root, *(root[key] for key in NESTED if key in root)):
-            if isinstance(candidate, dict) and any(isinstance(value, StridedTensor) for value in candidate.values()):
-                return _only_tensors(candidate, source)
-    raise FormatError(
-        f"{source}: expected a dict of tensors, or one under {', '.join(NESTED)}; got {_outline(root)}.", hint=HINT
-    )
+def _state_dict(root: object, part: str | None, source: str) -> tuple[dict[str, StridedTensor], dict[str, bool]]:
+    """Return the tensors by name; and the names of the parts beside them, with whether those are state dicts.
+
+    The tensors are those of `part`, else of `root` itself, else of the first of NESTED that is a state dict.
+    """
+    parts = root if isinstance(root, dict) else {}
+    if part is None and _is_state(root):
+        return _only_tensors(parts, source), {}
+    states = {str(name)[:200]: _is_state(_unwrapped(value)) for name, value in parts.items()}
+    for name in (part,) if part is not None else NESTED:
+        if _is_state(state := _unwrapped(parts.get(name))):
+            return _only_tensors(state, source), {other: found for other, found in states.items() if other != name}
+    plain = f"a dict of tensors, or one under {', '.join(NESTED)}"
+    wanted = plain if part is None else f"a state dict in part {part!r}"
+    known = [name for name, found in states.items() if found]
+    hint = f"choose one of its parts: --part {' or '.join(known[:5])}" if known else HINT
+    raise FormatError(f"{source}: expected {wanted}; got {_outline(root)}.", hint=hint)
+
+
+def _is_state(value: object) -> TypeGuard[dict[object, object]]:
+    return isinstance(value, dict) and any(isinstance(item, StridedTensor) for item in value.values())
+
+
+def _unwrapped(value: object) -> object:
+    """Return the first of NESTED in a part that has one, else the part."""
+    if isinstance(value, dict) and not _is_state(value):
+        return next((value[name] for name in NESTED if _is_state(value.get(name))), value)
+    return value
 
 
 def _only_tensors(state: Mapping[object, object], source: str) -> dict[str, StridedTensor]:

@@ -5,8 +5,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 from modelgit.errors import FormatError, UsageError
 from modelgit.events import Listener, Noted, ignore
@@ -16,7 +17,7 @@ from modelgit.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from modelgit.formats.torch_zip import TorchFile, is_torch_file
 from modelgit.porcelain.records import RECORD_PATH, Record, write_record
 from modelgit.porcelain.versions import DEFAULT_PATH
-from modelgit.porcelain.work import Committed, committed, land, require_clean
+from modelgit.porcelain.work import MAX_NAMED, Committed, committed, land, require_clean, some
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH
 from modelgit.repo.gitdir import check_path
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
@@ -36,41 +37,63 @@ Files = dict[str, Manifest | Blob | bytes]
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """An import under way: where it reads, what the parent version holds, where objects go."""
+    """An import under way: where it reads, what the parent version holds, where objects go.
+
+    `part` is the part of a checkpoint that is wanted; `left_out` gathers what of the source is not taken in.
+    """
 
     source: Path
     parent: Mapping[str, Manifest]
     earlier: Earlier
     pack: PackWriter
     listener: Listener
+    part: str | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Takes note of something in the source that is not taken in, and says so."""
+        self.left_out.append(what)
+        self.listener(Noted(f"left out {what}: {why}"))
 
 
 def import_model(
-    repo: Repository, source: Path, message: str | None = None, *, path: str = DEFAULT_PATH, listener: Listener = ignore
+    repo: Repository,
+    source: Path,
+    message: str | None = None,
+    *,
+    path: str = DEFAULT_PATH,
+    part: str | None = None,
+    listener: Listener = ignore,
 ) -> Committed:
     """Commits the model in `source` to the branch checked out: a file as `path`, a folder with all its files.
 
-    Other files stay as they are; shards and indexes of a model that a folder replaces go.
+    Other files stay as they are; shards and indexes of a model that a folder replaces go. `part` is what to take of a
+    PyTorch checkpoint that holds several state dicts.
 
     Raises:
         FormatError: what is there is no model, or not plain files. DirtyWorktree: local changes lie in the way.
+        UsageError: a part of what has none.
     """
+    if part is not None and source.is_dir():
+        raise UsageError("--part is for a checkpoint, not for a folder", hint="name the file in it, and --path")
     require_clean(repo)
     head = repo.head()
     old = repo.version(head) if head else None
     before = repo.store.size_on_disk()
     with repo.store.begin() as pack:
-        work = Import(source, old.manifests if old else {}, Earlier(repo, head), pack, listener)
+        work = Import(source, old.manifests if old else {}, Earlier(repo, head), pack, listener, part)
         files = folder_files(work) if source.is_dir() else single_file(work, path)
         pack.commit()
-    stays = own_settings(repo, old, files, listener) if source.is_dir() else {}
-    rest = kept(old, files) if source.is_dir() else old.tree() if old else {}
-    record = files.get(RECORD_PATH) or write_record(imported_record(source, files))
-    tree = {**rest, **files, **stays, RECORD_PATH: record}
+    record = files.get(RECORD_PATH) or write_record(imported_record(source, files, part))
+    rest: Files = dict(old.tree()) if old else {}
+    if source.is_dir():
+        rest, files = dict(kept(old, files)), {**files, **own_settings(repo, old, files, work)}
+    tree = {**rest, **files, RECORD_PATH: record}
     draft = CommitDraft((head,) if head else (), tree, message or f"Import {source.name}")
     made = repo.commit(draft)
     branch = land(repo, made, listener, expected=head, reason=f"import: {source.name}")
-    return committed(repo, made, branch, repo.store.size_on_disk() - before)
+    told = committed(repo, made, branch, repo.store.size_on_disk() - before)
+    return replace(told, left_out=tuple(work.left_out))
 
 
 def kept(old: Version | None, files: Files) -> dict[str, Blob]:
@@ -85,13 +108,13 @@ def model_of(path: str) -> str:
     return SHARD.sub("", path.removesuffix(INDEX_SUFFIX) if index else path)
 
 
-def own_settings(repo: Repository, old: Version | None, files: Files, listener: Listener) -> dict[str, Blob]:
+def own_settings(repo: Repository, old: Version | None, files: Files, work: Import) -> dict[str, Blob]:
     """Returns what the version before says to git in files that an import has too: the repository's own stays."""
     found = {path: old.files[path] for path in GIT_SETTINGS if old and path in files and path in old.files}
     texts = {path: repo.read_blob(blob) for path, blob in found.items()}
     stays = {path: blob for path, blob in found.items() if texts[path] not in (files[path], ATTRIBUTES.encode())}
     for path in stays:
-        listener(Noted(f"left out {path}: the repository has its own"))
+        work.leave_out(path, "the repository has its own")
     return stays
 
 
@@ -114,6 +137,8 @@ def store_weights(work: Import, file: Path, path: str) -> Manifest:
     """Returns the manifest of a safetensors file or a PyTorch checkpoint, its tensors stored."""
     parent, older = relatives(work.parent, path), work.earlier.like(path)
     if not is_torch_file(file):
+        if work.part is not None:
+            raise UsageError(f"--part {work.part}: {file} is no PyTorch checkpoint, and has no parts")
         try:
             return store_file(work.pack, file, parent, work.listener, older)
         except FormatError as error:
@@ -121,8 +146,19 @@ def store_weights(work: Import, file: Path, path: str) -> Manifest:
                 raise
             what = "neither a PyTorch checkpoint, of either form that torch.save writes, nor a safetensors file"
             raise FormatError(f"{file}: {what}", hint=TORCH_HINT) from error
-    with TorchFile(file) as checkpoint:
+    with TorchFile(file, work.part) as checkpoint:
+        tell_of_parts(work, file, checkpoint.left_out)
         return store_tensors(work.pack, checkpoint.items(), {"format": "pt"}, parent, older, work.listener)
+
+
+def tell_of_parts(work: Import, file: Path, left_out: Mapping[str, bool]) -> None:
+    """Takes note of the parts of a checkpoint that are not taken in, and says how to get one of them instead."""
+    place = file.relative_to(work.source) if work.source.is_dir() else Path(file.name)
+    work.left_out.extend(f"{place}: {part}" for part in left_out)
+    others = [part for part, is_state in left_out.items() if is_state and not work.source.is_dir()]
+    way = f"; for another state dict: --part {' or '.join(map(quote, others[:MAX_NAMED]))}" if others else ""
+    if left_out:
+        work.listener(Noted(f"left out of {place}: {some(list(left_out))}{way}"))
 
 
 # -------------------------------------------------------------------------------------------------------- folders
@@ -142,7 +178,7 @@ def folder_files(work: Import) -> Files:
         if name.endswith(WEIGHTS_SUFFIX):
             files[name] = store_weights(work, file, name)
         elif is_checkpoint(file):
-            work.listener(Noted(f"left out {path}: a checkpoint beside the model's own files"))
+            work.leave_out(path, "a checkpoint beside the model's own files")
         elif path.endswith(INDEX_SUFFIX) and path.removesuffix(INDEX_SUFFIX).endswith(TORCH_SUFFIXES) and names:
             files[converted_name(path.removesuffix(INDEX_SUFFIX)) + INDEX_SUFFIX] = converted_index(file, path, names)
         else:
@@ -239,7 +275,7 @@ def ordinary(file: Path, path: str) -> bytes:
     return file.read_bytes()
 
 
-def imported_record(source: Path, files: Files) -> Record:
+def imported_record(source: Path, files: Files, part: str | None = None) -> Record:
     """Returns the record of an import; classes are those that a Hugging Face config names.
 
     The architecture is `transformers` for an encoder of texts whose layout the trainer knows, `timm` for a folder of
@@ -248,8 +284,9 @@ def imported_record(source: Path, files: Files) -> Record:
     config = files.get("config.json")
     known = "tokenizer.json" in files and word_in(config, "model_type") in LAYOUTS
     pictured = not known and word_in(config, "architecture") and word_in(config, "pretrained_cfg")
+    details = {"source": source.name} | ({"part": part} if part is not None else {})
     architecture = "transformers" if known else "timm" if pictured else None
-    return Record("import", architecture, config_classes(config), details={"source": source.name})
+    return Record("import", architecture, config_classes(config), details=details)
 
 
 def word_in(config: Manifest | Blob | bytes | None, key: str) -> str:

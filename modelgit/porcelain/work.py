@@ -43,7 +43,8 @@ class Committed:
 
     Counts are of tensors; `stored_bytes` is what it added to the object store, of `size_bytes` in weight files. If that
     is nothing, for `modelgit add` had stored them say, it is what the tensors take there that its parents lack.
-    `files` are those that are new or changed, `deleted` those that are gone, without modelgit's own.
+    `files` are those that are new or changed, `deleted` those that are gone, without modelgit's own. `left_out` is what
+    an import has not taken in: a file by its path, a part of a checkpoint as FILE: PART.
     """
 
     commit: str
@@ -58,6 +59,7 @@ class Committed:
     stored_bytes: int
     files: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 import modelgit
-from modelgit.errors import DirtyWorktree, FormatError
+from modelgit.errors import DirtyWorktree, FormatError, UsageError
 from modelgit.events import Advanced, Event, Noted
 from modelgit.porcelain import sharing, versions, work
 from modelgit.porcelain.importing import import_model
@@ -106,6 +106,23 @@ def test_a_pytorch_checkpoint_becomes_safetensors(repo: Repository, tmp_path: Pa
     assert {name: (t.dtype, t.tolist()) for name, t in loaded.items()} == {
         name: (t.dtype, t.tolist()) for name, t in state.items()
     }
+
+
+def test_what_an_import_leaves_out_is_named_and_can_be_chosen(repo: Repository, tmp_path: Path) -> None:
+    parts = {"state_dict": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}, "epoch": 3}
+    torch.save(parts, tmp_path / "best.pt")
+    said: list[Event] = []
+    assert import_model(repo, tmp_path / "best.pt", listener=said.append).left_out == ("best.pt: ema", "best.pt: epoch")
+    assert said[0] == Noted("left out of best.pt: ema, epoch; for another state dict: --part ema")
+    made = import_model(repo, tmp_path / "best.pt", part="ema")
+    assert (made.changed, made.left_out) == (1, ("best.pt: state_dict", "best.pt: epoch"))
+    record = read_record(repo, "main")
+    assert record is not None
+    assert record.details == {"source": "best.pt", "part": "ema"}
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "plain.safetensors")
+    for source in (tmp_path, tmp_path / "plain.safetensors"):
+        with pytest.raises(UsageError, match="--part"):
+            import_model(repo, source, part="ema")
 
 
 def test_what_is_called_a_checkpoint_and_is_none_is_told_so(repo: Repository, tmp_path: Path) -> None:

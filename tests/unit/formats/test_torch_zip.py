@@ -274,3 +274,20 @@ def test_damage_anywhere_gives_a_format_error_or_other_values(tmp_path: Path, mo
         else:
             assert all(len(data) < 1000 for _, _, data in found.values())
     assert refused > 100
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])
+def test_one_part_of_several_and_what_is_beside_it(tmp_path: Path, modern: bool) -> None:
+    one, two = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+    parts = {"epoch": 3, "ema": {"state_dict": two, "decay": 0.9}, "state_dict": one, "optimizer": {"state": [one]}}
+    torch.save(parts, tmp_path / "a.pt", _use_new_zipfile_serialization=modern)
+    with TorchFile(tmp_path / "a.pt") as file:
+        assert bytes(file.read("w")) == raw(one["w"])
+        assert file.left_out == {"epoch": False, "ema": True, "optimizer": False}
+    with TorchFile(tmp_path / "a.pt", "ema") as file:
+        assert bytes(file.read("w")) == raw(two["w"])
+        assert file.left_out == {"epoch": False, "state_dict": True, "optimizer": False}
+    for part in ("optimizer", "absent"):
+        with pytest.raises(FormatError, match=f"expected a state dict in part '{part}'") as caught:
+            TorchFile(tmp_path / "a.pt", part)
+        assert caught.value.hint == "choose one of its parts: --part ema or state_dict"

@@ -238,7 +238,7 @@ def register_looks(app: typer.Typer) -> None:
     def show(session: Session, rev: Rev = "HEAD") -> "VersionReport":
         """Show what one version holds.
 
-        Its files, tensors and parameters, its record, its scores.
+        Its files, tensors and parameters, its record, its scores; types and metadata that its first parent has not.
         """
         from modelgit.porcelain import versions
 
@@ -259,9 +259,9 @@ def register_looks(app: typer.Typer) -> None:
     ) -> "Difference":
         """Compare two versions, or the work tree with one, tensor by tensor.
 
-        For each the share of elements that changed, the relative norm of the change, the cosine of old and new. As
-        git's: one version is compared with the work tree, A..B or A B are two, A...B is B against what both come from.
-        Without arguments: the work tree against HEAD, which is what a commit would take.
+        The share of elements that changed, the relative norm of the change, the cosine; then NaN that came in, types
+        and metadata that differ. As git's: one version is compared with the work tree, A..B or A B are two, A...B is B
+        against what both come from. Without arguments: the work tree against HEAD, as a commit would take it.
         """
         from modelgit.porcelain import comparing
 

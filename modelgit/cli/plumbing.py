@@ -142,15 +142,16 @@ def mode_rows(old: str, new: str) -> Iterator[str]:
 
 def difference_rows(path: str, old: str, new: str) -> Iterator[str]:
     """Yields a table of the tensors that differ, the first of them, and how many are the same."""
-    from modelgit.cli.screen.views import difference_row
+    from modelgit.cli.screen.views import COLUMNS, beside, difference_row, not_finite
     from modelgit.porcelain.plumbing.showing import difference, source_of
 
     repo = repository()
     shown = difference(repo, path, source_of(repo, Path(old)), source_of(repo, Path(new)))
     if shown.tensors:
-        columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
-        yield from plain_table(Table(columns, tuple(difference_row(change) for change in shown.tensors[:SHOWN])))
+        yield from plain_table(Table(COLUMNS, tuple(difference_row(change) for change in shown.tensors[:SHOWN])))
     yield from closing_rows(shown)
+    fresh = not_finite([(change.name, change.nan, change.inf) for change in shown.tensors])
+    yield from map(str, (*fresh, *beside(shown)))
 
 
 def closing_rows(shown: "Shown") -> Iterator[str]:

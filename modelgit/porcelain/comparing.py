@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 
@@ -10,7 +10,18 @@ from modelgit.errors import FormatError, RevisionError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.manifest import Manifest, followed
 from modelgit.formats.source import TensorSource
-from modelgit.merge.compare import Comparison, compare
+from modelgit.merge.compare import Comparison, compare, not_finite
+from modelgit.porcelain.plumbing.headers import (
+    DtypeChange,
+    HeaderChanges,
+    MetadataChange,
+    Sources,
+    Weights,
+    compare_headers,
+    dtype_changes,
+    header_changes,
+    stored,
+)
 from modelgit.porcelain.plumbing.showing import NO_TENSORS, source_of
 from modelgit.porcelain.versions import DEFAULT_PATH
 from modelgit.repo import worktree
@@ -18,7 +29,6 @@ from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.store.files.tensors import StoredTensors
 
 RANGE = re.compile(r"(|.*[^.])(\.\.\.?)(|[^./].*)")  # A..B, A...B; no name of a commit has two dots
-Sources = Mapping[str, TensorSource]
 Found = list[tuple[str, Comparison]]
 
 
@@ -27,7 +37,9 @@ class TensorChange:
     """One tensor that differs: `kind` is changed, added, removed, shape or dtype.
 
     `changed_share` is the share of its elements with other bits; `relative_norm` is ||new - old|| / ||old||;
-    numbers that say nothing are None.
+    numbers that say nothing are None. `nan` and `inf` count its values that are NaN or infinite where the old tensor's
+    are finite, or all such values if there is no old one of that type and shape. `old_dtype` and `old_shape` are what
+    they were, None if the tensor is new.
     """
 
     path: str
@@ -38,6 +50,10 @@ class TensorChange:
     changed_share: float | None
     relative_norm: float | None
     cosine: float | None
+    nan: int = 0
+    inf: int = 0
+    old_dtype: str | None = None
+    old_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,8 @@ class LayerChange:
     parameters: int
     changed_share: float
     largest_relative_norm: float | None
+    nan: int = 0
+    inf: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +76,8 @@ class Difference:
 
     `layers` is filled instead of `tensors` when a summary is asked for. `renamed` are weight files with the same
     content under another path, old and new; their tensors are among the `same`. `weight_files` is how many weight
-    files were compared, with those that do not differ.
+    files were compared, with those that do not differ. `dtypes` sums up tensors of another type, `metadata` are keys
+    that differ in the headers of files, `rewritten` files whose header differs in the order of tensors, or padding.
     """
 
     old: str
@@ -69,6 +88,9 @@ class Difference:
     files: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
     weight_files: int = 1
+    dtypes: tuple[DtypeChange, ...] = ()
+    metadata: tuple[MetadataChange, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
 
 def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, listener: Listener = ignore) -> Difference:
@@ -83,7 +105,10 @@ def diff(repo: Repository, old: str, new: str = "HEAD", *, depth: int = 0, liste
     files = tuple(p for p in sorted({*before.files, *after.files}) if before.files.get(p) != after.files.get(p))
     renamed = renames(before.manifests, after.manifests)
     found = compared(repo, before.manifests, stored(repo, after.manifests), listener)
-    return summed_up((before.commit, after.commit), found, files, renamed, depth)
+    made = summed_up(
+        (before.commit, after.commit), found, header_changes(repo, before.manifests, after.manifests), depth
+    )
+    return replace(made, files=files, renamed=renamed)
 
 
 def is_range(word: str) -> bool:
@@ -121,19 +146,16 @@ def diff_worktree(repo: Repository, rev: str = "HEAD", *, depth: int = 0, listen
     after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
     edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}
     found = compared(repo, before.manifests, {**stored(repo, after), **edited}, listener)
-    return summed_up((before.commit, None), found, tuple(sorted(changes.keys() - weights.keys())), (), depth)
+    headers = compare_headers(stored(repo, before.manifests), edited)
+    made = summed_up((before.commit, None), found, headers, depth)
+    return replace(made, files=tuple(sorted(changes.keys() - weights.keys())))
 
 
-def in_worktree(repo: Repository, change: worktree.Change) -> TensorSource:
+def in_worktree(repo: Repository, change: worktree.Change) -> Weights:
     """Returns the tensors of a weight file of the work tree. Raises FormatError if it cannot be read."""
     if change.problem is not None:
         raise FormatError(change.problem)
     return source_of(repo, worktree.root_of(repo) / change.path)
-
-
-def stored(repo: Repository, manifests: Mapping[str, Manifest]) -> Sources:
-    """Returns the tensors of weight files in the store."""
-    return {path: StoredTensors(repo.store, manifest) for path, manifest in manifests.items()}
 
 
 def renames(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tuple[tuple[str, str], ...]:
@@ -145,7 +167,7 @@ def renames(before: Mapping[str, Manifest], after: Mapping[str, Manifest]) -> tu
 
 def compared(repo: Repository, before: Mapping[str, Manifest], new: Sources, listener: Listener) -> Found:
     """Returns the comparison of every tensor of either side, path by path; they are followed into other files."""
-    nothing: TensorSource = StoredTensors(repo.store, NO_TENSORS)
+    nothing: Weights = StoredTensors(repo.store, NO_TENSORS)
     old = stored(repo, followed(before, {path: set(source.names()) for path, source in new.items()}))
     pairs = {path: (old.get(path, nothing), new.get(path, nothing)) for path in sorted({*old, *new})}
     total = sum(len({*before.names(), *after.names()}) for before, after in pairs.values())
@@ -153,25 +175,38 @@ def compared(repo: Repository, before: Mapping[str, Manifest], new: Sources, lis
     found: Found = []
     for path, pair in pairs.items():
         for comparison in compare(*pair):
-            found.append((path, comparison))
+            found.append((path, looked_at(pair[1], comparison)))
             listener(Advanced("compare", 1))
     listener(Finished("compare"))
     return found
 
 
-def summed_up(
-    ends: tuple[str, str | None],
-    found: Found,
-    files: tuple[str, ...],
-    renamed: tuple[tuple[str, str], ...],
-    depth: int,
-) -> Difference:
-    """Returns the report on what was found, by layer if there is a `depth`."""
+def looked_at(source: TensorSource, comparison: Comparison) -> Comparison:
+    """Returns a comparison with the values that are not finite counted where the old ones cannot be compared."""
+    if comparison.new is None or comparison.kind not in ("added", "shape", "dtype"):
+        return comparison
+    nan, inf = not_finite(source, comparison.new)
+    return replace(comparison, nan=nan, inf=inf)
+
+
+def summed_up(ends: tuple[str, str | None], found: Found, headers: HeaderChanges, depth: int) -> Difference:
+    """Returns the report on the tensors and headers that were compared, by layer if there is a `depth`."""
     changed = tuple(tensor_change(path, c) for path, c in found if c.kind != "same")
     layers = tuple(layer_changes(found, depth)) if depth else ()
     tensors = () if depth else changed
     paths = {path for path, _ in found}
-    return Difference(*ends, len(found) - len(changed), tensors, layers, files, renamed, len(paths))
+    dtypes = dtype_changes((c.old, c.new) for _, c in found if c.old is not None and c.new is not None)
+    return Difference(
+        *ends,
+        len(found) - len(changed),
+        tensors,
+        layers,
+        (),
+        weight_files=len(paths),
+        dtypes=dtypes,
+        metadata=headers.metadata,
+        rewritten=headers.rewritten,
+    )
 
 
 def tensor_change(path: str, comparison: Comparison) -> TensorChange:
@@ -187,6 +222,10 @@ def tensor_change(path: str, comparison: Comparison) -> TensorChange:
         comparison.changed_share,
         comparison.relative_norm,
         comparison.cosine,
+        comparison.nan,
+        comparison.inf,
+        comparison.old.dtype if comparison.old else None,
+        comparison.old.shape if comparison.old else None,
     )
 
 
@@ -211,4 +250,5 @@ def layer_change(name: str, comparisons: list[Comparison]) -> LayerChange:
     norms = [c.relative_norm for c in comparisons if c.relative_norm is not None]
     share = moved / sum(sizes) if sum(sizes) else 0.0
     changed = sum(c.kind != "same" for c in comparisons)
-    return LayerChange(name, len(comparisons), changed, sum(sizes), share, max(norms, default=None))
+    nan, inf = sum(c.nan for c in comparisons), sum(c.inf for c in comparisons)
+    return LayerChange(name, len(comparisons), changed, sum(sizes), share, max(norms, default=None), nan, inf)

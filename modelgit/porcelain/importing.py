@@ -87,7 +87,8 @@ def import_model(
     record = files.get(RECORD_PATH) or write_record(imported_record(source, files, part))
     rest: Files = dict(old.tree()) if old else {}
     if source.is_dir():
-        rest, files = dict(kept(old, files)), {**files, **own_settings(repo, old, files, work)}
+        rest = dict(kept(old, files))
+        files.update(own_settings(repo, old, files, work))
     tree = {**rest, **files, RECORD_PATH: record}
     draft = CommitDraft((head,) if head else (), tree, message or f"Import {source.name}")
     made = repo.commit(draft)

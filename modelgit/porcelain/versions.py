@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from modelgit.errors import FormatError, UsageError
+from modelgit.errors import CorruptObject, FormatError, MissingObject, UsageError
 from modelgit.formats.manifest import Manifest, TensorEntry, write
+from modelgit.porcelain.plumbing.headers import (
+    DtypeChange,
+    HeaderChanges,
+    MetadataChange,
+    dtype_changes,
+    header_changes,
+    tensor_pairs,
+)
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.porcelain.scorebook import Score, all_scores, known_scores
 from modelgit.repo.repository import Repository
@@ -36,6 +44,8 @@ class VersionReport:
     """What a version holds and where it comes from; `date` in seconds since 1970, `contents` identifies the weights.
 
     `inherited` tells that the record is a parent's, byte for byte: plain git carries it along as it does any file.
+    `dtypes`, `metadata` and `rewritten` say as in a `Difference` how the weight files differ from the first parent's;
+    `metadata` is None where its objects are not here.
     """
 
     commit: str
@@ -53,6 +63,9 @@ class VersionReport:
     record: Record | None
     scores: tuple[Score, ...]
     inherited: bool = False
+    dtypes: tuple[DtypeChange, ...] = ()
+    metadata: tuple[MetadataChange, ...] | None = ()
+    rewritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,8 @@ def show(repo: Repository, rev: str = "HEAD") -> VersionReport:
     version = repo.version(rev)
     entry = version.entry
     files = tuple(file_report(version, path) for path in sorted(version.tree()))
+    before = repo.version(entry.parents[0]).manifests if entry.parents else {}
+    headers = headers_against(repo, before, version.manifests)
     return VersionReport(
         commit=version.commit,
         parents=entry.parents,
@@ -99,7 +114,20 @@ def show(repo: Repository, rev: str = "HEAD") -> VersionReport:
         record=read_record(repo, version.commit),
         scores=known_scores(repo, version.commit),
         inherited=is_inherited(repo, version),
+        dtypes=dtype_changes(tensor_pairs(before, version.manifests)),
+        metadata=headers.metadata if headers else None,
+        rewritten=headers.rewritten if headers else (),
     )
+
+
+def headers_against(
+    repo: Repository, before: Mapping[str, Manifest], after: Mapping[str, Manifest]
+) -> HeaderChanges | None:
+    """Returns how headers differ, None if one is not here, or damaged: telling of damage is for fsck."""
+    try:
+        return header_changes(repo, before, after)
+    except (MissingObject, CorruptObject):
+        return None
 
 
 def is_inherited(repo: Repository, version: Version) -> bool:

@@ -17,6 +17,7 @@ from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
 from modelgit.porcelain.executing import Executed
 from modelgit.porcelain.merging.values import Cost, Merged, MergedHead
+from modelgit.porcelain.plumbing.headers import DtypeChange, MetadataChange
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.replaying.blaming import Blamed, BlamedLayer, BlamedTensor
 from modelgit.porcelain.replaying.values import Replayed, ReplayedStep
@@ -176,6 +177,8 @@ RESULTS: dict[str, object] = {
         size_bytes=18_800_000,
         record=Record("merge", "efficientnet-lite0", ("cat", "dog"), ("head.weight",)),
         scores=SCORES,
+        dtypes=(DtypeChange("F32", "BF16", 204),),
+        metadata=None,
     ),
     "diff": Difference(
         A,
@@ -183,10 +186,19 @@ RESULTS: dict[str, object] = {
         7,
         (
             TensorChange("model.safetensors", "layer.weight", "changed", "F32", (2, 3), 0.5, 0.0123456, 0.99995),
-            TensorChange("model.safetensors", "head.weight", "shape", "F32", (), None, None, None),
+            TensorChange(
+                "model.safetensors", "head.weight", "shape", "F32", (), None, None, None, 3, 1, "F32", (2, 1000)
+            ),
+            TensorChange("model.safetensors", "norm", "dtype", "BF16", (4,), None, None, None, 0, 0, "F32", (4,)),
         ),
         (),
         ("config.json",),
+        dtypes=(DtypeChange("F32", "BF16", 1),),
+        metadata=(
+            MetadataChange("model.safetensors", "author", None, "Ada " * 30),
+            MetadataChange("model.safetensors", "epoch", "3", "4"),
+            MetadataChange("model.safetensors", "note", "draft", None),
+        ),
     ),
     "diff-files": Difference(
         A,
@@ -200,8 +212,10 @@ RESULTS: dict[str, object] = {
         (),
         (("old.safetensors", "new.safetensors"),),
         weight_files=3,
+        metadata=(MetadataChange("a.safetensors", "epoch", "3", "4"),),
+        rewritten=("b.safetensors",),
     ),
-    "diff-stat": Difference(A, B, 7, (), (LayerChange("blocks.0", 12, 3, 1000, 0.25, 0.0123),), ()),
+    "diff-stat": Difference(A, B, 7, (), (LayerChange("blocks.0", 12, 3, 1000, 0.25, 0.0123, 7),), ()),
     "diff-nothing": Difference(A, B, 8, (), (), ()),
     "merge": MERGE,
     "merge-forward": Merged("fast-forward", A, "main"),

@@ -534,10 +534,15 @@ def test_git_blames_the_work_tree(repo: Repository, top: Path) -> None:
     second = work.commit(repo, "Second").commit
     rows = git(top, "blame", "-l", "-s", MODEL).splitlines()
     assert rows == git(top, "blame", "-l", "-s", "HEAD", "--", MODEL).splitlines()
-    assert [row.split()[0] == second for row in rows] == [False, True, False]  # what the lines are, body, head
+    assert [row.split()[0] == second for row in rows] == [
+        False,
+        False,
+        True,
+        False,
+    ]  # mark, header, body, head
     write_model(top / MODEL, 2.0)
     rows = git(top, "blame", "-l", "-s", MODEL).splitlines()
-    assert [set(row.split()[0]) == {"0"} for row in rows] == [False, True, False]  # not committed yet
+    assert [set(row.split()[0]) == {"0"} for row in rows] == [False, False, True, False]  # not committed yet
     (top / MODEL).write_text("broken, and long enough")
     assert "cannot be read" in git(top, "blame", "-s", MODEL)
 
@@ -545,7 +550,7 @@ def test_git_blames_the_work_tree(repo: Repository, top: Path) -> None:
 def test_the_text_of_weights_is_never_taken_for_weights(repo: Repository, top: Path) -> None:
     text = git(top, "log", "-p", "-1", "--format=", "--", MODEL)
     rows = [row[1:] for row in text.splitlines() if row.startswith("+") and not row.startswith("+++")]
-    assert rows[0].startswith("modelgit text") and rows[1].startswith("body F32 [3,4] ")
+    assert rows[0].startswith("modelgit text") and rows[2].startswith("body F32 [3,4] ")
     before = git(top, "rev-parse", f":{MODEL}")
     (top / MODEL).write_text("\n".join(rows) + "\n")
     for words in (("add", MODEL), ("commit", "-am", "Never"), ("stash",)):

@@ -183,7 +183,7 @@ def test_diff_and_log_tell_of_tensors(place: Path) -> None:
     assert "new file mode 100644" in git(place, "diff", "4b825dc642cb6eb9a060e54bf8d69288fbee4904", "main")
     assert "other" not in git(place, "blame", "-s", "main", "--", MODEL).split("\n")[1]
     blame = [line.split()[0] for line in git(place, "blame", "-s", "other", "--", MODEL).splitlines()]
-    assert blame[1] != blame[0] == blame[2] == blame[3]  # the first says what the others are
+    assert blame[2] != blame[0] == blame[1] == blame[3] == blame[4]  # the first say what the others are
 
 
 def test_a_diff_without_objects_names_the_tensors(place: Path) -> None:

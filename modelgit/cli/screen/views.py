@@ -1,8 +1,9 @@
 """How each kind of result looks to people, and which ids stand for it with --quiet."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelgit.cli.screen.blocks import (
     Block,
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Row, Spread
     from modelgit.pipeline.start import Ran
     from modelgit.porcelain.checking import Verified
-    from modelgit.porcelain.comparing import Difference
+    from modelgit.porcelain.comparing import Difference, TensorChange
+    from modelgit.porcelain.plumbing.headers import DtypeChange, MetadataChange
     from modelgit.porcelain.reporting.evaluating import Evaluation
     from modelgit.porcelain.scorebook import Score
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from modelgit.porcelain.work import Added, CheckedOut, Committed
 
 SHOWN = 12
+COLUMNS = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
+MAX_VALUE = 80  # characters of a value of the metadata
 METRICS = {"val_accuracy": "validation", "ood_accuracy": "held out"}
 VIEWS: dict[str, View] = {}
 Blocks = Callable[[Any], Iterable[Block]]
@@ -171,6 +175,7 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
         yield line(f"    {row}" if row else "")
     yield line("")
     yield Table(("file", "tensors>", "parameters>", "size>"), tuple(file_row(file) for file in result.files))
+    yield from beside(result, sum(file.weights for file in result.files) > 1)
     whole = [file.path for file in result.files if file.path.endswith(".safetensors") and not file.weights]
     if whole:
         yield line(f"no tensors, an ordinary file of git's: {some(whole)}")
@@ -196,6 +201,25 @@ def record_lines(result: "VersionReport") -> Iterator[Line]:
         yield line(f"classes {len(record.classes)}: {', '.join(record.classes[:SHOWN])}{more}")
 
 
+# ---------------------------------------------------------------------------------------------------- differences
+
+
+class Beside(Protocol):
+    """What differs beside the values of tensors."""
+
+    @property
+    def dtypes(self) -> "Sequence[DtypeChange]":
+        """Returns how many tensors are of another type."""
+
+    @property
+    def metadata(self) -> "Sequence[MetadataChange] | None":
+        """Returns the keys of the metadata that differ, None if they were not read."""
+
+    @property
+    def rewritten(self) -> Sequence[str]:
+        """Returns the files whose tensors lie another way."""
+
+
 @view("Difference", lambda result: [change.name for change in result.tensors] or [row.layer for row in result.layers])
 def difference(result: "Difference") -> Iterator[Block]:
     """How two versions differ."""
@@ -215,6 +239,9 @@ def difference(result: "Difference") -> Iterator[Block]:
     if not result.tensors and not result.layers:
         yield line("No tensor differs")
     yield line(faint(f"{count_text(result.same, 'tensor')} the same"))
+    yield from not_finite([(row.layer, row.nan, row.inf) for row in result.layers])
+    yield from not_finite([(full_name(row, result.weight_files > 1), row.nan, row.inf) for row in result.tensors])
+    yield from beside(result, result.weight_files > 1)
     for old, new in result.renamed:
         yield line(f"file renamed: {old} → {new}")
     for path in result.files:
@@ -223,20 +250,74 @@ def difference(result: "Difference") -> Iterator[Block]:
 
 def difference_tables(result: "Difference") -> Iterator[Block]:
     """The tensors that differ, a table a weight file; a file is named where several were compared."""
-    columns = ("tensor", "", "type", "shape", "changed>", "norm>", "cosine>")
     paths = list(dict.fromkeys(change.path for change in result.tensors))
     for path in paths:
         if result.weight_files > 1:
             yield line(strong(path))
-        yield Table(columns, tuple(difference_row(change) for change in result.tensors if change.path == path))
+        yield Table(COLUMNS, tuple(difference_row(change) for change in result.tensors if change.path == path))
 
 
-def difference_row(change: Any) -> tuple[str, ...]:
+def difference_row(change: "TensorChange") -> tuple[str, ...]:
     """Returns a tensor's line in the table."""
-    shape = f"[{', '.join(map(str, change.shape))}]"
     kind = "" if change.kind == "changed" else change.kind
+    dtype = moved(change.old_dtype, change.dtype)
+    shape = moved(None if change.old_shape is None else shape_text(change.old_shape), shape_text(change.shape))
     cosine = "" if change.cosine is None else f"{change.cosine:.6f}"
-    return change.name, kind, change.dtype, shape, share(change.changed_share), number(change.relative_norm), cosine
+    return change.name, kind, dtype, shape, share(change.changed_share), number(change.relative_norm), cosine
+
+
+def moved(old: str | None, new: str) -> str:
+    """Returns a word that differs with what it was before."""
+    return new if old in (None, new) else f"{old} → {new}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Returns a shape as it is written."""
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def full_name(change: "TensorChange", several: bool) -> str:
+    """Returns a tensor's name, with its file's where there are several."""
+    return f"{change.path}: {change.name}" if several else change.name
+
+
+def not_finite(counts: Sequence[tuple[str, int, int]]) -> Iterator[Line]:
+    """Yields a line for each tensor, or layer, into which values came that are NaN or infinite."""
+    found = [row for row in counts if row[1] or row[2]]
+    for name, nan, inf in found[:SHOWN]:
+        told = ", ".join(f"{n:,} {word}" for n, word in ((nan, "NaN"), (inf, "Inf")) if n)
+        yield line("not finite: ", Span(f"{name}: {told}", "bad"))
+    if len(found) > SHOWN:
+        yield line(Span(f"not finite: {len(found) - SHOWN:,} more", "bad"))
+
+
+def beside(result: Beside, several: bool = False) -> Iterator[Line]:
+    """Yields a line for each change of types, each key of the metadata, each file that is written another way."""
+    for change in result.dtypes:
+        yield line(f"dtype {change.old} → {change.new}: {count_text(change.tensors, 'tensor')}")
+    if result.metadata is None:
+        yield line("metadata: not read, the objects are not here (modelgit fetch)")
+    metadata = result.metadata or ()
+    for key in metadata[:SHOWN]:
+        where = f"metadata of {key.path}" if several else "metadata"
+        yield line(f"{where}: {key.key} {turned(key)}")
+    if len(metadata) > SHOWN:
+        yield line(f"metadata: {len(metadata) - SHOWN:,} more keys differ")
+    for path in result.rewritten:
+        yield line(f"header of {path} differs: another order of tensors, or padding")
+
+
+def turned(change: "MetadataChange") -> str:
+    """Returns what became of a value of the metadata."""
+    if change.old is None or change.new is None:
+        return f"added, {value(change.new)}" if change.old is None else f"removed, was {value(change.old)}"
+    return f"{value(change.old)} → {value(change.new)}"
+
+
+def value(text: str | None) -> str:
+    """Returns a value of the metadata, quoted and cut."""
+    text = text or ""
+    return json.dumps(text[:MAX_VALUE], ensure_ascii=False) + ("…" if len(text) > MAX_VALUE else "")
 
 
 def share(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """How two weight files differ, for `git diff`, and one as text, for `git log -p` and `git blame`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from modelgit.errors import MissingObject
 from modelgit.formats.dtypes import size_bytes
 from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, parse_bytes
 from modelgit.formats.source import TensorSource
+from modelgit.porcelain.plumbing.headers import DtypeChange, MetadataChange, Weights, compare_headers, dtype_changes
 from modelgit.repo.filling import PREFIX_BYTES
 from modelgit.repo.repository import Repository
 
@@ -24,11 +25,17 @@ READ_BYTES = 256 * 1024**2  # what is read of tensors that differ, a few seconds
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a weight file differs: tensors, how many are the same, and why numbers are absent, if any are."""
+    """How a weight file differs: tensors, how many are the same, and why numbers are absent, if any are.
+
+    `dtypes`, `metadata` and `rewritten` are as in `Difference`.
+    """
 
     tensors: "tuple[TensorChange, ...]"
     same: int
     unread: str | None = None
+    dtypes: tuple[DtypeChange, ...] = ()
+    metadata: tuple[MetadataChange, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
 
 def manifest_of(path: Path) -> Manifest | None:
@@ -43,6 +50,8 @@ def manifest_of(path: Path) -> Manifest | None:
 def text_of(path: Path) -> Iterator[str]:
     """Yields a line a tensor of a manifest, or of a weight file: its name, type, shape, and the start of its id.
 
+    A line with the start of the header's id comes first.
+
     Raises:
         FormatError: the file is neither.
     """
@@ -51,11 +60,13 @@ def text_of(path: Path) -> Iterator[str]:
         from modelgit.repo.look import hashed
 
         manifest = hashed(path)
+    if manifest.header:  # another one where metadata differs, or the way the tensors lie
+        yield f"header of {manifest.header_bytes} bytes {manifest.header[:SHORT]}"
     for entry in manifest.tensors:
         yield f"{entry.name} {entry.dtype} [{','.join(map(str, entry.shape))}] {entry.oid[:SHORT]}"
 
 
-def source_of(repo: Repository, path: Path) -> TensorSource:
+def source_of(repo: Repository, path: Path) -> Weights:
     """Returns the tensors of a manifest, from the store, or of a weight file. Raises FormatError."""
     from modelgit.store.files.tensors import FileTensors, StoredTensors
 
@@ -63,7 +74,7 @@ def source_of(repo: Repository, path: Path) -> TensorSource:
     return FileTensors(path) if manifest is None else StoredTensors(repo.store, manifest)
 
 
-def difference(repo: Repository, path: str, old: TensorSource, new: TensorSource, limit: int = READ_BYTES) -> Shown:
+def difference(repo: Repository, path: str, old: Weights, new: Weights, limit: int = READ_BYTES) -> Shown:
     """Returns how the weight file at `path` differs; past `limit` bytes, or without objects, names alone.
 
     Raises:
@@ -72,13 +83,16 @@ def difference(repo: Repository, path: str, old: TensorSource, new: TensorSource
     before, after = entries(old), entries(new)
     unlike = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     same = len({*before, *after}) - len(unlike)
+    dtypes = dtype_changes((before[name], after[name]) for name in unlike if name in before and name in after)
     try:
         numbers = measured(path, old, new, limit)
+        headers = compare_headers({path: old}, {path: new})
     except MissingObject:
-        return Shown(named(path, before, after, unlike), same, "their objects are not here (modelgit fetch)")
+        return Shown(named(path, before, after, unlike), same, "their objects are not here (modelgit fetch)", dtypes)
     rest = unlike[len(numbers) :]
     why = f"{len(rest):,} tensors were not read, to be quick (modelgit diff reads all)" if rest else None
-    return Shown((*numbers, *named(path, before, after, rest)), same, why)
+    found = (*numbers, *named(path, before, after, rest))
+    return Shown(found, same, why, dtypes, headers.metadata, headers.rewritten)
 
 
 def entries(source: TensorSource) -> dict[str, TensorEntry]:
@@ -89,14 +103,13 @@ def entries(source: TensorSource) -> dict[str, TensorEntry]:
 def measured(path: str, old: TensorSource, new: TensorSource, limit: int) -> "tuple[TensorChange, ...]":
     """Returns the tensors that differ, by name, and how far; those that come after `limit` bytes are left out."""
     from modelgit.merge.compare import compare
-    from modelgit.porcelain.comparing import tensor_change
+    from modelgit.porcelain.comparing import looked_at, tensor_change
 
     changes, read = [], 0
     for found in compare(old, new):
         if found.kind != "same":
-            changes.append(tensor_change(path, found))
-        if found.kind == "changed" and found.new is not None:
-            read += size_bytes(found.new.dtype, found.new.shape)
+            changes.append(tensor_change(path, looked_at(new, found)))
+            read += size_bytes(found.new.dtype, found.new.shape) if found.new is not None else 0
         if read >= limit:
             break
     return tuple(changes)
@@ -113,7 +126,8 @@ def named(
         old, new = before.get(name), after.get(name)
         entry = new or old
         if entry is not None:
-            found.append(TensorChange(path, name, kind_of(old, new), entry.dtype, entry.shape, None, None, None))
+            change = TensorChange(path, name, kind_of(old, new), entry.dtype, entry.shape, None, None, None)
+            found.append(replace(change, old_dtype=old.dtype, old_shape=old.shape) if old is not None else change)
     return tuple(found)
 
 

@@ -52,6 +52,11 @@ class StoredTensors:
     def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
         self._store, self._manifest = store, manifest
 
+    @cached_property
+    def header(self) -> Header | None:
+        """The file's header, None of a manifest without one. Raises as `stored_header` does."""
+        return stored_header(self._store, self._manifest) if self._manifest.header else None
+
     def names(self) -> Sequence[str]:
         """Return the tensors' names, sorted."""
         return [entry.name for entry in self._manifest.tensors]

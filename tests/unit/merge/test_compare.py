@@ -2,17 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from modelgit.merge.compare import Comparison, compare
+from modelgit.merge.compare import Comparison, compare, not_finite
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import StoredTensors
 from modelgit.store.objects import ObjectStore
 
-NAMES = {"float32": "F32", "float16": "F16", "int64": "I64"}
+NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64"}
 
 
 @pytest.fixture
@@ -86,3 +87,17 @@ def test_zeros_and_infinities_say_nothing(store: ObjectStore) -> None:
     assert (from_zero.changed_share, from_zero.relative_norm, from_zero.cosine) == (1.0, None, None)
     to_infinity = compared(store, np.ones(2, np.float32), np.array([1, np.inf], np.float32))
     assert (to_infinity.changed_share, to_infinity.relative_norm, to_infinity.cosine) == (0.5, None, None)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_values_that_came_in_and_are_not_finite_are_counted(store: ObjectStore, dtype: type[np.floating[Any]]) -> None:
+    old = np.ones(1_500_000, dtype)
+    old[:2] = np.nan, np.inf
+    new = old.copy()
+    new[[0, 3, -1]], new[[1, 4, 5]] = np.nan, np.inf
+    new[2] = np.finfo(dtype).max  # its square is beyond float64, and it is finite
+    found = compared(store, old, new)
+    assert (found.nan, found.inf) == (2, 2)
+    both = stored(store, {"w": new, "i": np.arange(3)})
+    assert not_finite(both, both.entry("w")) == (3, 3)
+    assert not_finite(both, both.entry("i")) == (0, 0)

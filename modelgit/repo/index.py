@@ -102,6 +102,13 @@ def read_index(repo: Repository, *, conflicted: bool = False) -> Index:
     return Index(place, blobs, stamps, flags, state, repo.git, unmerged)
 
 
+def has_blob(git: GitDirectory, path: str, sha: str) -> bool:
+    """Tells whether the index has a blob at a path, on any side of a merge; the mere intention to add one is none."""
+    looks = ("--literal-pathspecs", "ls-files", "--stage", "--debug", "-z", "--", path)
+    rows = ROW.finditer(git.run_bytes(*looks))
+    return any(row[2].decode() == sha and not int(row[14], 16) & INTENDED for row in rows)
+
+
 def state_of(place: Path) -> os.stat_result | None:
     """Returns the stat of the index itself, None if there is none yet."""
     try:

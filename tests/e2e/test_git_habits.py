@@ -230,11 +230,11 @@ def test_an_import_names_what_came_and_what_went(repo: Repository, top: Path, tm
     assert (made.files, made.deleted) == (("named.safetensors",), ())
     folder = tmp_path / "hf"
     folder.mkdir()
-    write_model(folder / "shard.safetensors")
+    write_model(folder / "model-00001-of-00001.safetensors")
     (folder / "config.json").write_text("{}")
     made = import_model(repo, folder)
-    assert made.files == ("config.json", "shard.safetensors")
-    assert made.deleted == (MODEL, "named.safetensors", "train.py")
+    assert made.files == ("config.json", "model-00001-of-00001.safetensors")
+    assert made.deleted == (MODEL,)
 
 
 def test_a_name_that_may_not_be_stops_nothing_but_its_commit(repo: Repository, top: Path) -> None:

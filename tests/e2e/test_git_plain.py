@@ -162,6 +162,11 @@ def test_a_malformed_file_is_refused_and_nothing_is_staged(place: Path) -> None:
     assert "bytes after the last tensor" in run(place, "git", "add", MODEL, code=128).stderr
     (place / MODEL).write_bytes(b"")
     assert "0 bytes, expected a header" in run(place, "git", "add", MODEL, code=128).stderr
+    save(place, OTHER, "new.safetensors")
+    git(place, "add", "--intent-to-add", "new.safetensors")  # git has an empty blob in its place now
+    (place / "new.safetensors").write_bytes(b"")
+    assert "0 bytes, expected a header" in run(place, "git", "commit", "-am", "Never", code=128).stderr
+    git(place, "rm", "--quiet", "-f", "new.safetensors")
     git(place, "reset", "--quiet", "--hard")
 
 

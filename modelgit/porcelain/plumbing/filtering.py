@@ -23,6 +23,7 @@ from modelgit.porcelain.plumbing.seeking import seek
 from modelgit.porcelain.plumbing.showing import TEXT_MARK
 from modelgit.repo.files import stat_of
 from modelgit.repo.filling import PREFIX_BYTES, fill, manifest_text
+from modelgit.repo.index import has_blob
 from modelgit.repo.look import WAY_BACK
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository, blob_id
 from modelgit.repo.worktree import Earlier
@@ -137,8 +138,7 @@ class Filter:
                 header_length(text[:8], len(text), path or "stdin")
             parse_bytes(text, path or "stdin")
         except FormatError as error:
-            looks = ("--literal-pathspecs", "ls-files", "--stage", "--", path)
-            if not path or f" {blob_id(text)} " not in self.repo.git.run(*looks):
+            if not path or not has_blob(self.repo.git, path, blob_id(text)):
                 hint = error.hint or WAY_BACK
                 raise FormatError(error.message, hint=hint) from error
 

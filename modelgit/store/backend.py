@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from modelgit.errors import StorageFull, StoreError
-from modelgit.store.handles import make_folder, read_all
+from modelgit.store.handles import READ, make_folder, read_all, share
 from modelgit.store.identity import Buffer
 from modelgit.store.mapping import MappedFile, flush_ahead
 
@@ -140,6 +140,7 @@ class FileStage:
         with translated(self._path):
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             fcntl.flock(self._handle, fcntl.LOCK_EX)
+            share(self._handle, folder, READ)
         self._open = True
         self._written = self._flushed = 0
 
@@ -182,6 +183,20 @@ class FileStage:
     def _close(self) -> None:
         self._open = False
         os.close(self._handle)
+
+
+def copy_piece(source: Path, destination: Path) -> None:
+    """Copy a piece under another name: another's file, whose time we may not set, in a store that a group shares."""
+    remove_abandoned(destination.parent)
+    stage = FileStage(destination.parent)
+    try:
+        with source.open("rb") as file:
+            while data := file.read(FLUSH_BYTES):
+                stage.write([data])
+        destination.unlink(missing_ok=True)
+        stage.publish(destination.name)
+    finally:
+        stage.discard()
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -229,8 +244,12 @@ class DirBackend:
         source, destination = self._path(name), self._folder(target.partition("/")[0]) / self._path(target).name
         self._forget(name)
         with translated(source):
-            os.utime(source)  # first: a move that is cut short leaves a piece that only looks young
-            source.replace(destination)
+            try:
+                os.utime(source)  # first: a move that is cut short leaves a piece that only looks young
+                source.replace(destination)
+            except PermissionError:
+                copy_piece(source, destination)
+                source.unlink()
             sync_folder(destination.parent)
             sync_folder(source.parent)
 

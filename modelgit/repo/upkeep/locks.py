@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from modelgit.store.handles import make_folder
+from modelgit.store.handles import make_folder, open_lock
 
 MARK = b"at work\n"
 FIXED = ("HEAD.lock", "index.lock", "config.lock", "packed-refs.lock", "shallow.lock", "ORIG_HEAD.lock")
@@ -46,7 +46,7 @@ class Alive:
     def _enter(self) -> None:
         with suppress(OSError):
             make_folder(self._place.parent)
-            self._handle = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._handle = open_lock(self._place)
             with suppress(BlockingIOError):
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove_stale(self._git_dir, killed=os.fstat(self._handle).st_size > 0)
@@ -122,6 +122,9 @@ def started_at() -> float:
 @contextmanager
 def taking_turns(place: Path) -> Iterator[None]:
     """Holds a lock of the system on a file of that name: of several processes one goes on, the others wait for it."""
-    with place.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    handle = open_lock(place)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)

@@ -9,6 +9,7 @@ from modelgit.errors import StoreError
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.store.backend import Backend, DirBackend, translated
 from modelgit.store.draft import PackDraft
+from modelgit.store.handles import open_lock
 from modelgit.store.objects import ObjectStore
 from modelgit.store.reading import Reader
 from modelgit.store.upkeep.survey import Stored, pieces
@@ -26,7 +27,7 @@ def alone(backend: Backend) -> Iterator[None]:
         return
     path = backend.root / LOCK
     with translated(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -1,7 +1,8 @@
 """Garbage collection of a store: what is needed stays, what is not goes, in two phases."""
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -314,4 +315,43 @@ def test_two_forms_of_one_object_do_not_disturb_those_that_hang_on_it(store: Obj
         there.copy_to(store, [extra])
         fresh = ObjectStore(store.backend, threads=1)
         assert [fresh.read(oid) for oid in grand] == [weights(500, seed=i, steps=2) for i in range(3)]
+    assert store.fsck(full=True).problems == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another member of the group")
+def test_another_member_of_the_group_may_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of another's file cannot be set: a copy of one's own is condemned, and its grace period begins then."""
+    group, first, second = 4711, 4712, 4713
+    os.chown(tmp_path, -1, group)
+    tmp_path.chmod(0o2770)
+    monkeypatch.chdir(tmp_path)  # the folders above are root's alone
+    store = ObjectStore(Path("modelgit"), threads=1)
+
+    def member(user: int, work: Callable[[], object]) -> None:
+        child = os.fork()
+        if not child:
+            try:
+                os.umask(0o077)
+                os.setgroups([])
+                os.setgid(group)
+                os.setuid(user)
+                work()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    member(first, lambda: put(store, weights(50_000), weights(50_000, seed=1)))
+    (name,) = packs(store)
+    theirs = Path("modelgit") / name
+    os.utime(theirs, (0, 0))
+    kept = min(store.oids())
+    member(second, lambda: run(store, kept))
+    (condemned,) = packs(store, "condemned/")
+    assert not theirs.exists()
+    found = (Path("modelgit") / condemned).stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (second, 0o440)
+    assert time.time() - found.st_mtime < 600
+    member(first, lambda: run(store, kept))
+    assert (len(packs(store)), packs(store, "condemned/")) == (1, [])
     assert store.fsck(full=True).problems == ()

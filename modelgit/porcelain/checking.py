@@ -107,9 +107,10 @@ def read_trailers(version: Version) -> Recorded:
     trailers = version.entry.trailers
     where = f"commit {version.commit[:10]}"
     if "Merge-Method" not in trailers:
-        raise UsageError(
-            f"{where} is no merge of models", hint="verify --rerun wants a commit that modelgit merge made"
+        hint = (
+            "it takes what modelgit merge made; git commit -m leaves the trailers out, git commit --no-edit keeps them"
         )
+        raise UsageError(f"{where} is no merge of models", hint=hint)
     try:
         policy: dict[str, Any] = json.loads(trailers["Merge-Policy"][0])
         weights = tuple(float(weight) for weight in json.loads(trailers["Merge-Weights"][0]))
@@ -119,11 +120,13 @@ def read_trailers(version: Version) -> Recorded:
         policy["head_names"] = tuple(str(name) for name in policy["head_names"])
         layers = json.loads(trailers.get("Merge-Layer-Weights", ["{}"])[0])
         rows = {str(layer): tuple(float(weight) for weight in row) for layer, row in layers.items()}
+        own = json.loads(trailers.get("Merge-Layer-Settings", ["{}"])[0])
         align = align_of(json.loads(trailers["Merge-Align"][0])) if "Merge-Align" in trailers else None
         device = trailers.get("Merge-Device", ["cpu"])[0]
         choices = Choices(
             trailers["Merge-Method"][0], settings, weights, **policy, layers=rows, align=align, device=device
         )
+        choices = replace(choices, layer_settings={str(layer): dict(these) for layer, these in own.items()})
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "the commit was written by hand, or by a later modelgit"
         raise FormatError(f"{where}: malformed merge trailers: {error}", hint=hint) from error

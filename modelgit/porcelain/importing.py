@@ -76,7 +76,7 @@ def import_model(
     """
     if part is not None and source.is_dir():
         raise UsageError("--part is for a checkpoint, not for a folder", hint="name the file in it, and --path")
-    require_clean(repo)
+    require_clean(repo, added=True)
     head = repo.head()
     old = repo.version(head) if head else None
     before = repo.store.size_on_disk()

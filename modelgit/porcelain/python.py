@@ -170,7 +170,7 @@ class Repository:
         target = branch or repo.branch()
         current = target == repo.branch()
         if current:
-            work.require_clean(repo)
+            work.require_clean(repo, added=True)
         else:
             work.refuse_shared_branch(repo, target or "")
         tip = repo.head() if current else repo.branches().get(target or "")

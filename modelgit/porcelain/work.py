@@ -369,8 +369,8 @@ def fill_in(repo: Repository, listener: Listener = ignore) -> tuple[str, ...]:
     return tuple(path for path, text in texts.items() if fill(repo, path, text, listener))
 
 
-def require_clean(repo: Repository) -> None:
-    """Refuses a work tree with changes, before a step that would overwrite them.
+def require_clean(repo: Repository, *, added: bool = False) -> None:
+    """Refuses a work tree with changes, before a step that would overwrite them; files `added` may be allowed to stay.
 
     Raises:
         RepositoryError: in the middle of a merge. DirtyWorktree: naming the paths.
@@ -378,7 +378,7 @@ def require_clean(repo: Repository) -> None:
     if repo.worktree is None:
         return
     refuse_merge(repo)
-    changed = [change.path for change in worktree.local_changes(repo)]
+    changed = [change.path for change in worktree.local_changes(repo, added=not added)]
     if changed:
         hint = "commit them first: modelgit commit -m MSG; or set them aside: modelgit stash"
         raise DirtyWorktree(f"the work tree has changes: {some(changed)}", hint=hint)

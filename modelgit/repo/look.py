@@ -292,10 +292,13 @@ def status(repo: Repository, listener: Listener = ignore) -> Status:
     return Status(branch, commit, changes, untracked, left, elsewhere, repo.upstream(branch), *ends)
 
 
-def local_changes(repo: Repository, listener: Listener = ignore) -> tuple[Change, ...]:
-    """Returns the files of HEAD that are changed or gone. Raises as `status` does."""
+def local_changes(repo: Repository, listener: Listener = ignore, *, added: bool = False) -> tuple[Change, ...]:
+    """Returns the files of HEAD that are changed or gone; with `added`, also what is new in the index.
+
+    Raises as `status` does.
+    """
     changes = changes_of(Look(repo, listener), repo.head())
-    return tuple(change for change in changes if change.kind != "new")
+    return tuple(change for change in changes if added or change.kind != "new")
 
 
 def changes_since(repo: Repository, commit: str) -> tuple[Change, ...]:

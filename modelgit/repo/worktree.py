@@ -158,7 +158,14 @@ def rewrite(
     previous = old.manifests if old else {}
     written = {path: write_path(repo, target, path, previous.get(path), listener) for path in move.write}
     kept = {path: dated(look, path, found) for path, found in look.stats.items() if path not in move.keep}
-    write_index(look.index, target.tree(), {path: stamp_of(found) for path, found in {**kept, **written}.items()})
+    added = {} if force else staged(look, (old.tree() if old else EMPTY, target.tree()))
+    stamps = {path: stamp_of(found) for path, found in {**kept, **written}.items()}
+    write_index(look.index, {**target.tree(), **added}, stamps)
+
+
+def staged(look: Look, trees: Sequence[Mapping[str, Blob]]) -> dict[str, Blob]:
+    """Returns what the index alone has: files that were added and are in none of the trees."""
+    return {path: blob for path, blob in look.tracked.items() if not any(path in tree for tree in trees)}
 
 
 def is_submodule(target: Version, path: str) -> bool:

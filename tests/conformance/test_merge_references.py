@@ -236,4 +236,5 @@ def test_no_reference_is_left_out() -> None:
     given = {f"{masks}.masks" for masks, *_ in MASKED.values()}
     given |= {f"{kind}_ft{i}" for kind in ("fisher_stats", "regmean_gram") for i in range(3)}
     compared = {reference.output for reference in [*SAME, *NARROW]} | set(MASKED) | {"model_stock_filter_wise"}
+    compared |= {"breadcrumbs_gradients", "ties_gradients"}  # by tests/e2e/test_cli_mergekit.py
     assert outputs - given == compared

@@ -66,6 +66,14 @@ def test_a_mean_of_factors_is_refused_with_the_way_on(changes: dict[str, Any], t
     before = Path(FILE).read_bytes()
     error = tell("merge", "code", code=1)
     assert "--method lora_cat (exact), or lora_svd" in error["hint"]
+    assert "shape" not in {conflict["kind"] for conflict in error["conflicts"]}
+    assert tell("merge", "code", "--method", "lora_cat", "-n")["cost"]["read_bytes"] > 0
+    weights = ("--method", "lora_cat", "--weights", "1,-1")
+    assert "weights [1.0, -1.0] add up to 0" in tell("merge", "code", *weights, code=2)["message"]
+    assert (
+        "--heads means nothing"
+        in tell("merge", "code", *weights, "--heads", "drop", "--head-name", "x", code=2)["message"]
+    )
     assert Path(FILE).read_bytes() == before
 
 

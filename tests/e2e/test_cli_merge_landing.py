@@ -151,7 +151,15 @@ def test_misuse_is_told(models: Path, tell: Tell) -> None:
     assert "stand alone" in tell("merge", "--abort", "one", code=2)["message"]
     assert "choose one" in tell("merge", "one", "two", "-n", "--no-commit", code=2)["message"]
     assert "leave --no-commit out" in tell("merge", "one", "--ff-only", "--no-commit", code=2)["message"]
+    assert "for --from-mergekit" in tell("merge", "one", "--model", "a=one", code=2)["message"]
+    assert "--device nvidia" in tell("merge", "one", "two", "-n", "--device", "nvidia", code=2)["message"]
+    assert "is for --heads" in tell("merge", "one", "two", "--head-name", "w", code=2)["message"]
+    assert "for fisher and regmean" in tell("merge", "one", "two", "--stats-images", "7", code=2)["message"]
     assert clean()
+    Path("added.txt").write_text("staged, not committed")
+    git("add", "added.txt")
+    assert "changes: added.txt" in tell("merge", "one", "two", "--no-commit", code=10)["message"]
+    assert git("status", "--porcelain") == "A  added.txt"
 
 
 def test_a_merge_of_git_with_conflicts_is_ended_as_well(models: Path, tell: Tell) -> None:

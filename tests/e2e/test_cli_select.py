@@ -313,6 +313,11 @@ MISUSES = {
     "--barrier-max nan --on DATA": "--barrier-max nan: expected a number of 0 or more",
     "--barrier-max 0.1 --barrier-points 2 --on DATA": "2 points on a path: expected 3 to 101",
     "--metric accuracy --on DATA --gate accuracy>=0": "--metric is for --select, --search or --barrier-max",
+    "--evaluations 9": "--evaluations is for --search",
+    "--search weights --layers 3 --on DATA": "--layers is for --search layers",
+    "--barrier-points 5": "--barrier-points is for --barrier-max",
+    "--search weights --on DATA --evaluations 1 -n": "--evaluations 1: expected at least 2",
+    "--select greedy --on DATA --metric f1 -n": "metric 'f1': none of that name on pictures",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_other_numbers_are_a_conflict_before_anything_is_read(models: Path, tell
     assert "--vocabulary ours" in error["hint"]
     assert Path("model.safetensors").read_bytes() == before
     assert tell("status")["changes"] == []
+    done = subprocess.run(["git", "merge", "birds"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "token 'bird' is unknown as in chat" in done.stderr
+    assert Path("model.safetensors").read_bytes() == before
 
 
 def test_own_tokens_alone(models: Path, tell: Tell) -> None:

@@ -166,6 +166,11 @@ def test_local_changes_are_not_overwritten(tmp_path: Path) -> None:
     checkout(repo, first)
     assert (tmp_path / "same.json").read_text() == "mine"
     assert kinds(repo) == {"same.json": "modified"}
+    (tmp_path / "added.txt").write_text("added")
+    git(tmp_path, "add", "added.txt")
+    checkout(repo, second)
+    assert "A  added.txt" in git(tmp_path, "status", "--porcelain").splitlines()
+    git(tmp_path, "rm", "--quiet", "--cached", "added.txt")
     checkout(repo, second, force=True)
     assert (tmp_path / "same.json").read_text() == "same"
     assert kinds(repo) == {}

@@ -50,6 +50,8 @@ def register(app: typer.Typer) -> None:
         choices = Choices(**how.choices(), **matching.choices(), **apart.choices(trials.seed, how.data))
         choices = replace(choices, **known.choices(choices.method, how.data))
         taken = tuple(revs or ())
+        if how.models and not how.configuration:
+            raise UsageError("--model is for --from-mergekit: what a name there is", hint="--from-mergekit FILE")
         told = from_mergekit(session, how, taken, choices.vocabulary) if how.configuration else None
         if told is not None:
             taken, choices = told.revs, replace(choices, **told.choices())

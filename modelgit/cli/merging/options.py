@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 POLICY = "Where models do not match"
 KNOWING = "Statistics of models, for fisher and regmean"
 INFORMED = ("fisher", "regmean")
+IMAGES = 1024
 TRIALS = "Measured first, on the data of --on"
 
 
@@ -106,7 +107,9 @@ class Matching:
     ] = "error"
 
     def choices(self) -> dict[str, Any]:
-        """Returns the policy. Raises UsageError for words that are none of those allowed."""
+        """Returns the policy. Raises UsageError for words that are none of those allowed, or that change nothing."""
+        if self.head_names and self.heads == "error":
+            raise UsageError("--head-name is for --heads: which tensors are the classifier", hint="--heads drop")
         return {
             "on_missing": choice(self.on_missing, ("error", "keep", "drop"), "--on-missing"),
             "heads": choice(self.heads, ("error", "drop", "ours", "theirs", "mean"), "--heads"),
@@ -184,7 +187,7 @@ class Known:
     ] = None
     stats_images: Annotated[
         int, typer.Option(metavar="N", help="Images to compute them on, at most.", rich_help_panel=KNOWING)
-    ] = 1024
+    ] = IMAGES
     stats_labels: Annotated[
         str, typer.Option(metavar="model|data", help="Expected, or those of the data.", rich_help_panel=KNOWING)
     ] = "model"
@@ -192,6 +195,8 @@ class Known:
     def choices(self, method: str, data: str | None) -> dict[str, Any]:
         """Returns where statistics come from; for a method that asks for them, from the data of --on if need be."""
         labels: Any = choice(self.stats_labels, ("model", "data"), "--stats-labels")
+        if method not in INFORMED and (self.stats_images != IMAGES or labels != "model"):
+            raise UsageError("--stats-images and --stats-labels are for fisher and regmean", hint="--method fisher")
         if not self.stats and not self.stats_on and not (data and method in INFORMED):
             return {}
         from modelgit.porcelain.merging.values import Informing

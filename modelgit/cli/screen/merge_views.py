@@ -34,7 +34,7 @@ def merged(result: "Merged") -> Iterator[Block]:
 def merged_models(result: "Merged") -> Iterator[Block]:
     """A merge commit, or the one that a dry run would make."""
     names = ", ".join(head.name for head in result.heads)
-    settings = ", ".join(f"{key}={value}" for key, value in result.settings.items())
+    settings = ", ".join(f"{key}={each(value)}" for key, value in result.settings.items())
     how = f"{result.method}{f' ({settings})' if settings else ''}"
     if result.commit:
         yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] merged {names} by {how}")
@@ -106,6 +106,11 @@ def at_length(method: "MethodInfo") -> Iterator[Block]:
     if method.settings:
         rows = tuple((f"--set {s.name}={word(s.default)}", s.type, s.meaning) for s in method.settings)
         yield Table(("setting (default)", "type", "meaning"), rows)
+
+
+def each(value: object) -> str:
+    """Returns a setting's value, or those of each model as they are typed."""
+    return ",".join(f"{one:g}" for one in value) if isinstance(value, tuple) else str(value)
 
 
 def word(value: object) -> str:

@@ -118,5 +118,7 @@ def count_in(config: Mapping[str, Any], name: str, default: int = 0) -> int:
     """Return a count in config.json. Raises FormatError if it is absent or no count."""
     value = config.get(name) or default
     if not isinstance(value, int) or value < 1:
-        raise FormatError(f"config.json: expected '{name}', a number above 0, got {config.get(name)!r}")
+        got = f"got {config.get(name)!r}" if config else "and there is no config.json in that version"
+        hint = "commit the model's config.json beside its weights, or give a file: --align-spec FILE"
+        raise FormatError(f"config.json: expected '{name}', a number above 0, {got}", hint=hint)
     return value

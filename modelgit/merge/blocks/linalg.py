@@ -25,8 +25,7 @@ def using(device: str) -> Iterator[None]:
 
     Raises: UsageError: there is no such device, or it has no float64.
     """
-    if device != HERE:
-        require(device)
+    require(device)
     token = _device.set(device)
     try:
         yield
@@ -35,7 +34,9 @@ def using(device: str) -> Iterator[None]:
 
 
 def require(device: str) -> None:
-    """Raise UsageError unless PyTorch can work on a device in float64."""
+    """Raise UsageError unless it is the CPU, or PyTorch can work on a device in float64."""
+    if device == HERE:
+        return
     if not NAME.fullmatch(device):
         raise UsageError(f"--device {device[:40]!r}: expected cpu, cuda or cuda:1")
     import torch

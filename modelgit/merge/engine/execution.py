@@ -38,7 +38,7 @@ from modelgit.merge.engine.streams import (
 )
 from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.engine.windows import Workshop
-from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make
+from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make, of_heads
 from modelgit.merge.methods.linear_form import LinearForm
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.files.tensors import FileTensors
@@ -203,9 +203,11 @@ def _again(work: Work, step: Step, earlier: str) -> tuple[Done, Action]:
 
 def _method(work: Work, step: Step) -> Method:
     """Return the method for a step: the mean for a tensor that the base, or what is known of models, has nothing of."""
-    method = work.plan.method
+    method = step.method or work.plan.method
     uninformed = bool(getattr(method, "statistics", "")) and not step.statistics
-    return make("linear", {}) if uninformed or (method.needs_base and not step.use_base) else method
+    if uninformed or (method.needs_base and not step.use_base):
+        return make("linear", {})
+    return of_heads(method, step.members)
 
 
 def _inputs(work: Work, step: Step) -> list[Input]:
@@ -237,8 +239,8 @@ def _survey(work: Work) -> object:
     for step in work.plan.steps:
         if step.copied and step.inputs[0].oid in same and DTYPES[step.dtype].floating:
             found.append(Unchanged(step.name, step.shape))
-        elif not step.copied and step.same_as is None and _method(work, step) is method:
-            found.append(Passing(work.shop, _subject(work, step), method))
+        elif not step.copied and step.same_as is None and type(_method(work, step)) is type(method):
+            found.append(Passing(work.shop, _subject(work, step), _method(work, step)))
     return survey(found)
 
 

@@ -16,7 +16,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import pair_of
 from modelgit.merge.engine.ways import conflict_error
 from modelgit.merge.informed.statistics import Statistics
-from modelgit.merge.methods import Fitted, Linear, Method, check_arguments
+from modelgit.merge.methods import Fitted, Linear, Method, check_arguments, of_heads
 from modelgit.merge.vocabulary.naming import is_embedding
 from modelgit.store.codec.arithmetic import ARITHMETIC_WIDTHS
 
@@ -60,7 +60,8 @@ class Step:
     """One tensor of the result: copied from `members[0]`, or merged from all `members` (numbers of heads).
 
     `inputs` are the members' entries, then the base's where it takes part. `weights` are the members', where this
-    tensor has others than the heads; `statistics` are the members' for it.
+    tensor has others than the heads, and `method` is its own, with settings for all heads; `statistics` are the
+    members' for it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Step:
     same_as: str | None = None  # an earlier tensor with the very same inputs
     weights: tuple[float, ...] = ()
     statistics: tuple[TensorEntry, ...] = ()
+    method: Method | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +135,17 @@ def plan(heads: Sequence[Head], base: TensorSource | None, method: Method, polic
         raise UsageError(
             f"--heads theirs: expected two models, got {len(heads)}", hint="name yours first: --heads ours"
         )
-    ordered = tuple(sorted(heads, key=content_key))
+    order = sorted(range(len(heads)), key=lambda i: content_key(heads[i]))
+    ordered, method = tuple(heads[i] for i in order), of_heads(method, order)
     rows = _rows(ordered, base if method.needs_base else None, ours=ordered.index(heads[0]))
     conflicts, steps, dropped = _class_conflicts(heads, policy), list[Step](), list[str]()
     notes, untied = _tied_notes(rows)
-    conflicts.extend([*_factor_conflicts(rows), *(untied if policy.tied == "error" else [])])
+    factors = _factor_conflicts(rows)
+    conflicts.extend([*factors, *(untied if policy.tied == "error" else [])])
     for row in rows:
         decision = _decide(row, method, policy)
         if isinstance(decision, list):
-            conflicts.extend(decision)
+            conflicts.extend(c for c in decision if not (factors and c.kind == "shape" and pair_of(c.where)))
         elif decision is None:
             dropped.append(row.name)
         else:
@@ -317,7 +321,7 @@ def share_results(steps: Sequence[Step]) -> tuple[Step, ...]:
     first: dict[tuple[object, ...], str] = {}
     shared = []
     for step in steps:
-        settings = (step.members, step.use_base, step.dtype, step.shape, step.weights)
+        settings = (step.members, step.use_base, step.dtype, step.shape, step.weights, step.method)
         inputs = (*settings, *(entry.oid for entry in (*step.inputs, *step.statistics)))
         known = step.name if step.copied else first.setdefault(inputs, step.name)
         shared.append(step if known == step.name else replace(step, same_as=known))

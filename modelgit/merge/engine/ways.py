@@ -13,7 +13,7 @@ HINTS: Mapping[str, str] = {
     "vocabulary": "Line tokens up by their strings: your own (--vocabulary ours) or those of all (--vocabulary union).",
     "classes": "Average them by class (--heads mean), take one model's (--heads ours, theirs), or none (--heads drop).",
     "integers": "Take the integers of one model (--integers ours).",
-    "non-finite": "Find the commit that brought it in with `git bisect run`, and merge without that one.",
+    "non-finite": "modelgit blame REV TENSOR says which commit last changed it: merge a version without that.",
     "adapter": "Adapters are merged by their products: --method lora_cat (exact), or lora_svd (of a rank).",
     "statistics": "Compute them of these very models (--stats-on DATA), or give the file of each, in order (--stats).",
     "tied": "Keep two matrices (--tied untie), and see to it that the model's configuration does not tie them again.",

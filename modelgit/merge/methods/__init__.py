@@ -22,6 +22,7 @@ from modelgit.merge.methods.registry import (
     Method,
     check_arguments,
     make,
+    of_heads,
     setting_types,
     settings_of,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "check_arguments",
     "informed",
     "make",
+    "of_heads",
     "setting_types",
     "settings_of",
 ]

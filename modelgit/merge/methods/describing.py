@@ -4,7 +4,17 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 
-from modelgit.merge.methods.registry import METHODS, Combined, Elementwise, Fitted, Method, Value, make, setting_types
+from modelgit.merge.methods.registry import (
+    METHODS,
+    Combined,
+    Elementwise,
+    Fitted,
+    Method,
+    Value,
+    make,
+    per_head,
+    setting_types,
+)
 
 STORED = {True: "values", False: "recipe"}
 
@@ -65,7 +75,13 @@ def settings_info(cls: type[Method]) -> tuple[SettingInfo, ...]:
     """Returns the settings of a method, in order."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return tuple(
-        SettingInfo(name, kind.__name__, plain(fields[name].default), str(fields[name].metadata.get("meaning", "")))
+        SettingInfo(
+            name,
+            kind.__name__,
+            plain(fields[name].default),
+            str(fields[name].metadata.get("meaning", ""))
+            + "; one for all models, or one for each" * per_head(cls, name),
+        )
         for name, kind in setting_types(cls).items()
     )
 

@@ -13,14 +13,23 @@ from modelgit.merge.blocks.masks import draws, seed_of
 from modelgit.merge.blocks.sums import Array
 from modelgit.merge.blocks.tensors import Inputs
 from modelgit.merge.blocks.vectors import vectors
-from modelgit.merge.methods.registry import call_elementwise, method, no_facts, setting, within
+from modelgit.merge.methods.registry import (
+    PerHead,
+    call_elementwise,
+    method,
+    no_facts,
+    setting,
+    spread,
+    together,
+    within,
+)
 from modelgit.merge.methods.sparse import added, joined
 
 
-def dropped(block: Inputs, density: float, seed: int) -> list[Array]:
-    """Return the task vectors with random elements set to 0 and the others divided by `density`."""
+def dropped(block: Inputs, densities: PerHead, seed: int) -> list[Array]:
+    """Return the task vectors with random elements set to 0 and the others divided by their density."""
     parts = block.deltas()
-    for head, part in enumerate(parts):
+    for head, (part, density) in enumerate(zip(parts, spread(densities, len(parts)), strict=True)):
         if density < 1:
             vectors().drop(part, draws(seed_of(block, seed, head), block.start, part.size), density)
     return parts
@@ -39,7 +48,7 @@ class DareLinear:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
-    density: float = setting(0.5, "probability that an element of a task vector is kept")
+    density: float | tuple[float, ...] = setting(0.5, "probability that an element of a task vector is kept")
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(True, "divide by the sum of the weights")
     seed: int = setting(0, "where the random masks start from")
@@ -66,7 +75,7 @@ class DareTies:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
-    density: float = setting(0.5, "probability that an element of a task vector is kept")
+    density: float | tuple[float, ...] = setting(0.5, "probability that an element of a task vector is kept")
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(True, "divide by the weights of those that agree")
     seed: int = setting(0, "where the random masks start from")
@@ -86,27 +95,28 @@ class DareTies:
 # ------------------------------------------------------------------------------------------------------- DELLA
 
 
-def check_probabilities(name: str, density: float, epsilon: float) -> None:
+def check_probabilities(name: str, densities: PerHead, epsilons: PerHead) -> None:
     """Raise UsageError unless all probabilities from density - epsilon to density + epsilon make sense."""
-    within(f"{name}: density", density, 2**-32, 1)
-    within(f"{name}: epsilon", epsilon, 0, 1)
-    if density < 1:
-        within(f"{name}: density - epsilon", density - epsilon, 2**-32, 1)
-        within(f"{name}: density + epsilon", density + epsilon, 0, 1)
+    within(f"{name}: density", densities, 2**-32, 1)
+    within(f"{name}: epsilon", epsilons, 0, 1)
+    for density, epsilon in together(f"{name}: density, epsilon", densities, epsilons):
+        if density < 1:
+            within(f"{name}: density - epsilon", density - epsilon, 2**-32, 1)
+            within(f"{name}: density + epsilon", density + epsilon, 0, 1)
 
 
-def pruned(block: Inputs, density: float, epsilon: float, seed: int) -> list[Array]:
+def pruned(block: Inputs, densities: PerHead, epsilons: PerHead, seed: int) -> list[Array]:
     """Return the task vectors with elements kept by a probability that grows with their rank in the row, over it.
 
     From density - epsilon for the smallest magnitude of a row to density + epsilon for the largest; equal magnitudes
     have the same. A row of one element has the density itself.
     """
     parts = [part.reshape(-1, part.shape[-1]) if part.ndim else part.reshape(1, 1) for part in block.deltas()]
-    if density >= 1:
-        return parts
-    length = parts[0].shape[-1]
-    line = (density - epsilon, 2 * epsilon / (length - 1)) if length > 1 else (density, 0.0)
-    for head, part in enumerate(parts):
+    length, shares = parts[0].shape[-1], together("della", densities, epsilons, heads=len(parts))
+    for head, (part, (density, epsilon)) in enumerate(zip(parts, shares, strict=True)):
+        if density >= 1:
+            continue
+        line = (density - epsilon, 2 * epsilon / (length - 1)) if length > 1 else (density, 0.0)
         numbers = draws(seed_of(block, seed, head), block.start, part.size)
         vectors().drop_ranked(part, numbers, vectors().ranks(part), line)
     return parts
@@ -122,8 +132,10 @@ class Della:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
-    density: float = setting(0.5, "mean probability that an element of a task vector is kept")
-    epsilon: float = setting(0.15, "how far the probabilities of a row reach below and above the density")
+    density: float | tuple[float, ...] = setting(0.5, "mean probability that an element of a task vector is kept")
+    epsilon: float | tuple[float, ...] = setting(
+        0.15, "how far the probabilities of a row reach below and above the density"
+    )
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(True, "divide by the weights of those that agree")
     seed: int = setting(0, "where the random masks start from")
@@ -151,8 +163,10 @@ class DellaLinear:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
-    density: float = setting(0.5, "mean probability that an element of a task vector is kept")
-    epsilon: float = setting(0.15, "how far the probabilities of a row reach below and above the density")
+    density: float | tuple[float, ...] = setting(0.5, "mean probability that an element of a task vector is kept")
+    epsilon: float | tuple[float, ...] = setting(
+        0.15, "how far the probabilities of a row reach below and above the density"
+    )
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(False, "divide by the sum of the weights")
     seed: int = setting(0, "where the random masks start from")

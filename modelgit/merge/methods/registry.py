@@ -31,6 +31,7 @@ __all__ = [
     "Inputs",
     "Linear",
     "Method",
+    "PerHead",
     "Tensor",
     "Value",
     "call_combined",
@@ -41,13 +42,17 @@ __all__ = [
     "make",
     "method",
     "no_facts",
+    "of_heads",
     "setting",
     "setting_types",
     "settings_of",
+    "spread",
+    "together",
     "within",
 ]
 T = TypeVar("T")
-Value = bool | int | float | str
+Value = bool | int | float | str | Sequence[float]
+PerHead = float | tuple[float, ...]  # one number for all heads, or one for each, in their order
 MethodClass = TypeVar("MethodClass", bound=type)
 
 
@@ -163,6 +168,33 @@ def call_combined(self: Combined, inputs: Inputs) -> Array:
     return self.combine(inputs)
 
 
+def spread(value: PerHead, heads: int) -> tuple[float, ...]:
+    """Return a setting for each head: its own, or the one that all have."""
+    return value if isinstance(value, tuple) else (value,) * heads
+
+
+def together(where: str, *values: PerHead, heads: int = 1) -> list[tuple[float, ...]]:
+    """Return several settings of each head. Raises UsageError for settings of unequal numbers of heads."""
+    counts = {len(value) for value in values if isinstance(value, tuple)} or {heads}
+    if len(counts) > 1:
+        raise UsageError(f"{where}: numbers for {min(counts)} models and for {max(counts)}.")
+    count = counts.pop()
+    return list(zip(*(spread(value, count) for value in values), strict=True))
+
+
+def of_heads(chosen: Method, heads: Sequence[int]) -> Method:
+    """Return the method for some of the heads, or for them in another order: with their settings."""
+    own = {name: tuple(values[i] for i in heads) for name, values in each_own(chosen).items()}
+    found: Method = dataclasses.replace(chosen, **own) if own else chosen
+    return found
+
+
+def each_own(chosen: Method) -> dict[str, tuple[float, ...]]:
+    """Return the settings of which every head has its own."""
+    several = {key: value for key, value in settings_of(chosen).items() if isinstance(value, tuple)}
+    return {key: value for key, value in several.items() if per_head(type(chosen), key)}
+
+
 # ------------------------------------------------------------------------------------------ by name, from text
 
 
@@ -187,7 +219,12 @@ def make(name: str, settings: Mapping[str, Value]) -> Method:
 def setting_types(cls: type[Method]) -> dict[str, type]:
     """Return the type of each setting, in order."""
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {field.name: float if per_head(cls, field.name) else hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def per_head(cls: type[Method], key: str) -> bool:
+    """Return whether each head can have a setting of its own."""
+    return bool(get_type_hints(cls)[key] == PerHead)
 
 
 def settings_of(chosen: Method) -> dict[str, Value]:
@@ -203,6 +240,10 @@ def check_arguments(chosen: Method, weights: Sequence[float], *, has_base: bool)
         raise UsageError(f"method {chosen.name} merges {wanted} models, got {len(weights)}.")
     if not all(math.isfinite(weight) for weight in weights):
         raise UsageError(f"weights must be finite numbers, got {list(weights)}.")
+    for name, values in each_own(chosen).items():
+        if len(values) != len(weights):
+            hint = "One number for all, or one for each in the order of --weights: HEAD first."
+            raise UsageError(f"{chosen.name}: {name}: {len(values)} numbers for {len(weights)} models.", hint=hint)
     if not chosen.weighted and len(set(weights)) > 1:
         hint = "Leave weights out, or use the method linear."
         raise UsageError(f"method {chosen.name} treats all models alike, got weights {list(weights)}.", hint=hint)
@@ -215,10 +256,11 @@ def check_arguments(chosen: Method, weights: Sequence[float], *, has_base: bool)
         check(weights)
 
 
-def within(where: str, value: float, low: float, high: float) -> None:
-    """Raise UsageError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UsageError(f"{where}: expected a number from {low:g} to {high:g}, got {value:g}.")
+def within(where: str, value: PerHead, low: float, high: float) -> None:
+    """Raise UsageError unless low <= value <= high, of each head."""
+    for one in spread(value, 1):
+        if not low <= one <= high:
+            raise UsageError(f"{where}: expected a number from {low:g} to {high:g}, got {one:g}.")
 
 
 def _near(name: str, known: Mapping[str, object]) -> str | None:
@@ -233,17 +275,24 @@ def _parse(cls: type[Method], key: str, kind: type, value: Value) -> Value:
             return words[str(value).lower()]
         if isinstance(value, bool):
             raise ValueError(value)
+        if per_head(cls, key) and isinstance(several := several_of(value), list | tuple):
+            return tuple(float(one) for one in several)
         return value if isinstance(value, kind) else _number(kind, value)
-    except (KeyError, ValueError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         meaning = cls.__dataclass_fields__[key].metadata.get("meaning")
         hint = f"{key}: {meaning}" if meaning else None
         wanted = KINDS.get(kind, kind.__name__)
         raise UsageError(f"{cls.name}: {key}: expected {wanted}, got {value!r}.", hint=hint) from error
 
 
+def several_of(value: Value) -> object:
+    """Return the parts of text with commas; any other value as it is."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
 def _number(kind: type, value: Value) -> Value:
     if kind is int:
         return int(str(value))
     if kind is float:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]  # whatever is none raises
     return str(value)

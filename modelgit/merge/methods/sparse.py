@@ -17,7 +17,7 @@ from modelgit.merge.blocks.ranking import Cut, keep, largest, largest_of_all
 from modelgit.merge.blocks.sums import Array, tree_sum
 from modelgit.merge.blocks.tensors import Inputs, Tensor
 from modelgit.merge.blocks.vectors import square_sum, vectors
-from modelgit.merge.methods.registry import call_elementwise, method, setting, within
+from modelgit.merge.methods.registry import call_elementwise, method, setting, spread, together, within
 
 
 def added(block: Inputs, scale: float, vector: Array) -> Array:
@@ -64,7 +64,7 @@ class Ties:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
-    density: float = setting(0.2, "share of each task vector that is kept, largest first")
+    density: float | tuple[float, ...] = setting(0.2, "share of each task vector that is kept, largest first")
     scale: float = setting(1.0, "factor on the merged task vector")
     normalize: bool = setting(True, "divide by the weights of those that agree")
     scope: str = setting("tensor", "what is trimmed together: `tensor` by tensor, or the whole `model`")
@@ -74,6 +74,8 @@ class Ties:
         within("ties: density", self.density, 0, 1)
         if self.scope not in ("tensor", "model"):
             raise UsageError(f"ties: scope: expected tensor or model, got {self.scope!r}.")
+        if self.scope == "model" and isinstance(self.density, tuple):
+            raise UsageError("ties: scope model has one density for all models.", hint="Use --set scope=tensor.")
 
     def survey(self, tensors: Sequence[Tensor]) -> Trims | None:
         """Return the thresholds over the whole model, if that is the scope."""
@@ -85,7 +87,7 @@ class Ties:
             raise UsageError("ties with scope model needs every tensor in every model.", hint=hint)
         count = counts.pop()
         size = sum(math.prod(tensor.shape) for tensor in tensors)
-        rank = min(size, int(self.density * size) + 1)
+        rank = min(size, int(spread(self.density, 1)[0] * size) + 1)
         values = largest_of_all(tensors, Inputs.deltas, rank, count)
         trims = Trims(tuple(Cut(value, 1 << 63, 0) for value in values), (1.0,) * count)
         balance = sum(sum(tensor.each(lambda block: self._balance(block, trims))) for tensor in tensors)
@@ -100,8 +102,8 @@ class Ties:
         """Return where each d_i is cut, and what is left is multiplied with."""
         trims: Trims | None = tensor.model
         if trims is None:
-            keeps = density_count(self.density, math.prod(tensor.shape))
-            found = largest(tensor, Inputs.deltas, [[keeps]] * len(tensor.weights))
+            size, densities = math.prod(tensor.shape), spread(self.density, len(tensor.weights))
+            found = largest(tensor, Inputs.deltas, [[density_count(density, size)] for density in densities])
             trims = Trims(tuple(cuts[0] for cuts in found), (1.0,) * len(found))
         return Trims(trims.cuts, self._factors(tensor, trims), trims.even) if self.rescale else trims
 
@@ -143,22 +145,23 @@ class Breadcrumbs:
     needs_base: ClassVar[bool] = True
     task_vectors: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
-    density: float = setting(0.9, "share of each task vector that is kept")
-    gamma: float = setting(0.01, "share of the largest elements that is dropped")
+    density: float | tuple[float, ...] = setting(0.9, "share of each task vector that is kept")
+    gamma: float | tuple[float, ...] = setting(0.01, "share of the largest elements that is dropped")
     scale: float = setting(1.0, "factor on the merged task vector")
     signs: bool = setting(False, "let the majority elect signs, as in ties")
 
     def __post_init__(self) -> None:
         within("breadcrumbs: density", self.density, 0, 1)
         within("breadcrumbs: gamma", self.gamma, 0, 1)
-        within("breadcrumbs: density + gamma", self.density + self.gamma, 0, 1)
+        both = together("breadcrumbs: density, gamma", self.density, self.gamma)
+        within("breadcrumbs: density + gamma", tuple(map(sum, both)), 0, 1)
 
     def facts(self, tensor: Tensor) -> list[list[Cut]]:
         """Return for each d_i what belongs to it with its outliers, and these."""
         size = math.prod(tensor.shape)
-        large = int(self.gamma * size)
-        kept = min(size, large + int(self.density * size))
-        return largest(tensor, Inputs.deltas, [[kept, large]] * len(tensor.weights))
+        both = together("breadcrumbs", self.density, self.gamma, heads=len(tensor.weights))
+        counts = [(int(density * size), int(gamma * size)) for density, gamma in both]
+        return largest(tensor, Inputs.deltas, [[min(size, large + kept), large] for kept, large in counts])
 
     def block(self, block: Inputs, facts: list[list[Cut]]) -> Array:
         """Return b + scale * sum of the masked d_i."""

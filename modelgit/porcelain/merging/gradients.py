@@ -8,12 +8,13 @@ first counts whose filter occurs in the tensor's name; without a filter, or with
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from modelgit.errors import UsageError
 from modelgit.merge.methods.layers import Lines
 
 Row = tuple[float, ...]
+Values = TypeVar("Values", bound=tuple[Any, ...])
 Number = Callable[[Any, str], float]
 MAX_VALUES = 10_000  # of a gradient or a list of filters
 FILTER_KEYS = {"filter", "value"}
@@ -76,17 +77,17 @@ def between(values: list[float], depth: float) -> float:
     return (1 - part) * values[low] + part * values[min(len(values) - 1, low + 1)]
 
 
-def by_layer(rows: Mapping[str, Row]) -> tuple[Row, dict[str, Row]]:
-    """Returns the weights that most tensors have, and those of layers and tensors that have others.
+def by_layer(rows: Mapping[str, Values]) -> tuple[Values, dict[str, Values]]:
+    """Returns the weights (or settings) that most tensors have, and those of layers and tensors that have others.
 
     A layer all of whose tensors have the same is named once. Where a row is all zeros, it is not what most have: a
     merge in which no model takes part is none.
     """
-    layers: dict[str, dict[str, Row]] = {}
+    layers: dict[str, dict[str, Values]] = {}
     for name, row in rows.items():
         layers.setdefault(layer_of(name), {})[name] = row
     counts = Counter(row for row in rows.values() if any(row)) or Counter(rows.values())
-    most, told = counts.most_common(1)[0][0], dict[str, Row]()
+    most, told = counts.most_common(1)[0][0], dict[str, Values]()
     for layer, own in layers.items():
         alike = len(set(own.values())) == 1
         told |= {layer: next(iter(own.values()))} if alike else own

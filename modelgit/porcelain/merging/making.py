@@ -88,6 +88,8 @@ def found_trailers(prepared: Prepared) -> tuple[tuple[str, str], ...]:
     """Returns what was found out before the merge, and the weights by layer that it is made with."""
     layers, found = prepared.choices.layers, prepared.findings
     rows = [("Merge-Layer-Weights", compact({layer: list(row) for layer, row in layers.items()}))] if layers else []
+    if own := prepared.choices.layer_settings:
+        rows.append(("Merge-Layer-Settings", compact({layer: dict(these) for layer, these in own.items()})))
     if (chosen := found.selection) is not None:
         rows.append(("Merge-Selection", compact({"mode": chosen.mode, "score": chosen.score, **asdict(chosen.on)})))
     if (best := found.search) is not None:

@@ -10,13 +10,14 @@ from modelgit.certify.gate import check_bars, parse_bar
 from modelgit.errors import MergeConflict, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.dtypes import size_bytes
+from modelgit.merge.blocks.linalg import require
 from modelgit.merge.engine.plan import Step
 from modelgit.merge.methods import make, settings_of
 from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.pending import leave
 from modelgit.porcelain.merging.preparing import common_bases, named_heads, prepare
 from modelgit.porcelain.merging.values import Choices, Cost, Made, Merged, Prepared, Request
-from modelgit.porcelain.trials.trying import budget, check_trial, try_out
+from modelgit.porcelain.trials.trying import budget, check_trial, judges, try_out
 from modelgit.porcelain.work import land, require_clean
 from modelgit.repo.repository import Repository
 
@@ -32,6 +33,7 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     """
     bars = [parse_bar(text) for text in request.gates]
     make(request.choices.method, request.choices.settings)
+    require(request.choices.device)
     if request.choices.weights and not any(request.choices.weights):
         raise UsageError("weights are all 0: no model would take part", hint="leave out what is not to be merged")
     check_trial(request.trial, request.data)
@@ -54,6 +56,8 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     bases = common_bases(repo, every, request.choices)
     prepared = prepare(repo, {name: commit for commit, name in named.items()}, request.choices, bases, listener)
     if request.dry_run:
+        if request.trial.wanted:
+            judges(repo, prepared, request.trial, str(request.data), listener)
         return told_more(rehearsed(repo, prepared, request), request)
     if request.trial.wanted:
         prepared = try_out(repo, prepared, request.trial, str(request.data), listener)
@@ -107,7 +111,10 @@ def parents_of(repo: Repository, head: str | None, taking_part: Sequence[str], r
 
 def told_more(result: Merged, request: Request) -> Merged:
     """Returns the report with what was known beforehand."""
-    return replace(result, notes=(*request.notes, *result.notes))
+    choices = request.choices
+    count = len({*choices.layers, *choices.layer_settings})
+    own = (f"{count} layers or tensors have weights or settings of their own; the commit lists them",) if count else ()
+    return replace(result, notes=(*request.notes, *own, *result.notes))
 
 
 def check_landing(request: Request) -> None:
@@ -174,12 +181,18 @@ def rehearsed(repo: Repository, prepared: Prepared, request: Request) -> Merged:
         notes=(*(note for one in prepared.plans.values() for note in one.notes), *budget(prepared, request.trial)),
         aligned=prepared.aligned,
         informed=prepared.informed,
-        cost=cost_of(steps),
+        cost=cost_of(prepared, steps),
     )
 
 
-def cost_of(steps: Sequence[Step]) -> Cost:
-    """Returns what merging these tensors reads and makes."""
+def cost_of(prepared: Prepared, steps: Sequence[Step]) -> Cost:
+    """Returns what merging these tensors reads and makes; adapters are read whole."""
+    if hasattr(prepared.method, "adapters"):
+        files = [manifest for version in prepared.versions for manifest in version.manifests.values()]
+        made = sum(size_bytes(step.dtype, step.shape) for step in steps)
+        return Cost(
+            sum(size_bytes(e.dtype, e.shape) for m in files for e in m.tensors), made, {steps[0].why: len(steps)}
+        )
     merged = [step for step in steps if not step.copied and step.same_as is None]
     sizes = [size_bytes(step.dtype, step.shape) for step in merged]
     read = sum(size * len(step.inputs) for size, step in zip(sizes, merged, strict=True))

@@ -1,17 +1,19 @@
 """mergekit's configuration files (YAML), for the methods that both have: what they mean here, or why they cannot.
 
 Meanings follow mergekit 0.1.5. Its defaults are written out where ours are others. What would change numbers and
-cannot be said here (slices of several models, settings that differ between models, or between layers but for weights)
-is refused by name; what changes none (shards, caches) is left out.
+cannot be said here (slices of several models, flags that differ between layers) is refused by name; what changes none
+(shards, caches) is left out.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelgit.errors import FormatError, RevisionError, UsageError
+from modelgit.merge.methods.registry import together
 from modelgit.porcelain.merging.gradients import Place, Row, by_layer, layers_among, places, value_at, varies
 from modelgit.repo.repository import Repository
 
@@ -77,6 +79,7 @@ class Imported:
 
     method: str
     settings: Mapping[str, Any]
+    layer_settings: Mapping[str, Table]
     revs: tuple[str, ...]
     weights: tuple[float, ...]
     layers: Mapping[str, tuple[float, ...]]
@@ -87,7 +90,8 @@ class Imported:
     def choices(self) -> Table:
         """Returns what it says of how to merge."""
         said = {"method": self.method, "settings": self.settings, "weights": self.weights, "base": self.base}
-        return {**said, "layers": self.layers, "vocabulary": self.vocabulary}
+        by_layer = {"layers": self.layers, "layer_settings": self.layer_settings}
+        return {**said, **by_layer, "vocabulary": self.vocabulary}
 
 
 def read_configuration(place: Path) -> Table:
@@ -129,15 +133,19 @@ def imported(repo: Repository, place: Path, names: Mapping[str, str]) -> Importe
         raise UsageError(f"{where}: {word} needs a base_model")
     parameters = table_of(table.get("parameters"), f"{where}: parameters")
     models = taking_part(dialect, models_of(table, where), base, parameters, where)
-    method, settings = method_of(dialect, parameters, models, where, seen_from=base)
+    method, fixed = method_of(dialect, parameters, where, seen_from=base)
+    check_parameters(dialect, parameters, models, where)
     rev = reviser(repo, names, where)
     revs = tuple(rev(name) for name in models)
-    weights, layers = weights_of(dialect, parameters, models, where, lambda: tensors_of(repo, revs))
+    there = partial(tensors_of, repo, revs)
+    settings, own = settings_of(dialect, parameters, models, where, there)
+    weights, layers = weights_of(dialect, parameters, models, where, there)
     if count is not None:
         check_layers(count, tensors_of(repo, revs), where)
     return Imported(
         method=method,
-        settings=settings,
+        settings={**settings, **fixed},
+        layer_settings=own,
         revs=revs,
         weights=weights,
         layers=layers,
@@ -272,27 +280,20 @@ def reviser(repo: Repository, names: Mapping[str, str], where: str) -> Callable[
     return rev
 
 
-def method_of(
-    dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str, *, seen_from: str | None
-) -> tuple[str, Table]:
-    """Returns our method and its settings. Raises UsageError."""
-    settings = settings_of(dialect, parameters, models, where)
-    if dialect.base == "deltas":
-        settings["deltas"] = seen_from is not None
+def method_of(dialect: Dialect, parameters: Table, where: str, *, seen_from: str | None) -> tuple[str, Table]:
+    """Returns our method, and the settings that are always so. Raises UsageError."""
     if dialect.method == "model_stock" and flag("filter_wise", False, parameters, where):
-        return "model_stock_rows", settings
+        return "model_stock_rows", {}
     if dialect.method == "nuslerp" and not flag("nuslerp_flatten", True, parameters, where):
         if seen_from is not None:
             raise UsageError(f"{where}: nuslerp by row with a base_model is not to be had here")
         along = "first" if flag("nuslerp_row_wise", False, parameters, where) else "last"
         return "nuslerp_vectors", {"along": along}
-    if dialect.method == "breadcrumbs" and number(settings["density"], f"{where}: density") == 1:
-        settings["gamma"] = 0.0  # where all is kept, no outlier is dropped there
-    return dialect.method, settings
+    return dialect.method, {**dialect.fixed, **({"deltas": seen_from is not None} if dialect.base == "deltas" else {})}
 
 
-def settings_of(dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str) -> Table:
-    """Returns our settings. Raises UsageError for one that differs between models, or that cannot be had."""
+def check_parameters(dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str) -> None:
+    """Raises UsageError for parameters that cannot be had, or that are not read where they stand."""
     known = {*dialect.settings, *dialect.only, *dialect.flags, "weight", *WITHOUT_EFFECT}
     own = {str(key) for table in models.values() for key in table}
     if unknown := sorted(({str(key) for key in parameters} | own) - known):
@@ -304,24 +305,55 @@ def settings_of(dialect: Dialect, parameters: Table, models: Mapping[str, Table]
         )
         raise UsageError(what, hint="move it to the parameters of the whole file, or leave it out")
     for name, value in dialect.only.items():
-        if (got := shared(name, value, parameters, models, where)) != value:
-            raise UsageError(f"{where}: {name}: {got} is not to be had here, {value} alone")
-    settings = {
-        ours: shared(name, default, parameters, models, where) for name, (ours, default) in dialect.settings.items()
-    }
-    return {**settings, **dialect.fixed}
+        if (got := parameters.get(name, value)) != value:
+            raise UsageError(f"{where}: {name}: {told(got)} is not to be had here, {value} alone")
 
 
-def shared(name: str, default: Any, parameters: Table, models: Mapping[str, Table], where: str) -> Any:
-    """Returns a setting that is the same for all models. Raises UsageError if it is not."""
-    values = [own.get(name, parameters.get(name, default)) for own in models.values()] or [default]
-    for value in values:
-        if isinstance(value, list | dict):
-            what = f"{where}: {name}: a gradient over layers or a filter by name is not to be had here"
-            raise UsageError(what, hint="weight, and t of slerp, can have them")
-    if any(value != values[0] for value in values):
-        raise UsageError(f"{where}: {name}: differs between models, and can only be one for all here")
-    return values[0]
+def settings_of(
+    dialect: Dialect, parameters: Table, models: Mapping[str, Table], where: str, tensors: Callable[[], Sequence[str]]
+) -> tuple[Table, Mapping[str, Table]]:
+    """Returns our settings, and those of layers that have others. Raises UsageError.
+
+    Where models differ in one, it is a number for each. `tensors` are asked for only where layers differ.
+    """
+    defaults = {name: default for name, (_, default) in dialect.settings.items()}
+    given = {name: given_for(name, default, parameters, models) for name, default in defaults.items()}
+    ours = [our for our, _ in dialect.settings.values()]
+
+    def row(place: Place) -> tuple[Any, ...]:
+        found = {name: at_place(place, values, defaults[name], where, name) for name, values in given.items()}
+        return tuple(with_outliers(found).values())
+
+    if not any(varies(value) for values in given.values() for value in values):
+        return dict(zip(ours, row(Place("", 0.0)), strict=True)), {}
+    most, own = by_layer({place.tensor: row(place) for place in places(tensors())})
+    named = {layer: dict(zip(ours, values, strict=True)) for layer, values in own.items()}
+    return dict(zip(ours, most, strict=True)), named
+
+
+def given_for(name: str, default: Any, parameters: Table, models: Mapping[str, Table]) -> list[Any]:
+    """Returns a parameter as it is given: for each model, or one for the whole where no model can have its own."""
+    whole = parameters.get(name, default)
+    return [own.get(name, whole) for own in models.values()] if name in OF_A_MODEL else [whole]
+
+
+def at_place(place: Place, values: Sequence[Any], default: Any, where: str, name: str) -> Any:
+    """Returns a setting for a tensor: one value, or one for each model where they differ. Raises UsageError."""
+    if not isinstance(default, float):
+        if varies(values[0]):
+            raise UsageError(f"{where}: {name}: a gradient over layers or a filter by name is not to be had here")
+        return values[0]
+    found = tuple(value_at(place, value, number, f"{where}: {name}") for value in values)
+    return found[0] if len(set(found)) == 1 else found
+
+
+def with_outliers(found: Table) -> Table:
+    """Returns settings as they act there: where breadcrumbs keep all of a task vector, no outlier is dropped."""
+    if "gamma" not in found:
+        return found
+    both = together("breadcrumbs", found["density"], found["gamma"])
+    gammas = tuple(0.0 if density == 1 else gamma for density, gamma in both)
+    return {**found, "gamma": gammas[0] if len(set(gammas)) == 1 else gammas}
 
 
 def flag(name: str, default: bool, parameters: Table, where: str) -> bool:

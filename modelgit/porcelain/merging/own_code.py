@@ -95,8 +95,9 @@ def enter_method(text: str, recorded: tuple[str, str] | None = None) -> str:
     if recorded is not None:
         wanted, digest = recorded
         if source.digest != digest or wanted.rpartition(":")[2] != source.name:
-            what = f"{text}: another method than {wanted}, or its file has changed since"
-            raise DataError(what, hint=f"expected a file of digest {digest}, got {source.digest}")
+            same = wanted.rpartition(":")[2] == source.name
+            what = "the file has changed since the merge" if same else f"another method than {wanted}"
+            raise DataError(f"{text}: {what}", hint=f"expected a file of digest {digest}, got {source.digest}")
         known = wanted
     found = run(source, "method")
     cls = found if isinstance(found, type) else from_function(found)

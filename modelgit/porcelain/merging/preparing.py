@@ -11,10 +11,10 @@ from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.ancestors import MeanTensors
-from modelgit.merge.engine.layers import Weights, layered
+from modelgit.merge.engine.layers import Methods, Weights, layered
 from modelgit.merge.engine.plan import Head, Plan, Policy
 from modelgit.merge.engine.ways import conflict_error
-from modelgit.merge.methods import Method, check_arguments, make
+from modelgit.merge.methods import Method, check_arguments, make, of_heads
 from modelgit.porcelain.merging.values import Choices, Informed, MergedHead, Prepared
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.repo.merging.texts import merge_blobs
@@ -89,7 +89,7 @@ def prepare(
         lined = line_up_classes(repo, versions, records, ancestors if method.needs_base else (), policy)
         classes, views = lined.names, {**views, **chained(views, lined.view, lined.layout.models)}
         records = tuple(record and replace(record, classes=classes) for record in records)
-    setting = ancestors, records, method, policy, choices.layers, views
+    setting = ancestors, records, method, policy, layers_of(choices), views
     settled: Mapping[str, Blob | bytes] = {} if tokens is None else tokens.files
     informed: Informed | None = None
     if hasattr(method, "adapters"):
@@ -127,7 +127,21 @@ def policy_of(choices: Choices, records: Sequence[Record | None]) -> Policy:
 
 MergeText = Callable[[str, Blob, Blob, Blob], Blob | int]  # a path, base, ours, theirs
 View = Callable[[TensorSource], TensorSource]  # a model's tensors, its units in another order
-Setting = tuple[Sequence[Version], Sequence[Record | None], Method, Policy, Weights, Mapping[str, View]]
+Layers = tuple[Weights, Methods]
+Setting = tuple[Sequence[Version], Sequence[Record | None], Method, Policy, Layers, Mapping[str, View]]
+
+
+def layers_of(choices: Choices) -> Layers:
+    """Returns the weights by layer, and the method with the settings of each layer that has its own."""
+    own = choices.layer_settings.items()
+    return choices.layers, {layer: make(choices.method, {**choices.settings, **these}) for layer, these in own}
+
+
+def among_heads(layers: Layers, heads: Sequence[int]) -> Layers:
+    """Returns the weights and methods by layer for some of the heads."""
+    weights, methods = layers
+    rows = {layer: [row[i] for i in heads] for layer, row in weights.items()}
+    return rows, {layer: of_heads(method, heads) for layer, method in methods.items()}
 
 
 def chained(
@@ -158,8 +172,7 @@ def weight_plans(
         heads = [member_head(repo, members[i], versions[i].manifests[path], records[i], views) for i in have]
         origin = base_tensors(repo, bases, path, views) if bases else None
         try:
-            rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
-            plans[path] = layered(heads, origin, method, policy, rows)
+            plans[path] = layered(heads, origin, of_heads(method, have), policy, *among_heads(layers, have))
         except MergeConflict as error:
             conflicts.extend(error.conflicts)
     if not plans and not conflicts:

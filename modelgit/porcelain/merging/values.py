@@ -112,7 +112,7 @@ class Choices:
 
     `head_names` are the classifier's tensors, those that records name if empty. `files` says what to do with
     ordinary files on which the versions disagree, `vocabulary` where their tokens have other numbers. `layers` are
-    weights of the heads for tensors whose names begin so.
+    weights of the heads for tensors whose names begin so, `layer_settings` settings of the method for them.
     `statistics` is where a method that asks for them has them from.
     `repair` is data on which the result's activations are set right, `device` what works on matrices.
     """
@@ -129,6 +129,7 @@ class Choices:
     vocabulary: Literal["error", "ours", "union"] = "error"
     tied: Literal["error", "untie"] = "error"
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    layer_settings: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     align: Align | None = None
     repair: str = ""
     device: str = "cpu"
@@ -138,7 +139,7 @@ class Choices:
     def plain(self) -> bool:
         """Whether one model merged this way is the model itself: then a branch can simply move forward."""
         more = self.settings or self.weights or self.layers or self.repair or self.statistics
-        return self.method == "linear" and not more
+        return self.method == "linear" and not more and not self.layer_settings
 
     def policy(self) -> dict[str, object]:
         """Returns how to go on where models do not match, as the commit records it."""

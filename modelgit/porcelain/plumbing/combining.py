@@ -125,10 +125,26 @@ def merged(repo: Repository, sides: Sides, commits: Mapping[str, str], listener:
     base = None if sides.base is None else StoredTensors(repo.store, sides.base)
     method = how.made(has_base=base is not None)
     try:
+        refuse_vocabularies(repo, known)
         return carried_out(repo, plan(heads, base, method, Policy()), sides, listener)
     except MergeConflict as error:
         heads_known = sorted({name for record in records if record is not None for name in record.head})
         raise MergeConflict(error.message, error.conflicts, hint=otherwise(repo, error, known, heads_known)) from error
+
+
+def refuse_vocabularies(repo: Repository, named: Sequence[tuple[str, str]]) -> None:
+    """Refuses versions whose tokens have other numbers: git merges tokenizers as text, and rows are tokens.
+
+    Raises:
+        MergeConflict: naming a token.
+    """
+    from modelgit.porcelain.merging.matching.vocabularies import vocabulary_conflicts
+
+    versions = [(name, repo.version(commit)) for name, commit in named]
+    if conflicts := vocabulary_conflicts(repo, versions) if versions else []:
+        from modelgit.merge.engine.ways import conflict_error
+
+        raise conflict_error(conflicts)
 
 
 def otherwise(

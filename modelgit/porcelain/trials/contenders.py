@@ -10,8 +10,15 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Plan, content_key
 from modelgit.merge.engine.ways import conflict_error
-from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import MergeText, files_of, ordinary_files, policy_of
+from modelgit.merge.methods import make, of_heads, settings_of
+from modelgit.porcelain.merging.preparing import (
+    MergeText,
+    among_heads,
+    files_of,
+    layers_of,
+    ordinary_files,
+    policy_of,
+)
 from modelgit.porcelain.merging.values import Choices, Prepared
 from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
@@ -107,22 +114,33 @@ def among(
     files, conflicts = ordinary_files(heads, versions, files_of(prepared.bases), choices, merge_text=merge_text)
     if conflicts:
         raise conflict_error(conflicts)
+    if len(kept) < len(prepared.heads):
+        choices = settings_among(choices, kept)
     method = make(choices.method, choices.settings)
     fewer = replace(prepared, heads=heads, versions=versions, records=records, files=files)
     return replace(fewer, choices=choices, method=method, plans=replanned(fewer, choices))
+
+
+def settings_among(choices: Choices, kept: Sequence[int]) -> Choices:
+    """Return the choices with the settings of some of the heads, where the method has one for each."""
+    if choices.plain:
+        return choices
+    own = {layer: settings_of(method) for layer, method in among_heads(layers_of(choices), kept)[1].items()}
+    method = of_heads(make(choices.method, choices.settings), kept)
+    return replace(choices, settings=settings_of(method), layer_settings=own)
 
 
 def replanned(prepared: Prepared, choices: Choices) -> dict[str, Plan]:
     """Return what the merge does to each weight file by other choices of the same models; asks nothing of git."""
     method, policy = make(choices.method, choices.settings), policy_of(choices, prepared.records)
     weights = dict(zip((m.name for m in prepared.heads), choices.weights or [1.0] * len(prepared.heads), strict=True))
-    plans = {}
+    plans, layers = {}, layers_of(choices)
     for path, old in prepared.plans.items():
         known = {head.name: head for head in old.heads}
         have = [(i, m.name) for i, m in enumerate(prepared.heads) if m.name in known]
         heads = [replace(known[name], weight=weights[name]) for _, name in have]
-        rows = {layer: [row[i] for i, _ in have] for layer, row in choices.layers.items()}
-        plans[path] = layered(heads, old.base, method, policy, rows)
+        numbers = [i for i, _ in have]
+        plans[path] = layered(heads, old.base, of_heads(method, numbers), policy, *among_heads(layers, numbers))
     return plans
 
 

@@ -48,8 +48,6 @@ def search_coefficients(
     """
     require_whole(prepared)
     space = space_of(prepared, trial)
-    if trial.evaluations < 2:
-        raise UsageError(f"--evaluations {trial.evaluations}: expected at least 2")
     listener(Noted(f"search of {trial.search}: at most {trial.evaluations} evaluations"))
     listener(Started(TASK, trial.evaluations, "evaluations"))
     ready, sign = held(prepared), judge.aim.sign

@@ -16,7 +16,7 @@ from modelgit.porcelain.trials.contenders import among, commits_of, merged, requ
 from modelgit.porcelain.trials.measuring import Judge, judge_of
 from modelgit.porcelain.trials.searching import search_coefficients, space_of
 from modelgit.porcelain.trials.selecting import require_selectable, select_versions
-from modelgit.porcelain.trials.values import Aim, Findings, Holdout, Trial
+from modelgit.porcelain.trials.values import DEPTH, EVALUATIONS, POINTS, Aim, Findings, Holdout, Trial
 from modelgit.repo.merging.texts import merge_blobs
 from modelgit.repo.repository import Repository
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from modelgit.merge.selection.greedy import Mode
     from modelgit.porcelain.trials.measuring import Given
 
+FEWEST = 2  # points of a search
 OPTIMISTIC = "chosen by this very data, so its score flatters the result; --holdout DATA measures it elsewhere"
 
 
@@ -39,6 +40,12 @@ def check_trial(trial: Trial, data: str | None) -> None:
     for name, value in extra.items():
         if value and option is None:
             raise UsageError(f"{name} is for --select, --search or --barrier-max")
+    if trial.evaluations != EVALUATIONS and not trial.search:
+        raise UsageError("--evaluations is for --search", hint="--search weights --evaluations 60")
+    if trial.depth != DEPTH and trial.search != "layers":
+        raise UsageError("--layers is for --search layers", hint="--search layers --layers 2")
+    if trial.points != POINTS and trial.barrier_max is None:
+        raise UsageError("--barrier-points is for --barrier-max", hint="--barrier-max 0.02 --barrier-points 5")
 
 
 def try_out(
@@ -57,14 +64,7 @@ def try_out(
         UsageError: options that do not fit the merge. MergeConflict: a barrier on a path, a score that is no number,
         models that the data does not fit. DataError: no such data.
     """
-    require_whole(prepared)
-    refuse_adapters(prepared)
-    if trial.select:
-        require_selectable(trial.select, prepared)
-    elif trial.search:
-        space_of(prepared, trial)
-    judge = judge_of(repo, aim_of(trial, data), commits_of(prepared), listener, given)
-    elsewhere = judge_of(repo, aim_of(trial, trial.holdout), commits_of(prepared), listener) if trial.holdout else None
+    judge, elsewhere = judges(repo, prepared, trial, data, listener, given)
     findings, merge_text = Findings(), partial(merge_blobs, repo)
     if trial.select:
         chosen = select_versions(prepared, trial.select, judge, listener)
@@ -78,6 +78,35 @@ def try_out(
         require_connected(barriers, trial.barrier_max)
         findings = replace(findings, barriers=barriers)
     return replace(prepared, findings=with_holdout(repo, prepared, elsewhere, findings))
+
+
+def judges(
+    repo: Repository,
+    prepared: Prepared,
+    trial: Trial,
+    data: str,
+    listener: Listener = ignore,
+    given: "Given | None" = None,
+) -> tuple[Judge, Judge | None]:
+    """Returns what measures the models, and what does so where nothing is chosen, once trial and merge fit together.
+
+    Raises: as `try_out`.
+    """
+    require_whole(prepared)
+    refuse_adapters(prepared)
+    if trial.select:
+        require_selectable(trial.select, prepared)
+    elif trial.search:
+        space_of(prepared, trial)
+    if trial.search and trial.evaluations < FEWEST:
+        raise UsageError(f"--evaluations {trial.evaluations}: expected at least {FEWEST}")
+    if trial.barrier_max is not None:
+        from modelgit.merge.selection.paths import places
+
+        places(trial.points)
+    commits = commits_of(prepared)
+    elsewhere = judge_of(repo, aim_of(trial, trial.holdout), commits, listener) if trial.holdout else None
+    return judge_of(repo, aim_of(trial, data), commits, listener, given), elsewhere
 
 
 def refuse_adapters(prepared: Prepared) -> None:
@@ -109,11 +138,9 @@ def budget(prepared: Prepared, trial: Trial) -> tuple[str, ...]:
 
     count, told = len(prepared.heads), []
     if trial.select:
-        require_selectable(trial.select, prepared)
         means = evaluations(cast("Mode", trial.select), count)
         told.append(f"{trial.select} selection would take up to {count} evaluations of single models, {means} of means")
     if trial.search:
-        space_of(prepared, trial)
         told.append(f"the search of {trial.search} would take up to {trial.evaluations} evaluations")
     if trial.barrier_max is not None:
         told.append(f"paths would take up to {most_evaluations(count, trial.points)} evaluations")

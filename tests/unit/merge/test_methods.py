@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modelgit.errors import UsageError
-from modelgit.merge.methods import METHODS, Inputs, check_arguments, make, settings_of
+from modelgit.merge.methods import METHODS, Inputs, check_arguments, make, of_heads, settings_of
 from modelgit.merge.methods.linear_form import LinearForm, tree_sum, weighted_mean
 from modelgit.merge.methods.registry import Value
 
@@ -54,6 +54,34 @@ def test_settings_are_read_from_text_and_back() -> None:
         "rescale": False,
     }
     assert make("ties", settings_of(chosen)) == chosen
+    each = make("della", {"density": "0.5,0.25", "epsilon": [0.1, 0.2]})
+    assert settings_of(each) | {"density": (0.5, 0.25), "epsilon": (0.1, 0.2)} == settings_of(each)
+    assert make("della", settings_of(each)) == each
+    assert settings_of(of_heads(each, (1, 0, 1)))["density"] == (0.25, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("breadcrumbs", {"density": (0.5, 0.8), "gamma": (0.3, 0.0)}),
+        ("dare_linear", {"density": (0.2, 1.0)}),
+        ("dare_ties", {"density": (0.2, 0.7)}),
+        ("della", {"density": (1.0, 0.6)}),
+        ("della_linear", {"density": (0.5, 0.4), "epsilon": (0.1, 0.3)}),
+        ("ties", {"density": (0.1, 0.9), "rescale": True}),
+    ],
+)
+def test_each_model_may_have_settings_of_its_own(name: str, given: dict[str, Value]) -> None:
+    heads, base = list(np.random.default_rng(2).standard_normal((2, 12, 10))), np.zeros((12, 10))
+    merged = []
+    for number, weights in enumerate([(1.0, 0.0), (0.0, 1.0)]):
+        inputs = Inputs(heads, weights, base, "w", ("a", "b"))
+        alone = {key: value[number] if isinstance(value, tuple) else value for key, value in given.items()}
+        merged.append(make(name, given)(inputs))
+        assert np.array_equal(merged[-1], make(name, alone)(inputs))
+        assert not np.array_equal(merged[-1], make(name, {})(inputs))
+    with pytest.raises(UsageError, match="2 numbers for 3 models"):
+        check_arguments(make(name, given), EQUAL, has_base=True)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +95,12 @@ def test_settings_are_read_from_text_and_back() -> None:
         ("ties", {"density": 1.5}, "expected a number from 0 to 1, got 1.5"),
         ("linear", {"normalize": "maybe"}, "linear: normalize: expected true or false, got 'maybe'"),
         ("karcher", {"iterations": "2.5"}, "karcher: iterations: expected a whole number"),
+        ("ties", {"density": "0.5,x"}, "ties: density: expected a number, got '0.5,x'"),
+        ("ties", {"density": [0.5, 2]}, "expected a number from 0 to 1, got 2"),
+        ("ties", {"density": [0.5, 0.6], "scope": "model"}, "scope model has one density for all models"),
+        ("ties", {"scale": [1, 2]}, "ties: scale: expected a number, got [1, 2]"),
+        ("della", {"density": [0.5, 0.6], "epsilon": [0.1, 0.1, 0.1]}, "numbers for 2 models and for 3"),
+        ("breadcrumbs", {"density": "0.5,0.9", "gamma": "0.1,0.2"}, "density + gamma: expected a number from 0 to 1"),
     ],
 )
 def test_wrong_names_and_settings_are_named(name: str, settings: dict[str, Value], says: str) -> None:

@@ -19,7 +19,7 @@ from modelgit.merge.engine.execution import write_merged
 from modelgit.merge.engine.layers import layered
 from modelgit.merge.engine.plan import Head, Policy, content_key, plan
 from modelgit.merge.engine.windows import Workshop
-from modelgit.merge.methods import make
+from modelgit.merge.methods import Inputs, make, of_heads
 from modelgit.merge.selection.greedy import Mode, evaluations, ranking, select
 from modelgit.merge.selection.states import Held, Soup, State, merged_state, read_state
 from modelgit.store.files.tensors import FileTensors
@@ -231,3 +231,27 @@ def test_weights_by_layer_reach_the_tensors_that_begin_with_its_name(tmp_path: P
     assert first == {"body.0.w": 1.0, "body.0.tied": 1.0, "body.1.w": 2.5, "body.10.w": 3.0, "same": 5.0}
     with pytest.raises(UsageError, match="layer 'body': 3 weights for 2 models"):
         layered(heads, None, make("linear", {}), Policy(), {"body": (1.0, 1.0, 1.0)})
+
+
+def test_settings_by_layer_and_by_model_reach_the_tensors(tmp_path: Path) -> None:
+    rng, names = np.random.default_rng(3), ("body.0.w", "body.1.w", "body.2.w", "body.2.tied")
+    states = {model: {name: torch.from_numpy(rng.standard_normal((9, 4))) for name in names} for model in "abcd"}
+    for model, state in states.items():
+        save_file(state, tmp_path / f"{model}.safetensors")
+    sources = {model: FileTensors(tmp_path / f"{model}.safetensors") for model in "abcd"}
+    usual = make("ties", {"density": (0.2, 0.5, 1.0)})
+    own = {"body.1": make("ties", {"density": 0.4, "scale": 0.5}), "body.2": make("ties", {"density": (1.0, 0.1, 0.3)})}
+    merged = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        heads = [Head("abc"[i], sources["abc"[i]], i + 1.0) for i in order]
+        methods = {layer: of_heads(method, order) for layer, method in own.items()}
+        found = layered(heads, sources["d"], of_heads(usual, order), Policy(), {}, methods)
+        write_merged(found, tmp_path / "merged.safetensors")
+        merged.append((tmp_path / "merged.safetensors").read_bytes())
+    assert merged[0] == merged[1]
+    for name, (_, raw) in read_state(FileTensors(tmp_path / "merged.safetensors"), "merged").items():
+        values = [states[model][name].numpy() for model in "abcd"]
+        wanted = own.get(name[:6], usual)(Inputs(values[:3], (1.0, 2.0, 3.0), values[3], name))
+        assert np.allclose(np.frombuffer(raw).reshape(9, 4), wanted, rtol=1e-12, atol=0), name
+    with pytest.raises(UsageError, match="settings cannot differ between layers"):
+        layered(heads, sources["d"], make("ties", {"scope": "model"}), Policy(), {}, own)

@@ -33,8 +33,10 @@ def adapter_plans(
     Raises:
         UsageError: an adapter that is no plain LoRA, or choices that mean nothing for adapters.
     """
-    if policy.heads != "error" or math.fsum(member.weight for member in members) == 0:
-        raise UsageError(f"{method.name}: --heads means nothing for adapters, and weights must not add up to 0")
+    if policy.heads != "error":
+        raise UsageError(f"{method.name}: --heads means nothing for adapters", hint="trained heads take the mean")
+    if math.fsum(weights := [member.weight for member in members]) == 0:
+        raise UsageError(f"{method.name}: weights {weights} add up to 0 and cannot be normalized")
     plans, files, conflicts = dict[str, Plan](), dict[str, Blob | bytes](), list[Conflict]()
     for path in sorted({path for version in versions for path in version.manifests}):
         absent = [m.name for m, version in zip(members, versions, strict=True) if path not in version.manifests]

@@ -21,7 +21,7 @@ from modelgit.merge.engine.plan import Plan
 from modelgit.merge.informed.checking import checked
 from modelgit.merge.informed.statistics import Kind, Statistics
 from modelgit.merge.methods import make
-from modelgit.porcelain.merging.preparing import Setting, weight_plans
+from modelgit.porcelain.merging.preparing import Setting, among_heads, weight_plans
 from modelgit.porcelain.merging.values import Choices, Informed, InformedHead, Informing, MergedHead, Prepared
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.versions import contents_id, weights_of
@@ -56,7 +56,7 @@ def informed_plans(
     if kind is None:
         raise UsageError(f"method {method.name} uses no statistics", hint="--stats and --stats-on: for fisher, regmean")
     plain, conflicts = weight_plans(
-        repo, members, versions, (bases, records, make("linear", {}), policy, layers, views)
+        repo, members, versions, (bases, records, make("linear", {}), policy, (layers[0], {}), views)
     )
     if conflicts:
         return plain, conflicts, None
@@ -66,9 +66,8 @@ def informed_plans(
         there = {head.name: head for head in old.heads}
         have = [i for i, member in enumerate(members) if member.name in there]
         heads = [replace(there[members[i].name], statistics=known[members[i].commit]) for i in have]
-        rows = {layer: [row[i] for i in have] for layer, row in layers.items()}
         try:
-            plans[path] = layered(heads, None, method, policy, rows)
+            plans[path] = layered(heads, None, method, policy, *among_heads(layers, have))
         except MergeConflict as error:
             conflicts.extend(error.conflicts)
     return plans, list(dict.fromkeys(conflicts)), informed

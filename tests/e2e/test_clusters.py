@@ -20,6 +20,7 @@ from small_slurm import missing as no_slurm
 from small_slurm import said, small_slurm
 
 from modelgit.errors import ClusterError
+from modelgit.pipeline.start import Options, carry_out
 from modelgit.pipeline.workers.slurm import Slurm
 
 PIPELINE = """
@@ -126,7 +127,7 @@ def check_same_versions(
     place: Path, on: str, *settings: str, inside: Sequence[str] = (), more: Mapping[str, str] | None = None
 ) -> None:
     """Checks that a cluster on which a worker is killed ends where one worker of this machine does."""
-    run(place, "local", "--workers", "1")
+    carry_out(place / "little.toml", Options((), place / "local", workers=1, device="cpu"))
     killer = Killer(place / on)
     asked = [word for setting in settings for word in ("--cluster", setting)]
     table, notes = run(place, on, "--on", on, *asked, inside=inside, more=more)
@@ -143,9 +144,10 @@ def check_same_versions(
 def test_slurm_ends_in_the_same_versions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="slurm") as folder, small_slurm(Path(folder)) as conf:
         more = {"SLURM_CONF": str(conf)}
-        check_same_versions(place, "slurm", "partition=small", "cpus-per-task=1", more=more)
+        check_same_versions(place, "slurm", "partition=small", "exclusive", more=more)
         jobs = said(conf, ["scontrol", "--oneliner", "show", "jobs"]).splitlines()
         assert len(jobs) == 3 and all("JobName=modelgit tuned/" in job for job in jobs)
+        assert {node for node in ("n1", "n2") if any(f" NodeList={node} " in job for job in jobs)} == {"n1", "n2"}
         monkeypatch.setenv("SLURM_CONF", str(conf))
         with pytest.raises(ClusterError, match=r"a job with --partition=gpu is refused: .*[Pp]artition"):
             Slurm({"partition": "gpu"}).check()

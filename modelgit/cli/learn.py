@@ -188,12 +188,16 @@ def register_exec(app: typer.Typer) -> None:
 
 
 def draw(found: "Barriers", plot: Path) -> None:
-    """Writes a picture of paths."""
-    from modelgit.report.curves import Curve, curves_svg
+    """Writes a picture of paths: each as a line, dashed what its ends promise."""
+    from modelgit.report.drawing import COLOURS, document
+    from modelgit.report.plane import Axis, Series, plane
 
-    curves = [
-        Curve(f"{path.start} – {path.end}", [p.at for p in path.points], [p.score for p in path.points])
-        for path in found.paths
-    ]
+    series = []
+    for i, path in enumerate(found.paths):
+        colour, label = COLOURS[i % len(COLOURS)], f"{path.start} – {path.end}"
+        at, scores = [point.at for point in path.points], [point.score for point in path.points]
+        ends = [at[0], at[-1]], [scores[0], scores[-1]]
+        series += [Series("", *ends, dashed=True, dots=False, colour=colour), Series(label, at, scores, colour=colour)]
     title = f"Straight paths between models, on {found.on.data}"
-    plot.write_text(curves_svg(curves, title, found.on.metric))
+    axes = Axis("share of the second model"), Axis(found.on.metric)
+    plot.write_text(document(plane(series, title, axes), title))

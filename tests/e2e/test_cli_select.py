@@ -289,6 +289,7 @@ def test_looking_at_a_path_changes_nothing(
     ]
     assert (seen["paths"][0]["at"], seen["evaluations"]) == (0.5, 5)
     assert drawing.read_text().startswith("<svg") and "good – bad" in drawing.read_text()
+    assert drawing.read_text().count("<circle") == 5 and drawing.read_text().count("dasharray") == 1
     many = tell("barrier", *SIGNS, "--on", str(pictures), "--points", "3")
     assert [(path["start"], path["end"]) for path in many["paths"]] == [("the merge", name) for name in SIGNS]
     assert snapshot(repo) == before

@@ -65,6 +65,16 @@ def ignore(_event: Event) -> None:
     """Listen to nothing."""
 
 
+def both(one: Listener, other: Listener) -> Listener:
+    """Returns what tells two listeners."""
+
+    def tell(event: Event) -> None:
+        one(event)
+        other(event)
+
+    return tell
+
+
 def announced(items: Sequence[T], task: str, unit: Unit, listener: Listener) -> Iterator[T]:
     """Yields the items; the listener hears of each one when it is done with."""
     listener(Started(task, len(items), unit))

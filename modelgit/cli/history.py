@@ -10,7 +10,7 @@ import typer
 
 from modelgit.cli.command import command
 from modelgit.cli.session import Session
-from modelgit.cli.words import Curves, Force, Message, Rev, drawing
+from modelgit.cli.words import Curves, Force, Message, Rev, Tracker, drawing
 from modelgit.errors import RevisionError, UsageError
 from modelgit.events import Listener
 
@@ -92,6 +92,7 @@ def register_commit(app: typer.Typer) -> None:
         ] = None,
         device: Annotated[str | None, typer.Option("--device", help="For the recipe: auto, cpu or cuda.")] = None,
         tensorboard: Curves = None,
+        mlflow: Tracker = None,
     ) -> "Committed | Trained":
         """Commit the changes of the work tree, or a fine-tuning.
 
@@ -103,11 +104,11 @@ def register_commit(app: typer.Typer) -> None:
 
         repo = session.repo()
         if recipe is not None:
-            with drawing(session.listener, tensorboard) as listener:
+            with drawing(session.listener, tensorboard, mlflow) as listener:
                 given = {"message": message, "device": device}
                 return trained(session, repo, recipe, given, set_ or [], listener)
-        if set_ or device is not None or tensorboard is not None:
-            what = "--set, --device and --tensorboard are for a recipe"
+        if set_ or not device is tensorboard is mlflow is None:
+            what = "--set, --device, --tensorboard and --mlflow are for a recipe"
             raise UsageError(what, hint="modelgit commit --recipe FILE.toml")
         if message is None:
             raise UsageError("a commit needs a message", hint='say what changed: -m "…"')

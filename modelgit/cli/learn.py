@@ -8,7 +8,7 @@ import typer
 
 from modelgit.cli.command import Trust, command, trust
 from modelgit.cli.session import Session
-from modelgit.cli.words import AlignBy, Curves, Lower, Message, Metric, aligning, drawing
+from modelgit.cli.words import AlignBy, Curves, Lower, Message, Metric, Tracker, aligning, drawing
 
 if TYPE_CHECKING:
     from modelgit.pipeline.start import Ran
@@ -51,6 +51,7 @@ def register_run(app: typer.Typer) -> None:
             typer.Option("--cluster", metavar="KEY[=VALUE]", help="What each job asks the cluster for; repeat."),
         ] = None,
         tensorboard: Curves = None,
+        mlflow: Tracker = None,
     ) -> "Ran":
         """Carry out a pipeline of fine-tunings and merges.
 
@@ -61,7 +62,7 @@ def register_run(app: typer.Typer) -> None:
 
         only_, settings = tuple(only or ()), tuple(cluster or ())
         options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings)
-        with drawing(session.listener, tensorboard) as listener:
+        with drawing(session.listener, tensorboard, mlflow) as listener:
             return run_pipeline(pipeline, options, listener)
 
     @app.command("plumbing-worker", hidden=True)

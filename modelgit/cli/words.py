@@ -1,14 +1,14 @@
 """Arguments and options that several commands share, and how their text becomes values."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from modelgit.errors import UsageError
-from modelgit.events import Listener
+from modelgit.events import Listener, both
 
 if TYPE_CHECKING:
     from modelgit.porcelain.merging.values import Align
@@ -27,6 +27,9 @@ Remote = Annotated[
 ]
 Curves = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write the curves there, for TensorBoard.")
+]
+Tracker = Annotated[
+    str | None, typer.Option("--mlflow", metavar="URI", help="Log the curves to that MLflow tracking server.")
 ]
 ALIGNING = "Models that were trained apart"
 AlignBy = Annotated[
@@ -85,15 +88,16 @@ def aligning(by: str | None, seed: int, spec: Path | None, data: str | None) -> 
 
 
 @contextmanager
-def drawing(listener: Listener, folder: Path | None) -> Iterator[Listener]:
-    """Yields a listener that writes curves to a folder too, if there is one."""
-    if folder is None:
-        yield listener
-        return
-    from modelgit.integrations.tensorboard import EventFiles, both
+def drawing(listener: Listener, tensorboard: Path | None, mlflow: str | None) -> Iterator[Listener]:
+    """Yields a listener that writes curves too, where they are wanted."""
+    with ExitStack() as stack:
+        told = listener
+        if tensorboard is not None:
+            from modelgit.integrations.tensorboard import EventFiles
 
-    files = EventFiles(folder)
-    try:
-        yield both(listener, files)
-    finally:
-        files.close()
+            told = both(told, stack.enter_context(closing(EventFiles(tensorboard))))
+        if mlflow is not None:
+            from modelgit.integrations.mlflow import Tracking
+
+            told = both(told, stack.enter_context(closing(Tracking(mlflow, listener))))
+        yield told

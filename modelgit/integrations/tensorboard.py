@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modelgit.errors import DependencyMissing, StorageFull
-from modelgit.events import Event, Listener, Measured
+from modelgit.events import Event, Measured
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event as Record
@@ -58,16 +58,6 @@ class EventFiles:
             self._files[run] = file
             file.write(Record(wall_time=now, file_version="brain.Event:2").SerializeToString())
         return self._files[run]
-
-
-def both(one: Listener, other: Listener) -> Listener:
-    """Returns what tells two listeners."""
-
-    def tell(event: Event) -> None:
-        one(event)
-        other(event)
-
-    return tell
 
 
 def folder_name(task: str) -> str:

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modelgit.errors import StorageFull
 from modelgit.events import Advanced, Event, Finished, Measured, Started
-from modelgit.integrations.tensorboard import EventFiles, both, folder_name
+from modelgit.integrations.tensorboard import EventFiles, folder_name
 
 EVENTS: list[Event] = [
     Started("main: training on films", 20, "steps"),
@@ -51,11 +51,3 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageFull, match=r"cannot write curves to .*file"):
         EventFiles(tmp_path / "file")(EVENTS[1])
-
-
-def test_both_listeners_hear_everything() -> None:
-    one, other = list[Event](), list[Event]()
-    tell = both(one.append, other.append)
-    for event in EVENTS:
-        tell(event)
-    assert one == other == EVENTS

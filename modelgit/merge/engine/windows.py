@@ -12,8 +12,9 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import LifoQueue
-from threading import Lock
+from threading import RLock
 from typing import TypeVar
+from weakref import finalize
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from modelgit.store.reading import Link
 T = TypeVar("T")
 R = TypeVar("R")
 HELD_BYTES = 48 << 20  # of a tensor's inputs, that are kept between passes
+ALL_HELD_BYTES = 128 << 20  # of all tensors whose results are waited for
 CHUNK_BYTES = 1 << 20  # of each file that is copied at once; short copies can be five times as slow
 ALIGNED = 8  # elements of every type lie at multiples of their own size
 WINDOW_BYTES = 128 << 20  # of all windows together; a single one may need more: then it lies in a temporary file
@@ -64,7 +66,7 @@ class Window:
         return self.memory("values", 8 * rows * count).view(np.float64).reshape(rows, count)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Reading:
     """The inputs of one tensor, opened; each has its number.
 
@@ -145,7 +147,8 @@ class Workshop:
     def __init__(self, pool: Executor, threads: int) -> None:
         self.pool, self.threads = pool, threads
         self._free: LifoQueue[Window] = LifoQueue()
-        self._lock, self._made = Lock(), 0
+        self._lock = RLock()  # what is held may be given back by a thread that has it
+        self._made = self._held = 0
         self._beside: Workshop | None = None
 
     @property
@@ -203,11 +206,12 @@ class Workshop:
         return reading
 
     def hold(self, reading: Reading) -> None:
-        """Decode the stored inputs for good, where that takes little memory."""
+        """Decode the stored inputs for good, where that takes little memory; it is taken until the reading is gone."""
         waiting = [number for number in reading.stored if number not in reading.held]
-        store = reading.store
-        if store is None or not waiting or reading.size * len(waiting) > HELD_BYTES:
+        store, need = reading.store, reading.size * len(waiting)
+        if store is None or not waiting or not self._take(need):
             return
+        finalize(reading, self._give_back, need)
         held = {number: np.empty(reading.size, np.uint8) for number in waiting}
 
         def decode(number: int) -> None:
@@ -217,6 +221,17 @@ class Workshop:
 
         self.each(decode, range(frame_count(reading.size)))
         reading.held.update(held)
+
+    def _take(self, need: int) -> bool:
+        """Return whether there is room for so many bytes more, which are then taken."""
+        with self._lock:
+            fits = need <= min(HELD_BYTES, ALL_HELD_BYTES - self._held)
+            self._held += need if fits else 0
+            return fits
+
+    def _give_back(self, held: int) -> None:
+        with self._lock:
+            self._held -= held
 
 
 def _whole(source: TensorSource, entry: TensorEntry, size: int) -> Bytes:

@@ -212,6 +212,25 @@ def peak_of(work: Callable[[], None]) -> int:
     return found
 
 
+def test_what_is_kept_of_all_tensors_together_is_bounded(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(tmp_path / "store", threads=2)
+    sources = stored(store, files)
+    inputs = [(source, source.entry("wide")) for source in sources]
+    size = 4 * int(np.prod(WIDE))
+    monkeypatch.setattr(windows, "ALL_HELD_BYTES", 2 * len(inputs) * size)
+    shop = windows.Workshop(store.pool, 2)
+    readings = [shop.open(inputs) for _ in range(4)]
+    for reading in readings:
+        shop.hold(reading)
+    assert [len(reading.held) for reading in readings] == [len(inputs)] * 2 + [0] * 2
+    last = readings.pop()
+    readings.clear()  # the tensors are done with: there is room again
+    shop.hold(last)
+    assert len(last.held) == len(inputs)
+
+
 @pytest.mark.parametrize("name", ["linear", "ties", "dare_ties", "model_stock"])
 def test_hundreds_of_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(windows, "WINDOW_BYTES", 1 << 16)  # so that frames lie in a temporary file

@@ -41,8 +41,9 @@ Written by `python -m modelgit.cli.reference`; a test fails when it is stale.
 Results go to standard output; progress, warnings, hints and errors to standard error. Text is styled on a terminal
 and plain when piped; `NO_COLOR` is obeyed. Exit codes are listed in [errors.md](errors.md).
 
-Every command takes `--json` (one JSON object on standard output, progress as JSON lines on standard error, an error as
-the object `{"schema": 1, "error": {"kind", "message", "hint", "exit_code", "conflicts"?}}`) and `--quiet` (ids alone).
+Every command takes `--json` (one JSON object on standard output, progress as
+[JSON lines](events.md) on standard error, an error as the object
+`{"schema": 1, "error": {"kind", "message", "hint", "exit_code", "conflicts"?}}`) and `--quiet` (ids alone).
 Before the command stand `-C DIR` (run as if started in DIR), `--debug` (show where in the code an error arose) and
 `--version`.
 """

@@ -1,10 +1,12 @@
 """The reference is what the code says."""
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
-from modelgit import errors
+from modelgit import errors, events
 from modelgit.cli.app import command_names, new_app
 from modelgit.cli.reference import reference
 
@@ -34,3 +36,13 @@ def test_every_error_class_is_documented_with_its_exit_code() -> None:
         value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, errors.ModelgitError)
     ]
     assert documented == {value.__name__: value.exit_code for value in classes}
+
+
+def test_every_event_is_documented_with_its_fields() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (DOCS / "events.md").read_text(), re.MULTILINE)
+    kinds = {
+        kind.__name__.lower(): [f"`{field.name}`" for field in dataclasses.fields(kind)]
+        for kind in get_args(events.Event)
+    }
+    assert {name: fields.split(", ") for name, fields in rows[1:]} == kinds
+    assert set(get_args(events.Unit)) <= set(re.findall(r"`(\w+)`", (DOCS / "events.md").read_text()))

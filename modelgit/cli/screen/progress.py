@@ -3,14 +3,13 @@
 Bars on a terminal, a line now and then when piped, JSON lines with --json; always on stderr.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from modelgit.cli.screen.blocks import bytes_text, seconds_text
-from modelgit.cli.screen.output import is_terminal, safe
+from modelgit.cli.screen.output import as_table, is_terminal, json_text, safe
 from modelgit.events import Advanced, Event, Finished, Listener, Measured, Noted, Started, ignore
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class JsonProgress:
         self._print(event)
 
     def _print(self, event: Event) -> None:
-        self._stream.write(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n")
+        self._stream.write(json_text({"event": type(event).__name__.lower(), **as_table(event)}) + "\n")
         self._stream.flush()
 
 

@@ -95,6 +95,12 @@ def test_programs_get_every_measurement() -> None:
     }
 
 
+def test_what_is_not_finite_is_null_in_json() -> None:
+    stream = io.StringIO()
+    JsonProgress(stream, ticking(0.0))(Measured("train", 1, {"loss": float("nan")}))
+    assert json.loads(stream.getvalue(), parse_constant=pytest.fail)["values"] == {"loss": None}
+
+
 def test_many_domains_are_counted_not_listed() -> None:
     values = {"val_accuracy": 0.5, **{f"val_accuracy/{name}": 0.5 for name in "abcdef"}}
     assert scores_text(values) == "validation 50.0 % (a 50.0, b 50.0, c 50.0, d 50.0, 2 more)"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,13 +118,30 @@ def write_data(path: Path, domains: dict[str, int], classes: tuple[str, ...]) ->
                     archive.writestr(f"{domain}/{name}/thing-{name}-{i}.png", picture(label, shade, 100 * label + i))
 
 
+def prepare(folder: Path) -> Path:
+    (folder / "tiny.toml").write_text(PIPELINE)
+    write_data(folder / "target.zip", {"day": 150, "dusk": 90, "night": 20}, ("bar", "cup", "hat"))
+    write_data(folder / "other.zip", {"only": 120}, ("ant", "bee", "cow", "dog"))
+    save_file(build_network("mlp", 5).state_dict(), folder / "base.safetensors")
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "tiny.toml").write_text(PIPELINE)
-    write_data(tmp_path / "target.zip", {"day": 150, "dusk": 90, "night": 20}, ("bar", "cup", "hat"))
-    write_data(tmp_path / "other.zip", {"only": 120}, ("ant", "bee", "cow", "dog"))
-    save_file(build_network("mlp", 5).state_dict(), tmp_path / "base.safetensors")
-    return tmp_path
+    return prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """The pipeline, run once for all tests that begin where it has ended, and what it said."""
+    folder = prepare(tmp_path_factory.mktemp("original"))
+    return folder, run_json(folder)
+
+
+@pytest.fixture
+def ended(tmp_path: Path, original: tuple[Path, dict[str, list[str]]]) -> Path:
+    """A copy of it."""
+    return shutil.copytree(original[0], tmp_path / "ended", symlinks=True)
 
 
 def modelgit(place: Path, *arguments: str, code: int = 0) -> str:
@@ -189,8 +207,8 @@ def test_untrained_starts_are_drawn_by_their_seed(place: Path) -> None:
     assert main["head.weight"].shape == (3, 32)
 
 
-def test_a_pipeline_becomes_a_history_and_runs_once(place: Path) -> None:
-    first = run_json(place)
+def test_a_pipeline_becomes_a_history_and_runs_once(ended: Path, original: tuple[Path, dict[str, list[str]]]) -> None:
+    first, place = original[1], ended
     assert len(first["made"]) == 10
     assert first["found"] == []
     repo = place / "models"
@@ -224,13 +242,12 @@ def test_a_pipeline_becomes_a_history_and_runs_once(place: Path) -> None:
     assert (place / "copy/model.safetensors").read_bytes() == (repo / "model.safetensors").read_bytes()
 
 
-def test_scores_can_be_measured_again(place: Path) -> None:
-    run_json(place)
-    version = next(v for v in json.loads((place / "report.json").read_text())["versions"] if v["branch"] == "main")
-    again = json.loads(modelgit(place, "-C", "models", "evaluate", "main", "--on", "../tiny.toml#target", "--json"))
+def test_scores_can_be_measured_again(ended: Path) -> None:
+    version = next(v for v in json.loads((ended / "report.json").read_text())["versions"] if v["branch"] == "main")
+    again = json.loads(modelgit(ended, "-C", "models", "evaluate", "main", "--on", "../tiny.toml#target", "--json"))
     assert again["values"]["ood_accuracy"] == pytest.approx(version["ood_accuracy"])
     assert again["values"]["val_accuracy"] == pytest.approx(version["val_accuracy"])
-    plain = json.loads(modelgit(place, "-C", "models", "evaluate", "main", "--on", "../target.zip", "--json"))
+    plain = json.loads(modelgit(ended, "-C", "models", "evaluate", "main", "--on", "../target.zip", "--json"))
     assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
 
 
@@ -300,9 +317,8 @@ def test_killed_again_and_again_it_goes_on_where_it_was(place: Path) -> None:
     assert run_json(place)["made"] == []
 
 
-def test_a_changed_setting_makes_only_what_depends_on_it(place: Path) -> None:
-    run_json(place)
-    changed = run_json(place, "--set", "draws.lr=[0.05]")
+def test_a_changed_setting_makes_only_what_depends_on_it(ended: Path) -> None:
+    changed = run_json(ended, "--set", "draws.lr=[0.05]")
     assert sorted(changed["made"]) == ["main", "plain/0/1", "plain/1/1", "recycled/0/other", "recycled/1/other"]
 
 
@@ -331,27 +347,25 @@ def git(place: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_rerun_killed_with_files_ahead_of_the_branch_goes_on(place: Path) -> None:
-    run_json(place)
-    old = git(place, "rev-parse", "main")
-    run_json(place, "--set", "train.steps=25")
-    new = git(place, "rev-parse", "main")
+def test_a_rerun_killed_with_files_ahead_of_the_branch_goes_on(ended: Path) -> None:
+    old = git(ended, "rev-parse", "main")
+    run_json(ended, "--set", "train.steps=25")
+    new = git(ended, "rev-parse", "main")
     assert new != old
-    git(place, "update-ref", "refs/heads/main", old)  # as if killed after the files, before the branch
-    assert run_json(place, "--set", "train.steps=25")["made"] == []
-    assert git(place, "rev-parse", "main") == new
-    assert git(place, "status", "--short") == ""
+    git(ended, "update-ref", "refs/heads/main", old)  # as if killed after the files, before the branch
+    assert run_json(ended, "--set", "train.steps=25")["made"] == []
+    assert git(ended, "rev-parse", "main") == new
+    assert git(ended, "status", "--short") == ""
 
 
-def test_changes_made_while_it_runs_are_never_overwritten(place: Path) -> None:
-    run_json(place)
-    weights = place / "models/model.safetensors"
+def test_changes_made_while_it_runs_are_never_overwritten(ended: Path) -> None:
+    weights = ended / "models/model.safetensors"
     command = [sys.executable, "-m", "modelgit", "run", "tiny.toml", "--workers", "2", "--set", "train.steps=25"]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    before = steps_kept(place)
-    while steps_kept(place) == before and process.poll() is None:
+    process = subprocess.Popen(command, cwd=ended, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    before = steps_kept(ended)
+    while steps_kept(ended) == before and process.poll() is None:
         time.sleep(0.01)
-    changed = save_file_bytes(place)
+    changed = save_file_bytes(ended)
     weights.write_bytes(changed)
     _, complaint = process.communicate(timeout=200)
     assert process.returncode == 10, complaint
@@ -364,11 +378,10 @@ def save_file_bytes(place: Path) -> bytes:
     return (place / "other.safetensors").read_bytes()
 
 
-def test_a_branch_with_commits_of_others_is_refused_before_anything_runs(place: Path) -> None:
-    run_json(place)
-    (place / "models/model.safetensors").write_bytes(save_file_bytes(place))
-    modelgit(place, "-C", "models", "commit", "-m", "By hand")
-    before = steps_kept(place)
-    text = modelgit(place, "run", "tiny.toml", "--json", "--set", "train.steps=25", code=16)
+def test_a_branch_with_commits_of_others_is_refused_before_anything_runs(ended: Path) -> None:
+    (ended / "models/model.safetensors").write_bytes(save_file_bytes(ended))
+    modelgit(ended, "-C", "models", "commit", "-m", "By hand")
+    before = steps_kept(ended)
+    text = modelgit(ended, "run", "tiny.toml", "--json", "--set", "train.steps=25", code=16)
     assert "branch 'main' holds commits that this pipeline did not make" in json.loads(text)["error"]["message"]
-    assert steps_kept(place) == before
+    assert steps_kept(ended) == before

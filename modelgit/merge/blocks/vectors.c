@@ -3,12 +3,11 @@
  * Sizes are checked by the caller. `modelgit/merge/blocks/vectors.py` does the same in numpy: both must give the same
  * bytes, so sums keep its order and nothing is fused. */
 #include "numbers.h"
-#include <stdlib.h> /* qsort */
 
 #define FOLD 16384 /* elements of an inner product at most */
 #define BLOCK 512  /* elements of every vector worked on at once */
 
-int modelgit_kernel_version(void) { return 6; }
+int modelgit_kernel_version(void) { return 7; }
 
 /* -------------------------------------------------------------------------------------------- inner products */
 
@@ -206,27 +205,25 @@ WIDE void modelgit_drop(double *restrict x, size_t n, const u32 *restrict draws,
 }
 
 /* Ranks of the magnitudes of each row of n, 0 for the smallest; equal ones share their mean rank. Dealt into buckets by
- * value, which leaves them almost in order. `scratch` holds n items of 16 bytes, `counts` SPREAD * n + 2. */
-#define SPREAD 1
-typedef struct {
-  double size;
-  u64 place;
-} Item;
-static int by_size(const void *a, const void *b) {
-  double x = ((const Item *)a)->size, y = ((const Item *)b)->size;
-  return (x > y) - (x < y);
-}
-static void sort_items(Item *items, size_t n) {
-  for (size_t i = 1, moves = 0; i < n; i++) {
-    Item item = items[i];
+ * value, which leaves them almost in order. `scratch` holds 16 bytes for each of n: magnitudes, then which bucket each
+ * is for, then where each came from; `counts` has SPREAD * n + 2. */
+#define SPREAD 2
+/* Sorts what is `gap` apart by insertion. Returns 0, half-way, after more than `most` moves. */
+static int insert(double *sizes, u32 *places, size_t n, size_t gap, size_t most) {
+  for (size_t i = gap, moves = 0; i < n; i++) {
+    double size = sizes[i];
+    if (!(sizes[i - gap] > size)) continue;
+    u32 place = places[i];
     size_t j = i;
-    for (; j > 0 && items[j - 1].size > item.size; j--) items[j] = items[j - 1];
-    items[j] = item;
-    if ((moves += i - j) > 32 * n) {
-      qsort(items, n, sizeof *items, by_size);
-      return;
-    }
+    for (; j >= gap && sizes[j - gap] > size; j -= gap) sizes[j] = sizes[j - gap], places[j] = places[j - gap];
+    sizes[j] = size, places[j] = place;
+    if ((moves += (i - j) / gap) > most) return 0;
   }
+  return 1;
+}
+static void sort_sizes(double *sizes, u32 *places, size_t n) {
+  if (insert(sizes, places, n, 1, 32 * n)) return;
+  for (size_t gap = n / 2; gap > 0; gap = gap * 5 / 11) insert(sizes, places, n, gap, SIZE_MAX);
 }
 WIDE static double largest(const double *restrict x, size_t n) {
   double most[16] = {0}, all = 0.0;
@@ -237,19 +234,27 @@ WIDE static double largest(const double *restrict x, size_t n) {
   for (int k = 0; k < 16; k++) all = most[k] > all ? most[k] : all;
   return all;
 }
+WIDE static void choose(const double *restrict x, size_t n, double scale, u32 *restrict bucket) {
+  for (size_t i = 0; i < n; i++) bucket[i] = (u32)(int)(size_of(x[i]) * scale);
+}
 static void rank_row(const double *x, size_t n, void *scratch, u32 *counts, double *ranks) {
-  Item *items = scratch;
+  double *sizes = scratch;
+  u32 *bucket = (u32 *)(sizes + n), *places = bucket + n;
   double most = largest(x, n), scale = most > 0 ? (double)(SPREAD * n) / most : 0.0;
   if (!(scale < 1e300)) scale = 0.0;
+  choose(x, n, scale, bucket);
   memset(counts, 0, (SPREAD * n + 2) * sizeof *counts);
-  for (size_t i = 0; i < n; i++) counts[(int)(size_of(x[i]) * scale) + 1]++;
+  for (size_t i = 0; i < n; i++) counts[bucket[i] + 1]++;
   for (size_t i = 0; i <= SPREAD * n; i++) counts[i + 1] += counts[i];
-  for (size_t i = 0; i < n; i++) items[counts[(int)(size_of(x[i]) * scale)]++] = (Item){size_of(x[i]), i};
-  sort_items(items, n);
+  for (size_t i = 0; i < n; i++) {
+    u32 at = counts[bucket[i]]++;
+    sizes[at] = size_of(x[i]), places[at] = (u32)i;
+  }
+  sort_sizes(sizes, places, n);
   for (size_t i = 0, end; i < n; i = end) {
-    for (end = i + 1; end < n && items[end].size == items[i].size; end++) {}
+    for (end = i + 1; end < n && sizes[end] == sizes[i]; end++) {}
     double rank = 0.5 * (double)(i + end - 1);
-    for (size_t k = i; k < end; k++) ranks[items[k].place] = rank;
+    for (size_t k = i; k < end; k++) ranks[places[k]] = rank;
   }
 }
 void modelgit_ranks(const double *x, size_t rows, size_t n, void *scratch, u32 *counts, double *ranks) {

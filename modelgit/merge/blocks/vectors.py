@@ -18,9 +18,9 @@ from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.codec.compiled import TYPES, guarded, load_library, pointers
 
-KERNEL_VERSION = 6
+KERNEL_VERSION = 7
 SCRATCH_BYTES = 8 * 4 * BLOCK  # of inner products
-ITEM_BYTES, SPREAD = 16, 1  # of a row's element while it is ranked; buckets for each
+ITEM_BYTES, SPREAD = 16, 2  # of a row's element while it is ranked; buckets for each
 Draws = npt.NDArray[np.uint32]
 
 

@@ -6,7 +6,7 @@ needs the memory of one link. Every frame given out hashes to what the id promis
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -210,34 +210,13 @@ class Reader:
             self.raw(links[0], number, places[0])
             return
         sources = [source for link in links for source in (link, differs_from(link)) if source is not None]
-        uses, decoded = Counter(place_of(source) for source in sources), dict[tuple[str, int], Bytes]()
+        uses = Counter(place_of(source) for source in sources)
         own = {place_of(link): into for link, into in zip(links, places, strict=True)}
-        level = nested(tuple(links))
-
-        def once(link: Link, into: Bytes) -> Bytes:
-            """Return where the frame is: in `into`, or where it is decoded for several."""
-            place = place_of(link)
-            if link.record.directory.bundle or uses[place] < 2:
-                return self._grown(link, number, into, once)
-            if place not in decoded:
-                kept = own[place] if place in own else TOOLS.buffer(f"shared{level}.{len(decoded)}", len(into))
-                decoded[place] = kept
-                self._grown(link, number, kept, once)
-            return decoded[place]
-
+        several = Several(self, number, nested(tuple(links)), uses, own, {})
         for link, into in zip(links, places, strict=True):
-            found = once(link, into)
+            found = several.frame(link, into)
             if found is not into:
                 into[:] = found
-
-    def _grown(self, link: Link, number: int, into: Bytes, parent: Callable[[Link, Bytes], Bytes]) -> Bytes:
-        """Fill `into` as `raw` does, and return it; `parent` gives what a difference is to, there or elsewhere."""
-        origin = differs_from(link)
-        if origin is None:
-            self.raw(link, number, into)
-        else:
-            self.grow(link.record, number, into, parent(origin, into))
-        return into
 
     def _bundle(self, record: Record) -> Bytes:
         key = (record.pack, record.offset)
@@ -300,6 +279,39 @@ class Reader:
 
     def _where(self, record: Record) -> str:
         return f"record at {record.offset} of {record.pack or 'the pack being written'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A frame of several objects, while it is decoded: `uses` of each place, `own` memory of some, what is there."""
+
+    reader: Reader
+    number: int
+    level: int
+    uses: Mapping[tuple[str, int], int]
+    own: Mapping[tuple[str, int], Bytes]
+    decoded: dict[tuple[str, int], Bytes]
+
+    def frame(self, link: Link, into: Bytes) -> Bytes:
+        """Return where an object's frame is: in `into`, or where it is decoded for several."""
+        place = place_of(link)
+        if link.record.directory.bundle or self.uses[place] < 2:
+            return self._grown(link, into)
+        if place not in self.decoded:
+            shared = f"shared{self.level}.{len(self.decoded)}"
+            kept = self.own[place] if place in self.own else TOOLS.buffer(shared, len(into))
+            self.decoded[place] = kept
+            self._grown(link, kept)
+        return self.decoded[place]
+
+    def _grown(self, link: Link, into: Bytes) -> Bytes:
+        """Fill `into` as `raw` does, and return it; what a difference is to is decoded there or elsewhere."""
+        origin = differs_from(link)
+        if origin is None:
+            self.reader.raw(link, self.number, into)
+        else:
+            self.reader.grow(link.record, self.number, into, self.frame(origin, into))
+        return into
 
 
 def differs_from(link: Link) -> Link | None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from queue import LifoQueue
-from threading import RLock
+from mmap import mmap
+from queue import Empty, LifoQueue, SimpleQueue
+from threading import Lock
 from typing import TypeVar
 from weakref import finalize
 
@@ -31,7 +32,8 @@ from modelgit.store.reading import Link
 T = TypeVar("T")
 R = TypeVar("R")
 HELD_BYTES = 48 << 20  # of a tensor's inputs, that are kept between passes
-ALL_HELD_BYTES = 128 << 20  # of all tensors whose results are waited for
+SLABS = 3  # for so many tensors at once, whose results are waited for; the others are decoded again
+SMALL_BYTES = 1 << 20  # of inputs that need no slab
 CHUNK_BYTES = 1 << 20  # of each file that is copied at once; short copies can be five times as slow
 ALIGNED = 8  # elements of every type lie at multiples of their own size
 WINDOW_BYTES = 128 << 20  # of all windows together; a single one may need more: then it lies in a temporary file
@@ -66,7 +68,7 @@ class Window:
         return self.memory("values", 8 * rows * count).view(np.float64).reshape(rows, count)
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True)
 class Reading:
     """The inputs of one tensor, opened; each has its number.
 
@@ -147,8 +149,10 @@ class Workshop:
     def __init__(self, pool: Executor, threads: int) -> None:
         self.pool, self.threads = pool, threads
         self._free: LifoQueue[Window] = LifoQueue()
-        self._lock = RLock()  # what is held may be given back by a thread that has it
-        self._made = self._held = 0
+        self._lock, self._made = Lock(), 0
+        self._slabs: SimpleQueue[mmap] = SimpleQueue()
+        for _ in range(SLABS):
+            self._slabs.put(mmap(-1, max(HELD_BYTES, 1)))  # no memory until it is used
         self._beside: Workshop | None = None
 
     @property
@@ -206,13 +210,13 @@ class Workshop:
         return reading
 
     def hold(self, reading: Reading) -> None:
-        """Decode the stored inputs for good, where that takes little memory; it is taken until the reading is gone."""
+        """Decode the stored inputs for good, where there is memory for them."""
         waiting = [number for number in reading.stored if number not in reading.held]
-        store, need = reading.store, reading.size * len(waiting)
-        if store is None or not waiting or not self._take(need):
+        store, each = reading.store, _even(reading.size)
+        place = None if store is None or not waiting else self._lend(each * len(waiting))
+        if store is None or place is None:
             return
-        finalize(reading, self._give_back, need)
-        held = {number: np.empty(reading.size, np.uint8) for number in waiting}
+        held = {number: place[row * each :][: reading.size] for row, number in enumerate(waiting)}
 
         def decode(number: int) -> None:
             start, length = number * FRAME_BYTES, frame_size(reading.size, number)
@@ -222,16 +226,19 @@ class Workshop:
         self.each(decode, range(frame_count(reading.size)))
         reading.held.update(held)
 
-    def _take(self, need: int) -> bool:
-        """Return whether there is room for so many bytes more, which are then taken."""
-        with self._lock:
-            fits = need <= min(HELD_BYTES, ALL_HELD_BYTES - self._held)
-            self._held += need if fits else 0
-            return fits
-
-    def _give_back(self, held: int) -> None:
-        with self._lock:
-            self._held -= held
+    def _lend(self, count: int) -> Bytes | None:
+        """Return memory, a slab's for as long as any array points into it; None if it is too much, or all are lent."""
+        if count <= min(SMALL_BYTES, HELD_BYTES):
+            return np.empty(count, np.uint8)
+        if count > HELD_BYTES:
+            return None
+        try:
+            slab = self._slabs.get_nowait()
+        except Empty:
+            return None
+        lent = np.frombuffer(slab, np.uint8, count)  # the base of all views of it: it lives as long as any of them
+        finalize(lent, self._slabs.put, slab)
+        return lent
 
 
 def _whole(source: TensorSource, entry: TensorEntry, size: int) -> Bytes:

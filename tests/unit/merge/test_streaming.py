@@ -218,17 +218,20 @@ def test_what_is_kept_of_all_tensors_together_is_bounded(
     store = ObjectStore(tmp_path / "store", threads=2)
     sources = stored(store, files)
     inputs = [(source, source.entry("wide")) for source in sources]
-    size = 4 * int(np.prod(WIDE))
-    monkeypatch.setattr(windows, "ALL_HELD_BYTES", 2 * len(inputs) * size)
+    monkeypatch.setattr(windows, "SLABS", 2)
     shop = windows.Workshop(store.pool, 2)
     readings = [shop.open(inputs) for _ in range(4)]
     for reading in readings:
         shop.hold(reading)
     assert [len(reading.held) for reading in readings] == [len(inputs)] * 2 + [0] * 2
     last = readings.pop()
-    readings.clear()  # the tensors are done with: there is room again
+    kept = readings[0].held[1]
+    before = kept.tobytes()
+    readings.clear()  # the second tensor is done with, of the first somebody has a view
     shop.hold(last)
     assert len(last.held) == len(inputs)
+    assert kept.tobytes() == before == last.held[1].tobytes()
+    assert not np.shares_memory(kept, last.held[1])
 
 
 @pytest.mark.parametrize("name", ["linear", "ties", "dare_ties", "model_stock"])

@@ -107,7 +107,7 @@ def register_commit(app: typer.Typer) -> None:
             with drawing(session.listener, tensorboard, mlflow) as listener:
                 given = {"message": message, "device": device}
                 return trained(session, repo, recipe, given, set_ or [], listener)
-        if set_ or not device is tensorboard is mlflow is None:
+        if set_ or any(given is not None for given in (device, tensorboard, mlflow)):
             what = "--set, --device, --tensorboard and --mlflow are for a recipe"
             raise UsageError(what, hint="modelgit commit --recipe FILE.toml")
         if message is None:

@@ -1,6 +1,6 @@
 """The lines of `log --graph`."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelgit.cli.screen.graph import draw
@@ -74,6 +74,7 @@ def test_a_merge_whose_first_parent_is_beyond_the_list() -> None:
     ]
 
 
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sets(st.integers(1, 6), max_size=4), min_size=1, max_size=14))
 def test_every_version_stands_in_one_row_in_order(jumps: list[set[int]]) -> None:
     total = len(jumps)

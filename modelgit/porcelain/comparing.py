@@ -143,7 +143,7 @@ def diff_worktree(repo: Repository, rev: str = "HEAD", *, depth: int = 0, listen
     root = worktree.root_of(repo)
     named = {path: change for path, change in changes.items() if path.endswith(WEIGHTS_SUFFIX)}
     weights = {path: change for path, change in named.items() if change.problem or not (root / path).is_symlink()}
-    after = {path: manifest for path, manifest in before.manifests.items() if path not in weights}
+    after = {path: manifest for path, manifest in before.manifests.items() if path not in changes}
     edited = {path: in_worktree(repo, change) for path, change in weights.items() if change.kind != "deleted"}
     found = compared(repo, before.manifests, {**stored(repo, after), **edited}, listener)
     headers = compare_headers(stored(repo, before.manifests), edited)

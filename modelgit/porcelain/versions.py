@@ -20,23 +20,28 @@ from modelgit.porcelain.plumbing.headers import (
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record
 from modelgit.porcelain.scorebook import Score, all_scores, known_scores
 from modelgit.repo.repository import Repository
-from modelgit.repo.values import LogEntry, Version
+from modelgit.repo.values import LINK, SUBMODULE, LogEntry, Version
 
 if TYPE_CHECKING:
     from modelgit.store.files.tensors import StoredTensors
 
 DEFAULT_PATH = "model.safetensors"
+KINDS: Mapping[str, str] = {LINK: "link", SUBMODULE: "submodule"}
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """A file of a version; `tensors` and `parameters` are 0 for ordinary files, whose size is not looked up."""
+    """A file of a version; `tensors` and `parameters` are 0 for ordinary files, whose size is not looked up.
+
+    `kind` is file, link or submodule.
+    """
 
     path: str
     weights: bool
     size_bytes: int | None
     tensors: int
     parameters: int
+    kind: str = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ def file_report(version: Version, path: str) -> FileReport:
     """Returns what is known of one file."""
     manifest = version.manifests.get(path)
     if manifest is None:
-        return FileReport(path, False, None, 0, 0)
+        return FileReport(path, False, None, 0, 0, KINDS.get(version.files[path].mode, "file"))
     return FileReport(path, True, manifest.size_bytes, len(manifest.tensors), parameters(manifest))
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from modelgit.errors import FormatError, ModelgitError
-from modelgit.porcelain import sharing, work
+from modelgit.porcelain import comparing, sharing, versions, work
 from modelgit.porcelain.python import Repository as PythonRepository
 from modelgit.repo import worktree
 from modelgit.repo.repository import Repository
@@ -96,6 +96,9 @@ def test_a_link_in_the_place_of_weights_is_never_made_or_followed(repo: Reposito
         dict(PythonRepository(repo.worktree).load(made))
     sharing.export(repo, made, tmp_path / "exported")
     assert everything_below(tmp_path) == before
+    git(repo, "reset", "-q", "--hard", "hostile")  # git makes the link; nobody here takes it for weights
+    assert {change.kind for change in comparing.diff_worktree(repo, "HEAD~1").tensors} == {"removed"}
+    assert worktree.status(repo).changes == ()
 
 
 def test_links_are_made_as_links_and_nothing_is_written_through_them(repo: Repository, tmp_path: Path) -> None:
@@ -115,6 +118,7 @@ def test_links_are_made_as_links_and_nothing_is_written_through_them(repo: Repos
         assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"config.json": b"theirs"}
         assert git(repo, "status", "--porcelain") == ""
     assert os.readlink(top / "there") == "../../outside/"  # noqa: PTH115  as it was, with its last character
+    assert [(file.path, file.kind) for file in versions.show(repo).files] == [("sub", "submodule"), ("there", "link")]
     (top / "there").unlink()
     (top / "there").symlink_to("elsewhere")
     assert [(change.path, change.kind) for change in worktree.status(repo).changes] == [("there", "modified")]
@@ -160,8 +164,6 @@ def test_a_manifest_over_the_objects_of_another_header(repo: Repository, tmp_pat
 
 
 def test_a_message_that_looks_like_a_merge_is_none(repo: Repository) -> None:
-    from modelgit.porcelain import versions
-
     git(repo, "commit", "--allow-empty", "-q", "-m", "By hand\n\nMerge-Method: ties\nMerge-Input: x y")
     (entry,) = versions.log(repo, ["HEAD"], limit=1).entries
     assert (entry.method, entry.inputs) == (None, 0)

@@ -176,7 +176,8 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
     yield line("")
     yield Table(("file", "tensors>", "parameters>", "size>"), tuple(file_row(file) for file in result.files))
     yield from beside(result, sum(file.weights for file in result.files) > 1)
-    whole = [file.path for file in result.files if file.path.endswith(".safetensors") and not file.weights]
+    ordinary = [file for file in result.files if file.kind == "file" and not file.weights]
+    whole = [file.path for file in ordinary if file.path.endswith(".safetensors")]
     if whole:
         yield line(f"no tensors, an ordinary file of git's: {some(whole)}")
         yield line("  if it is not empty, git took it without modelgit: ", strong("git add --renormalize ."))
@@ -185,7 +186,7 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
 def file_row(file: Any) -> tuple[str, str, str, str]:
     """Returns a file's line in the table."""
     if not file.weights:
-        return file.path, "", "", ""
+        return file.path, "", "", "" if file.kind == "file" else file.kind
     return file.path, f"{file.tensors:,}", f"{file.parameters:,}", bytes_text(file.size_bytes)
 
 

@@ -152,6 +152,8 @@ def test_misuse_is_told(models: Path, tell: Tell) -> None:
     assert "choose one" in tell("merge", "one", "two", "-n", "--no-commit", code=2)["message"]
     assert "leave --no-commit out" in tell("merge", "one", "--ff-only", "--no-commit", code=2)["message"]
     assert "for --from-mergekit" in tell("merge", "one", "--model", "a=one", code=2)["message"]
+    gate = ("--gate", "accuracy>=0.5", "--on", "data.zip")
+    assert "which architecture to run: one, two" in tell("merge", "one", "two", *gate, code=2)["message"]
     assert "--device nvidia" in tell("merge", "one", "two", "-n", "--device", "nvidia", code=2)["message"]
     assert "is for --heads" in tell("merge", "one", "two", "--head-name", "w", code=2)["message"]
     assert "for fisher and regmean" in tell("merge", "one", "two", "--stats-images", "7", code=2)["message"]

@@ -47,7 +47,8 @@ def conflict_error(conflicts: Sequence[Conflict], head_names: Sequence[str] = ()
 def way_on(conflicts: Sequence[Conflict], head_names: Sequence[str] = ()) -> str:
     """Return what to do: a sentence for each kind of conflict, and all the options that are needed, if several are."""
     options = options_for(conflicts, head_names)
-    together = f" All at once: {' '.join(options)}." if len(options) > 1 else ""
+    lead = "All" if all(kind in (*OPTIONS, *HEADS) for kind in kinds_of(conflicts)) else "The others"
+    together = f" {lead} at once: {' '.join(options)}." if len(options) > 1 else ""
     return f"{reasons(conflicts)}{together}"
 
 

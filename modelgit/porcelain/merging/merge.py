@@ -5,9 +5,10 @@ Everything that could speak against the merge is found before anything is writte
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from modelgit.certify.gate import check_bars, parse_bar
-from modelgit.errors import MergeConflict, UsageError
+from modelgit.errors import DataError, MergeConflict, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.formats.dtypes import size_bytes
 from modelgit.merge.blocks.linalg import require
@@ -17,6 +18,7 @@ from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.pending import leave
 from modelgit.porcelain.merging.preparing import common_bases, named_heads, prepare
 from modelgit.porcelain.merging.values import Choices, Cost, Made, Merged, Prepared, Request
+from modelgit.porcelain.records import read_record
 from modelgit.porcelain.trials.trying import budget, check_trial, judges, try_out
 from modelgit.porcelain.work import land, require_clean
 from modelgit.repo.repository import Repository
@@ -46,6 +48,7 @@ def merge(repo: Repository, request: Request, listener: Listener = ignore) -> Me
     taking_part = list(named)
     if taking_part == [head]:
         return Merged("up-to-date", head, repo.branch())
+    check_gate(repo, request, list(named.values()))
     plain = request.choices.plain and not request.trial.wanted
     if len(taking_part) == 1 and request.fast_forward and plain:
         return moved_forward(repo, taking_part[0], request, listener)
@@ -124,6 +127,23 @@ def check_landing(request: Request) -> None:
         raise UsageError("--ff-only merges nothing: it goes with no method, weights, --no-ff or trial")
     if request.landing == "leave" and request.dry_run:
         raise UsageError("--dry-run changes nothing, --no-commit changes the work tree: choose one")
+
+
+def check_gate(repo: Repository, request: Request, revs: Sequence[str]) -> None:
+    """Refuses a gate that could not be asked of the result, before anything is merged.
+
+    Raises:
+        UsageError: no record says what network a version is of. DataError: there is no such data.
+    """
+    if not request.gates:
+        return
+    records = {rev: read_record(repo, rev) for rev in revs}
+    if unknown := [rev for rev, record in records.items() if record is None or record.architecture is None]:
+        hint = "merge without --gate; versions that were trained here say it, and merges of such"
+        raise UsageError(f"--gate: no record says which architecture to run: {', '.join(unknown)}", hint=hint)
+    place = Path(str(request.data).partition("#")[0])
+    if not place.exists():
+        raise DataError(f"{place}: no such data set", hint="--on DATA: a folder, .zip, table, or FILE.toml#NAME")
 
 
 def needs_data(choices: Choices) -> bool:

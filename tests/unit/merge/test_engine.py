@@ -138,7 +138,8 @@ def test_all_the_options_that_are_needed_are_named_at_once(
     found: list[tuple[str, str]], known: tuple[str, ...], options: list[str]
 ) -> None:
     assert options_for(of_kinds(*found), known) == options
-    together = f" All at once: {' '.join(options)}."
+    lead = "The others" if ("dtype", "w") in found else "All"
+    together = f" {lead} at once: {' '.join(options)}."
     assert way_on(of_kinds(*found), known).endswith(together) == (len(options) > 1)
 
 

@@ -41,8 +41,9 @@ class Ray:
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             hint = f"--cluster address=HOST:PORT names another, ray start --head starts one; {TOKEN}"
-            told = str(error).strip().split("\n")[0]
-            raise ClusterError(f"Ray: no cluster answers at '{self._address}': {told}", hint=hint) from error
+            raise ClusterError(
+                f"Ray: no cluster answers at '{self._address}': {first_sentence(error)}", hint=hint
+            ) from error
         self._ray = ray
         self._refuse_impossible()
         self._task = ray.remote(runner())
@@ -63,7 +64,7 @@ class Ray:
         try:
             task = self._task.options(**options).remote(str(folder / SCRIPT), str(folder / LOG), environment)
         except self._ray.exceptions.RayError as error:
-            raise ClusterError(f"Ray: step '{title}' is refused: {error}") from error
+            raise ClusterError(f"Ray: step '{title}' is refused: {first_sentence(error)}") from error
         job = str(task.hex())
         self._jobs[job] = task
         return job
@@ -75,7 +76,7 @@ class Ray:
         try:
             _, alive = self._ray.wait(list(self._jobs.values()), num_returns=len(self._jobs), timeout=0)
         except self._ray.exceptions.RayError as error:
-            raise ClusterError(f"Ray: the tasks cannot be read: {error}") from error
+            raise ClusterError(f"Ray: the tasks cannot be read: {first_sentence(error)}") from error
         return {str(task.hex()): "no free node" for task in alive}
 
     def ending(self, job: str) -> tuple[str, str]:
@@ -84,7 +85,7 @@ class Ray:
         try:
             code = self._ray.get(task, timeout=1)
         except self._ray.exceptions.RayError as error:
-            return f"with its task: {str(error).strip().splitlines()[0]}", SHARED
+            return f"with its task: {first_sentence(error)}", SHARED
         return f"with exit code {code}", SHARED
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -111,6 +112,11 @@ def resources(settings: Mapping[str, str]) -> dict[str, float]:
         except ValueError as error:
             raise UsageError(f"--cluster {key}={value}: expected a number") from error
     return found
+
+
+def first_sentence(error: Exception) -> str:
+    """Returns what an error of Ray's says, without the pages that may follow."""
+    return str(error).strip().split("\n")[0].split(". ")[0]
 
 
 def runner() -> Any:

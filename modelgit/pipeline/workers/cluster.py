@@ -104,7 +104,7 @@ class Cluster:
         if self._watcher is not None:
             self._watcher.join(CLOSE_S)
         jobs = [job for job in self._jobs.values() if job.id]
-        with suppress(OSError):
+        with suppress(StorageFull):
             self._roll.write(())
         if jobs:
             self._scheduler.cancel([job.id for job in jobs])
@@ -131,14 +131,12 @@ class Cluster:
                     asking.tell(list(self._jobs.values()), hear)
         except ModelgitError as error:
             hear(error)
-        except OSError as error:
-            hear(StorageFull(f"the folder of the jobs, {self._folder}: {error.strerror}"))
         finally:
             if not self._closed.is_set():
                 hear(ClusterError("jobs are watched no more"))  # unless it was told why: a bug
 
     def _read(self, job: Job) -> None:
-        """Passes on what a job has said."""
+        """Passes on what a job has said; a folder that cannot be read now is read at the next look."""
         try:
             for message in job.letters.new():
                 if isinstance(message, Reply):
@@ -147,6 +145,8 @@ class Cluster:
                     job.node = message.node
                 elif isinstance(message, Ended) and job.folder.name in self._jobs:
                     self._lost(job, f"with exit code {message.code} on {job.node}", SHARED)
+        except OSError:
+            return
         except (ModelgitError, ValueError, KeyError, TypeError) as error:
             self._lost(job, f"speaking another language: {error}", "is modelgit of one version on every node?")
 
@@ -181,7 +181,8 @@ class Asking:
     def __init__(self, scheduler: Scheduler, pace: Pace) -> None:
         self._scheduler = scheduler
         self._pace = pace
-        self._asked = self._answered = time.monotonic()
+        self._asked = time.monotonic()
+        self._silent_since: float | None = None
         self._told_at = float("-inf")
         self._told = ""
         self._alive: Mapping[str, str | None] = {}
@@ -196,17 +197,17 @@ class Asking:
         Raises:
             ClusterError: it has not for long.
         """
-        silent_s = time.monotonic() - self._answered
         self._asked = time.monotonic()
         try:
             self._alive = self._scheduler.alive()
         except ClusterError as error:
-            if silent_s > self._pace.patience_s:
-                raise
-            if silent_s <= 2 * self._pace.ask_s:
+            if self._silent_since is None:
+                self._silent_since = self._asked
                 hear(Noted(f"{self._scheduler.name} does not answer; it is asked again: {error.message}"))
+            if self._asked - self._silent_since > self._pace.patience_s:
+                raise
             return None
-        self._answered = time.monotonic()
+        self._silent_since = None
         return self._alive
 
     def tell(self, jobs: Sequence[Job], hear: Hear) -> None:

@@ -63,12 +63,15 @@ class Roll:
         self._lock = threading.Lock()
 
     def write(self, names: Iterable[str]) -> None:
-        """Writes the list anew, whole. Raises OSError."""
+        """Writes the list anew, whole. Raises StorageFull."""
         with self._lock:
             self._beats += 1
             scratch = self._path.with_suffix(".new")
-            scratch.write_text("\n".join([str(self._beats), *sorted(names)]) + "\n")
-            scratch.replace(self._path)
+            try:
+                scratch.write_text("\n".join([str(self._beats), *sorted(names)]) + "\n")
+                scratch.replace(self._path)
+            except OSError as error:
+                raise StorageFull(f"cannot write the roll of jobs {self._path}: {error.strerror}") from error
 
 
 class Letters:
@@ -82,7 +85,7 @@ class Letters:
         """Yields what was added since the last look, as far as lines are whole.
 
         Raises:
-            OSError, ModelgitError, ValueError, KeyError, TypeError: what is there cannot be read.
+            OSError: nothing can be read now. ModelgitError, ValueError, KeyError, TypeError: it is no message.
         """
         with self._path.open("rb") as file:
             file.seek(self._read)

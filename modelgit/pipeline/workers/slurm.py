@@ -11,7 +11,8 @@ from modelgit.errors import ClusterError, DependencyMissing, UsageError
 from modelgit.pipeline.workers.cluster import SHARED
 from modelgit.pipeline.workers.jobs import LOG, SCRIPT
 
-ANSWER_S = 60.0
+ANSWER_S = 20.0  # signs of life wait while Slurm is asked
+TAKE_S = 60.0
 NOTHING = "#!/bin/sh\n"
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
@@ -43,13 +44,13 @@ class Slurm:
             hint = "run this where jobs are submitted, a login node for instance"
             raise DependencyMissing("--on slurm: sbatch is not on this machine's path", hint=hint)
         asked = " ".join(self._options) or "the usual settings"
-        ask(["sbatch", "--test-only", *self._options], f"a job with {asked} is refused", NOTHING)
+        ask(["sbatch", "--test-only", *self._options], f"a job with {asked} is refused", NOTHING, TAKE_S)
 
     def submit(self, title: str, folder: Path) -> str:
         """Has the script of a job's folder run once, and returns the job's id. Raises ClusterError."""
         log = str(folder / LOG).replace("%", "%%")
         ours = ["--parsable", "--no-requeue", f"--job-name=modelgit {title}", f"--output={log}", f"--chdir={folder}"]
-        said = ask(["sbatch", *ours, *self._options, str(folder / SCRIPT)], f"step '{title}' is refused")
+        said = ask(["sbatch", *ours, *self._options, str(folder / SCRIPT)], f"step '{title}' is refused", "", TAKE_S)
         return said.strip().partition(";")[0]
 
     def alive(self) -> Mapping[str, str | None]:
@@ -99,7 +100,7 @@ def read_queue(text: str) -> dict[str, str | None]:
     return running | {job: "" if reason == "None" else reason for job, reason in reasons.items()}
 
 
-def ask(command: Sequence[str], what: str, stdin: str = "") -> str:
+def ask(command: Sequence[str], what: str, stdin: str = "", timeout_s: float = ANSWER_S) -> str:
     """Returns what one of Slurm's programs answers. Raises ClusterError."""
     inherited = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not FOREIGN.match(key)}
     try:
@@ -108,12 +109,12 @@ def ask(command: Sequence[str], what: str, stdin: str = "") -> str:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=ANSWER_S,
+            timeout=timeout_s,
             check=False,
             env=inherited,
         )
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"Slurm: {what}: no answer from {command[0]} in {ANSWER_S:.0f} s") from error
+        raise ClusterError(f"Slurm: {what}: no answer from {command[0]} in {timeout_s:.0f} s") from error
     except OSError as error:
         raise ClusterError(f"Slurm: {what}: {command[0]}: {error.strerror}") from error
     if done.returncode:

@@ -46,9 +46,9 @@ def small_ray(place: Path) -> Iterator[SmallRay]:
         start += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
         head = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={place}"]
         stack.enter_context(server(place, [*start, *head], secret))
-        wait_for(lambda: log(place).count("Ray runtime started") == 1, "head of Ray", 60)
+        wait_for(lambda: log(place).count("Ray runtime started") == 1, "head of Ray")
         stack.enter_context(server(place, [*start, f"--address={ADDRESS}"], secret))
-        wait_for(lambda: log(place).count("Ray runtime started") == 2, "second node of Ray", 60)
+        wait_for(lambda: log(place).count("Ray runtime started") == 2, "second node of Ray")
         yield SmallRay(tuple(inside), secret)
 
 

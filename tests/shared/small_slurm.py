@@ -106,7 +106,7 @@ def said(conf: Path, command: Sequence[str]) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def wait_for(met: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_for(met: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Waits until something is met. Raises TimeoutError."""
     until = time.monotonic() + timeout_s
     while not met():

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
@@ -71,8 +71,12 @@ def small_slurm(place: Path) -> Iterator[Path]:
         for command in (["slurmctld", "-D"], *(["slurmd", "-D", "-N", node] for node in NODES)):
             stack.enter_context(server(place, [*command, "-f", str(conf)], {"SLURM_CONF": str(conf)}))
         wait_for(lambda: said(conf, ["sinfo", "--noheader", "--format=%T %D"]).split() == ["idle", "2"], "two nodes")
-        yield conf
-        said(conf, ["scancel", "--full", "--state=RUNNING"])
+        try:
+            yield conf
+        finally:
+            said(conf, ["scancel", "--user=root"])
+            with suppress(TimeoutError):
+                wait_for(lambda: not said(conf, ["squeue", "--noheader"]), "end of jobs")
 
 
 def munged(place: Path) -> list[str]:

@@ -16,12 +16,8 @@ from modelgit.errors import FormatError, RemoteError, RepositoryError, RevisionE
 from modelgit.events import Event, Noted
 from modelgit.porcelain import comparing, sharing, work
 from modelgit.porcelain.importing import import_model
-from modelgit.repo import worktree
-from modelgit.repo.merging.texts import merge_blobs, merge_texts
-from modelgit.repo.merging.underway import Unmerged
 from modelgit.repo.repository import Repository
 from modelgit.repo.transport import upstream_of
-from modelgit.repo.values import Blob
 
 MODEL = "model.safetensors"
 
@@ -116,85 +112,6 @@ def test_a_file_that_only_changed_its_name_is_told_as_such(repo: Repository, top
     work.commit(repo, "Another name")
     found = comparing.diff(repo, "HEAD~1")
     assert (found.renamed, found.tensors, found.same) == (((MODEL, "other.safetensors"),), (), 2)
-
-
-@pytest.mark.parametrize(
-    ("verb", "what", "tool"), [("merge", "a", "modelgit"), ("cherry-pick", "a", "git"), ("rebase", "b onto a", "git")]
-)
-def test_status_amid_conflicts_names_the_files_and_the_ways_on_and_out(
-    repo: Repository, top: Path, verb: str, what: str, tool: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name, heads in (("a", 3), ("b", 4)):
-        work.checkout(repo, "main")
-        work.create_branch(repo, name, None)
-        write_model(top / MODEL, heads=heads)
-        work.commit(repo, name)
-    git(top, verb, "a", code=1)
-    found = work.status(repo)
-    assert (found.conflicts, found.changes) == ((Unmerged(MODEL, "both modified"),), ())
-    assert found.under_way is not None
-    assert (found.under_way.verb, found.under_way.what) == (verb, what)
-    assert (found.under_way.go_on, found.under_way.give_up) == (f"{tool} {verb} --continue", f"{tool} {verb} --abort")
-    with pytest.raises(RepositoryError, match=f"a git {verb} is under way here, with conflicts in {MODEL}") as caught:
-        worktree.local_changes(repo)
-    assert f"{tool} {verb} --continue; or {tool} {verb} --abort" in str(caught.value.hint)
-    capfd.readouterr()
-    assert main(["-C", str(top), "status"]) == 0
-    told = capfd.readouterr().out
-    assert f"Under way: {verb} of {what}\n" in told
-    assert f"git checkout --theirs {MODEL} && git add {MODEL}\n" in told
-    git(top, "checkout", "--theirs", MODEL)
-    work.add(repo, [MODEL], top)
-    assert (work.status(repo).conflicts, work.status(repo).under_way) == ((), found.under_way)
-    git(top, verb, "--abort")
-    assert (work.status(repo).changes, work.status(repo).under_way) == ((), None)
-
-
-def test_status_after_a_stash_that_does_not_fit_says_how_to_undo_that(repo: Repository, top: Path) -> None:
-    write_model(top / MODEL, heads=3)
-    git(top, "stash")
-    write_model(top / MODEL, heads=4)
-    work.commit(repo, "Four")
-    git(top, "stash", "pop", code=1)
-    found = work.status(repo)
-    assert (found.under_way, found.conflicts) == (None, (Unmerged(MODEL, "both modified"),))
-    with pytest.raises(RepositoryError, match=f"git has left conflicts in {MODEL}") as caught:
-        work.commit(repo, "no")
-    assert "git reset --merge" in str(caught.value.hint)
-    git(top, "reset", "--merge")
-    assert (work.status(repo).changes, git(top, "stash", "list").count("\n")) == ((), 1)
-
-
-BASE = b"1\n2\n3\n4\n5\n"
-
-
-@pytest.mark.parametrize(
-    ("attribute", "ours", "theirs", "merged"),
-    [
-        ("", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", b"I\n2\n3\n4\nV\n"),
-        ("", b"I\n2\n3\n4\n5\n", b"one\n2\n3\n4\n5\n", 1),
-        ("", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\n\0\n", 0),
-        ("x merge=union", b"1\n2\n3\n4\n5\n6\n", b"1\n2\n3\n4\n5\n7\n", b"1\n2\n3\n4\n5\n6\n7\n"),
-        ("x -merge", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", 0),
-        ("x merge=own", b"I\n2\n3\n4\n5\n", b"1\n2\n3\n4\nV\n", 0),
-    ],
-)
-def test_texts_are_merged_by_git_as_attributes_say(
-    tmp_path: Path, attribute: str, ours: bytes, theirs: bytes, merged: bytes | int
-) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / ".gitattributes").write_text(attribute)
-    assert merge_texts(Repository.open(tmp_path), "x", BASE, ours, theirs) == merged
-
-
-def test_a_merged_file_keeps_its_mode_and_the_side_that_is_the_result(repo: Repository) -> None:
-    ours, theirs = (repo.write_blob(text) for text in (b"0\n" + BASE, BASE + b"6\n"))
-    base, runs = repo.write_blob(BASE), replace(theirs, mode="100755")
-    both = merge_blobs(repo, "x", base, ours, runs)
-    assert isinstance(both, Blob)
-    assert (both.mode, repo.read_blob(both)) == ("100755", b"0\n" + BASE + b"6\n")
-    assert merge_blobs(repo, "x", base, both, runs) == both
-    assert merge_blobs(repo, "x", base, ours, replace(theirs, mode="120000")) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """What `status` tells of a work tree, and that it reads no file twice to tell it."""
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
-from work_trees import MODEL, commit, forbid_filter, git, kinds, save
+from safetensors.numpy import load_file, save_file
+from work_trees import MODEL, commit, forbid_filter, git, kinds, model, save
 
+from modelgit.cli.app import main
 from modelgit.errors import FormatError, RepositoryError
+from modelgit.porcelain import work
+from modelgit.repo import worktree
 from modelgit.repo.look import CACHE_PATH, PRINTS_PATH
+from modelgit.repo.merging.underway import Unmerged
 from modelgit.repo.repository import Repository
 from modelgit.repo.worktree import add, checkout, commit_worktree, status
 
@@ -130,3 +135,71 @@ def test_status_works_while_another_command_holds_the_index(tmp_path: Path) -> N
     assert load_file(tmp_path / MODEL)["a"][0] == 2
     lock.unlink()
     assert repo.version(commit(repo)).entry.parents == (first,)
+
+
+# ------------------------------------------------------------------------------------------- amid conflicts
+
+
+def begun(place: Path) -> Repository:
+    repo = Repository.init(place)
+    save(place, 1)
+    commit(repo)
+    return repo
+
+
+def stopped(place: Path, *words: str) -> None:
+    """Has git stop at a conflict."""
+    who = {f"GIT_{role}_{key}": "x@y" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["git", "-C", str(place), *words], capture_output=True, check=False, env={**os.environ, **who}
+    )
+    assert done.returncode == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "tool"), [("merge", "a", "modelgit"), ("cherry-pick", "a", "git"), ("rebase", "b onto a", "git")]
+)
+def test_status_amid_conflicts_names_the_files_and_the_ways_on_and_out(
+    tmp_path: Path, verb: str, what: str, tool: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repo = begun(tmp_path)
+    for name, size in (("a", 3), ("b", 4)):
+        work.checkout(repo, "main")
+        work.create_branch(repo, name, None)
+        save_file(model(1, size), tmp_path / MODEL)
+        work.commit(repo, name)
+    stopped(tmp_path, verb, "a")
+    found = work.status(repo)
+    assert (found.conflicts, found.changes) == ((Unmerged(MODEL, "both modified"),), ())
+    assert found.under_way is not None
+    assert (found.under_way.verb, found.under_way.what) == (verb, what)
+    assert (found.under_way.go_on, found.under_way.give_up) == (f"{tool} {verb} --continue", f"{tool} {verb} --abort")
+    with pytest.raises(RepositoryError, match=f"a git {verb} is under way here, with conflicts in {MODEL}") as caught:
+        worktree.local_changes(repo)
+    assert f"{tool} {verb} --continue; or {tool} {verb} --abort" in str(caught.value.hint)
+    capfd.readouterr()
+    assert main(["-C", str(tmp_path), "status"]) == 0
+    told = capfd.readouterr().out
+    assert f"Under way: {verb} of {what}\n" in told
+    assert f"git checkout --theirs {MODEL} && git add {MODEL}\n" in told
+    git(tmp_path, "checkout", "--theirs", MODEL)
+    work.add(repo, [MODEL], tmp_path)
+    assert (work.status(repo).conflicts, work.status(repo).under_way) == ((), found.under_way)
+    git(tmp_path, verb, "--abort")
+    assert (work.status(repo).changes, work.status(repo).under_way) == ((), None)
+
+
+def test_status_after_a_stash_that_does_not_fit_says_how_to_undo_that(tmp_path: Path) -> None:
+    repo = begun(tmp_path)
+    save_file(model(1, 3), tmp_path / MODEL)
+    git(tmp_path, "stash")
+    save_file(model(1, 4), tmp_path / MODEL)
+    work.commit(repo, "Four")
+    stopped(tmp_path, "stash", "pop")
+    found = work.status(repo)
+    assert (found.under_way, found.conflicts) == (None, (Unmerged(MODEL, "both modified"),))
+    with pytest.raises(RepositoryError, match=f"git has left conflicts in {MODEL}") as caught:
+        work.commit(repo, "no")
+    assert "git reset --merge" in str(caught.value.hint)
+    git(tmp_path, "reset", "--merge")
+    assert (work.status(repo).changes, git(tmp_path, "stash", "list").count("\n")) == ((), 1)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modelgit.train.fitting.optimisers import LBFGS
+
 PENALTY = 3e-3
 ITERATIONS = 60
 
@@ -18,7 +20,7 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor
     z = (features - mean) / scale
     weight = torch.zeros(classes, features.shape[1], requires_grad=True, device=features.device)
     bias = torch.zeros(classes, requires_grad=True, device=features.device)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    solver = LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()

@@ -1,192 +1,135 @@
-"""How fast the training loop is beside a loop written by hand, on the same network, batches and precision.
+"""The training loop beside a loop written by hand, and beside the Trainer of transformers: speed, memory, start.
 
-    python -m benchmarks.train_speed [--architecture efficientnet-lite0] [--stages 9] [--rounds 8] [--steps 10]
-        [--trainer] [--together 8] [--device cuda --peak-tflops 989] [--out build/bench-train.json]
+    python -m benchmarks.train_speed [pictures|texts|small] [--rounds 8] [--steps 10] [--trainer] [--together 8]
+        [--device cuda --peak-tflops 989] [--starts 3] [--out build/bench-train.json]
 
-Both loops take turns, `--steps` steps each, in one process and one thread, on random pictures behind `--stages` frozen
-stages; figures are medians over rounds of CPU seconds, and the ratio of samples a second. The hand-written loop is what
-one would write without this project: index a tensor, forward, cross-entropy, backward, fused AdamW; it draws its
-batches from one tensor and validates nothing. `--trainer` adds the `Trainer` of transformers, if that is installed.
-`--together M` takes the steps of M runs one after another, and in one stack (as `fine_tune_many` does).
+One network, the same examples, batch, precision and optimiser for all. `pictures` is the demo's EfficientNet-Lite0
+behind nine frozen stages, `texts` MiniLM behind its embeddings and three layers, `small` a perceptron whose steps are
+so short that what is spent around them shows. Pictures and words are drawn at random: speed does not depend on them.
+
+The loops take turns, `--steps` steps each, in one process and one thread; a figure is the median over rounds of CPU
+seconds, a ratio the median of the ratios within each round. The hand-written loop is what one would write without this
+project: index a tensor, forward, cross-entropy, backward, fused AdamW; it validates nothing. `--trainer` adds the
+`Trainer`, as a careful user would set it up: the same tensors, indexed a batch at a time, normalisation frozen, nothing
+logged, kept or clipped; its own start and end are left out. `--together M` takes the steps of M runs one after another,
+and in one stack (as `fine_tune_many` does).
+
+Peak memory is the resident set (CUDA: allocations) of a process that runs one loop alone. Linux is asked to forget the
+peak of the set-up, so that "set up" is what lies there before the first step (Python, PyTorch, network, examples) and
+"loop" what the steps add to it: gradients, the optimiser's state, activations.
+
 On CUDA seconds are those of the clock, up to the end of what was queued, and the hand-written step is compiled, as is
 ours; with the card's `--peak-tflops` the share of them that a loop makes use of is told (MFU; what autograd runs is
-counted by torch's FlopCounterMode). Peak memory is the resident set (CUDA: allocations) of a loop alone in a process.
+counted by torch's FlopCounterMode).
 """
 
 import argparse
+import ctypes
+import gc
 import json
-import os
-import resource
+import multiprocessing
+import random
+import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from modelgit.train.config import FineTune
-from modelgit.train.features import Features, Place, embedded, run_stages
+from modelgit.train.features import Features, Place, embedded, run_stages, shortened
 from modelgit.train.fitting.loop import Run, Task, start, take_step
 from modelgit.train.fitting.passes import apply_head, freeze
 from modelgit.train.fitting.together import Stack
-from modelgit.train.networks.network import Network
+from modelgit.train.networks.network import Design, Inputs, Network
 from modelgit.train.networks.registry import build_network
+from modelgit.train.pretrained import pretrained_file
 
-IMAGES, SIZE, BATCH, CLASSES, RATE = 96, 64, 33, 10, 1e-5
-Steps = Callable[[int], None]
+EXAMPLES, SIZE, BATCH, CLASSES, RATE = 96, 64, 33, 10, 1e-5
+FEWEST, MOST = 4, 28  # words of a text
+T = TypeVar("T")
+Steps = Callable[[int], float]  # takes so many steps and returns the seconds they took
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and on what."""
+    """What is trained, behind how many frozen stages, and where."""
 
     architecture: str
     stages: int
     device: str = "cpu"
 
 
-def network_and_features(case: Case) -> tuple[Network, Features, Tensor]:
-    """Return a network, what its frozen stages make of random images, and their labels."""
+CASES = {"pictures": Case("efficientnet-lite0", 9), "texts": Case("all-minilm-l6-v2", 4), "small": Case("mlp", 0)}
+
+
+@dataclass(frozen=True)
+class Material:
+    """A network, what its frozen stages make of the examples, and their labels."""
+
+    case: Case
+    network: Network
+    features: Features
+    labels: Tensor
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns inputs and labels as a loop written by hand takes them; texts are cut at the longest of the batch."""
+        x = self.features.clean[rows]
+        return shortened(x) if self.features.padded and x.device.type == "cpu" else x, self.labels[rows]
+
+
+def material(case: Case) -> Material:
+    """Returns what all loops begin with."""
     torch.manual_seed(0)
     device = torch.device(case.device)
-    network = build_network(case.architecture, CLASSES).to(device).eval()
-    pixels = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
-    clean = embedded(network, network.prepare(pixels), Place(case.stages, device, None, lambda event: None)).to(device)
-    rows = {i: i for i in range(IMAGES)}
-    labels = (torch.arange(IMAGES) % CLASSES).to(device)
-    return network, Features(clean, clean.half().unsqueeze(0), rows, rows), labels
+    network, inputs = minilm() if case.architecture == "all-minilm-l6-v2" else (pictured(case.architecture), pictures())
+    network = network.to(device)
+    place = Place(case.stages, device, None, lambda event: None)
+    clean = embedded(network, network.prepare(inputs), place).to(device)
+    clean = clean.contiguous(memory_format=torch.channels_last) if clean.dim() == 4 else clean
+    rows = {i: i for i in range(EXAMPLES)}
+    features = Features(clean, clean.half().unsqueeze(0), rows, rows, device, padded=network.takes == "text")
+    return Material(case, network, features, (torch.arange(EXAMPLES) % CLASSES).to(device))
 
 
-def fresh_run(case: Case, *, compiled: bool) -> Run:
-    """Return a run of modelgit's that has taken no step."""
-    network, features, labels = network_and_features(case)
-    train = {name: np.arange(IMAGES) for name in ("a", "b", "c")}
-    config = FineTune(steps=10**6, lr=RATE, batch=BATCH, frozen_stages=case.stages, compile=compiled)
-    return start(network, Task("benchmark", features, labels, train), config)
+def again(given: Material) -> Material:
+    """Return the same examples for a network with the same weights, but of its own."""
+    return replace(given, network=deepcopy(given.network))
 
 
-def ours(case: Case) -> Steps:
-    """Return modelgit's loop."""
-    run = fresh_run(case, compiled=case.device != "cpu")
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            take_step(run)
-        run.pending.clear()
-
-    return steps
+def pictured(architecture: str) -> Network:
+    """Returns a network for pictures, its weights at random."""
+    return build_network(architecture, CLASSES)
 
 
-def one_after_another(case: Case, count: int) -> Steps:
-    """Return the steps of so many runs, each by itself."""
-    runs = [fresh_run(case, compiled=False) for _ in range(count)]
-
-    def steps(number: int) -> None:
-        for run in runs:
-            for _ in range(number):
-                take_step(run)
-            run.pending.clear()
-
-    return steps
+def pictures() -> Tensor:
+    """Returns random pictures."""
+    return torch.randint(0, 256, (EXAMPLES, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
 
 
-def stacked(case: Case, count: int) -> Steps:
-    """Return the steps of so many runs, side by side in one stack."""
-    runs = [fresh_run(case, compiled=False) for _ in range(count)]
-
-    def steps(number: int) -> None:
-        with Stack(runs) as stack:
-            for _ in range(number):
-                stack.take_step()
-        for run in runs:
-            run.pending.clear()
-
-    return steps
-
-
-def by_hand(case: Case) -> Steps:
-    """Return a loop written by hand."""
-    network, features, labels = network_and_features(case)
-    stages = case.stages
-    freeze(network, stages)
-    inputs = (
-        features.clean.contiguous(memory_format=torch.channels_last) if features.clean.dim() == 4 else features.clean
-    )
-    optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], RATE, fused=True)
-    draws = torch.Generator().manual_seed(0)
-
-    def scores_of(x: Tensor) -> Tensor:
-        return apply_head(network, run_stages(network, x, stages, None))
-
-    forward = scores_of if case.device == "cpu" else torch.compile(scores_of, dynamic=False, mode="reduce-overhead")
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            rows = torch.randint(IMAGES, (BATCH,), generator=draws).to(inputs.device, non_blocking=True)
-            scores = forward(inputs[rows])
-            loss = functional.cross_entropy(scores, labels[rows])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            if case.device == "cpu" and not bool(loss.isfinite()):
-                raise SystemExit("the loss is not finite")
-
-    return steps
+def minilm() -> tuple[Network, Inputs]:
+    """Returns MiniLM as it is installed, and texts of words that it knows."""
+    folder = pretrained_file("all-minilm-l6-v2")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.json")}
+    network = build_network(Design("all-minilm-l6-v2", files), CLASSES)
+    known = load_file(folder / "model.safetensors")
+    network.load_state_dict({name: known.get(name, tensor) for name, tensor in network.state_dict().items()})
+    words = [word for word in json.loads(files["tokenizer.json"])["model"]["vocab"] if re.fullmatch("[a-z]{3,}", word)]
+    draws = random.Random(0)
+    texts = [" ".join(draws.choices(words, k=draws.randint(FEWEST, MOST))) for _ in range(EXAMPLES)]
+    return network, texts
 
 
-class Tail(nn.Module):
-    """What lies behind the frozen stages, as transformers' Trainer wants a model: inputs and labels to a loss."""
-
-    def __init__(self, network: Network, stages: int) -> None:
-        super().__init__()
-        self.network, self._stages = network, stages
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Returns the loss of a batch."""
-        scores = apply_head(self.network, run_stages(self.network, x, self._stages, None))
-        return {"loss": functional.cross_entropy(scores, labels)}
-
-
-def by_trainer(case: Case) -> Steps:
-    """Return the loop of transformers' Trainer; each call trains anew, its own start and end are left out."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    network, features, labels = network_and_features(case)
-    stages = case.stages
-    freeze(network, stages)
-    rows = [{"x": features.clean[i % IMAGES].cpu(), "labels": labels[i % IMAGES].cpu()} for i in range(100 * IMAGES)]
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        """Takes the time between the first and the last step."""
-
-        def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
-            if not TRAINER_TIMES:
-                TRAINER_TIMES.append(seconds(case))
-
-        def on_train_end(self, args: object, state: object, control: object, **_: object) -> None:
-            TRAINER_TIMES.append(seconds(case))
-
-    def steps(count: int) -> None:
-        TRAINER_TIMES.clear()
-        arguments = TrainingArguments(
-            "build/bench-trainer", per_device_train_batch_size=BATCH, max_steps=count, learning_rate=RATE,
-            save_strategy="no", logging_strategy="no", report_to=[], use_cpu=case.device == "cpu",
-            optim="adamw_torch_fused", disable_tqdm=True,
-        )  # fmt: skip
-        Trainer(Tail(network, stages), arguments, train_dataset=rows, callbacks=[Clock()]).train()
-
-    return steps
-
-
-TRAINER_TIMES: list[float] = []
-LOOPS: dict[str, Callable[[Case], Steps]] = {"modelgit": ours, "by hand": by_hand, "transformers": by_trainer}
+# ------------------------------------------------------------------------------------------------------ the loops
 
 
 def seconds(case: Case) -> float:
@@ -197,121 +140,290 @@ def seconds(case: Case) -> float:
     return time.perf_counter()
 
 
-def seconds_of(steps: Steps, count: int, case: Case) -> float:
-    """Return the seconds of some steps."""
-    TRAINER_TIMES.clear()
-    began = seconds(case)
-    steps(count)
-    return TRAINER_TIMES[1] - TRAINER_TIMES[0] if TRAINER_TIMES else seconds(case) - began
+def timed(case: Case, take: Callable[[int], None]) -> Steps:
+    """Return what takes steps and tells how long they took."""
+
+    def steps(count: int) -> float:
+        began = seconds(case)
+        take(count)
+        return seconds(case) - began
+
+    return steps
 
 
-def flops_of_a_step(case: Case) -> int:
-    """Return the floating-point operations of a step, forward and backward."""
-    run = fresh_run(case, compiled=False)
-    with FlopCounterMode(display=False) as counter:
-        take_step(run)
-    return int(counter.get_total_flops())
+def fresh_run(given: Material, *, compiled: bool) -> Run:
+    """Return a run of modelgit's that has taken no step."""
+    train = {name: np.arange(EXAMPLES) for name in ("a", "b", "c")}
+    config = FineTune(steps=10**6, lr=RATE, batch=BATCH, frozen_stages=given.case.stages, compile=compiled)
+    return start(given.network, Task("benchmark", given.features, given.labels, train), config)
 
 
-def compared(case: Case, loops: Mapping[str, Steps], arguments: argparse.Namespace) -> dict[str, list[float]]:
+def fresh_runs(given: Material, count: int) -> list[Run]:
+    """Return runs on the same examples, each with weights of its own."""
+    return [fresh_run(again(given), compiled=False) for _ in range(count)]
+
+
+def ours(given: Material) -> Steps:
+    """Return modelgit's loop."""
+    return one_after_another([fresh_run(given, compiled=given.case.device != "cpu")], given.case)
+
+
+def one_after_another(runs: Sequence[Run], case: Case) -> Steps:
+    """Return the steps of runs, each by itself."""
+
+    def take(count: int) -> None:
+        for run in runs:
+            for _ in range(count):
+                take_step(run)
+            run.pending.clear()
+
+    return timed(case, take)
+
+
+def stacked(runs: Sequence[Run], case: Case) -> Steps:
+    """Return the steps of runs, side by side in one stack."""
+
+    def take(count: int) -> None:
+        with Stack(runs) as stack:
+            for _ in range(count):
+                stack.take_step()
+        for run in runs:
+            run.pending.clear()
+
+    return timed(case, take)
+
+
+def by_hand(given: Material) -> Steps:
+    """Return a loop written by hand."""
+    network, stages = given.network, given.case.stages
+    freeze(network, stages)
+    optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], RATE, fused=True)
+    draws = torch.Generator().manual_seed(0)
+    on_cpu = given.case.device == "cpu"
+
+    def scores_of(x: Tensor) -> Tensor:
+        return apply_head(network, run_stages(network, x, stages, None))
+
+    forward = scores_of if on_cpu else torch.compile(scores_of, dynamic=False, mode="reduce-overhead")
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            rows = torch.randint(EXAMPLES, (BATCH,), generator=draws).to(given.labels.device, non_blocking=True)
+            inputs, labels = given.batch(rows)
+            loss = functional.cross_entropy(forward(inputs), labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if on_cpu and not bool(loss.isfinite()):
+                raise SystemExit("the loss is not finite")
+
+    return timed(given.case, take)
+
+
+class Tail(nn.Module):
+    """What lies behind the frozen stages, as the Trainer wants a model: inputs and labels to a loss."""
+
+    def __init__(self, network: Network, stages: int) -> None:
+        super().__init__()
+        self.network, self._stages = network, stages
+
+    def train(self, mode: bool = True) -> "Tail":
+        """Stays as it is: statistics frozen and no dropout, as in the other loops."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Returns the loss of a batch."""
+        scores = apply_head(self.network, run_stages(self.network, x, self._stages, None))
+        return {"loss": functional.cross_entropy(scores, labels)}
+
+
+def by_trainer(given: Material) -> Steps:
+    """Return the loop of transformers' Trainer; each call trains anew, its own start and end are left out."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    case, times = given.case, list[float]()
+    freeze(given.network, case.stages)
+
+    class Clock(TrainerCallback):
+        """Takes the time when the first step begins, and when the last has ended."""
+
+        def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
+            if not times:
+                times.append(seconds(case))
+
+        def on_train_end(self, args: object, state: object, control: object, **_: object) -> None:
+            times.append(seconds(case))
+
+    def collated(rows: Sequence[int]) -> dict[str, Tensor]:
+        inputs, labels = given.batch(torch.tensor(rows, device=given.labels.device))
+        return {"x": inputs, "labels": labels}
+
+    def steps(count: int) -> float:
+        times.clear()
+        arguments = TrainingArguments(
+            "build/bench-trainer", per_device_train_batch_size=BATCH, max_steps=count, learning_rate=RATE,
+            lr_scheduler_type="constant", max_grad_norm=0.0, optim="adamw_torch_fused", remove_unused_columns=False,
+            dataloader_drop_last=True, dataloader_pin_memory=False, use_cpu=case.device == "cpu",
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
+        )  # fmt: skip
+        dataset = list(range(EXAMPLES // BATCH * BATCH))
+        model = Tail(given.network, case.stages)
+        trainer = Trainer(model, arguments, collated, dataset, callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return times[1] - times[0]
+
+    return steps
+
+
+LOOPS: dict[str, Callable[[Material], Steps]] = {"modelgit": ours, "by hand": by_hand, "transformers": by_trainer}
+LIBRARIES = {"modelgit": (), "by hand": ("torch._dynamo",), "transformers": ("transformers.trainer", "accelerate")}
+
+
+# ------------------------------------------------------------------------------------------------------- measures
+
+
+def compared(loops: Mapping[str, Steps], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Return the seconds of each loop in each round; the loops take turns, after two steps to warm up."""
     for steps in loops.values():
         steps(2)
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(arguments.rounds):
         for name, steps in loops.items():
-            times[name].append(seconds_of(steps, arguments.steps, case))
+            times[name].append(steps(arguments.steps))
     return times
 
 
-def peak_mb(name: str, arguments: argparse.Namespace) -> float:
-    """Return the peak resident set of a process that runs one loop alone."""
-    command = [sys.executable, "-m", "benchmarks.train_speed", "--alone", name, "--architecture"]
-    command += [
-        arguments.architecture,
-        "--device",
-        arguments.device,
-        "--stages",
-        str(arguments.stages),
-        "--steps",
-        str(arguments.steps),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    return float(done.stdout.splitlines()[-1])  # the Trainer prints as well
+def ratios(times: Mapping[str, Sequence[float]], name: str, other: str) -> list[float]:
+    """Return how many times faster a loop was than another, in each round, in order of size."""
+    return sorted(theirs / own for own, theirs in zip(times[name], times[other], strict=True))
 
 
-def first_step_seconds() -> float:
-    """Return the CPU seconds from the start of Python to the end of the first step of a small network."""
-    code = "from benchmarks.train_speed import Case, ours; ours(Case('mlp', 0))(1)"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def flops_of_a_step(given: Material) -> int:
+    """Return the floating-point operations of a step, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    run = fresh_run(given, compiled=False)
+    with FlopCounterMode(display=False) as counter:
+        take_step(run)
+    return int(counter.get_total_flops())
+
+
+def memory_alone(name: str, case: Case, count: int) -> tuple[float, float]:
+    """Return the MB that lie in the memory of a fresh process when a loop is set up, and their peak in its steps."""
+    for library in LIBRARIES[name]:  # once, for that process and for this one, which needs them later
+        import_module(library)
+    return in_a_process(memory_here, name, case, count)
+
+
+def in_a_process(work: Callable[..., T], *arguments: object) -> T:
+    """Return what work gives in a process that begins as a copy of this one, as long as nothing was computed here."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def memory_here(name: str, case: Case, count: int) -> tuple[float, float]:
+    """Return the MB that lie in the memory of this process when a loop is set up, and their peak in its steps."""
+    torch.set_num_threads(1)
+    steps = LOOPS[name](material(case))
+    gc.collect()
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+        steps(count)
+        return before, torch.cuda.max_memory_allocated() / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what the set-up has given back would hide what the steps take
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak, see proc(5)
+    before = peak_mb()
+    steps(count)
+    return before, peak_mb()
+
+
+def peak_mb() -> float:
+    """Return the peak of this process's resident set, in MB."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    assert found
+    return int(found[1]) / 1024
+
+
+def first_step_here(case: Case) -> float:
+    """Return the CPU seconds of this process up to the end of the first step of a training."""
+    torch.set_num_threads(1)
+    ours(material(case))(1)
+    return time.process_time()
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
+def print_loops(case: Case, arguments: argparse.Namespace) -> dict[str, object]:
+    """Print and return what the loops come to."""
+    names = ["modelgit", "by hand", *(["transformers"] if arguments.trainer else [])]
+    alone = {name: memory_alone(name, case, arguments.steps) for name in names}  # first, as processes are forked
+    given = material(case)
+    times = compared({name: LOOPS[name](again(given)) for name in names}, arguments)
+    rate = {name: BATCH * arguments.steps / statistics.median(found) for name, found in times.items()}
+    print("| loop | samples / s | modelgit / it (all rounds) | MB set up + loop | modelgit / it: peak, loop |")
+    print("|---|---|---|---|---|")
+    own, own_peak = alone["modelgit"]
+    for name in names:
+        found, (before, peak) = ratios(times, "modelgit", name), alone[name]
+        rounds = f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
+        leaner = f"{own_peak / peak:.2f}, {(own_peak - own) / (peak - before):.2f}"
+        print(f"| {name} | {rate[name]:.0f} | {rounds} | {before:.0f} + {peak - before:.0f} | {leaner} |")
+    table: dict[str, object] = {"seconds": times, "samples_per_s": rate, "set_up_and_peak_mb": alone}
+    if arguments.peak_tflops:
+        each = flops_of_a_step(given) / BATCH
+        shares = {name: each * value / arguments.peak_tflops / 1e12 for name, value in rate.items()}
+        print("\nshare of the peak (MFU): " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+        table["mfu"] = shares
+    if arguments.together:
+        table["together_s"] = print_together(given, arguments)
+    return table
+
+
+def print_together(given: Material, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Print and return what runs come to in turn, and in one stack."""
+    count = arguments.together
+    loops = {
+        "one after another": one_after_another(fresh_runs(given, count), given.case),
+        "together": stacked(fresh_runs(given, count), given.case),
+    }
+    times = compared(loops, arguments)
+    print(f"\n| {count} runs | samples / s | of one after another |\n|---|---|---|")
+    for name, found in times.items():
+        rate = count * BATCH * arguments.steps / statistics.median(found)
+        print(f"| {name} | {rate:.0f} | {statistics.median(ratios(times, name, 'one after another')):.2f} |")
+    return times
 
 
 def parsed() -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description="The training loop beside one written by hand.")
-    parser.add_argument("--architecture", default="efficientnet-lite0")
-    parser.add_argument("--stages", type=int, default=9)
+    parser.add_argument("case", nargs="?", choices=sorted(CASES), default="pictures")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--trainer", action="store_true", help="add the Trainer of transformers")
     parser.add_argument("--together", type=int, default=0, metavar="M", help="add M runs, in turn and in one stack")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device at this precision: tells MFU")
-    parser.add_argument("--alone", choices=sorted(LOOPS), help="run one loop and print its peak memory in MB")
+    parser.add_argument("--starts", type=int, default=3, help="how often the first step is timed")
     parser.add_argument("--out", type=Path, default=Path("build/bench-train.json"))
     return parser.parse_args()
 
 
-def print_together(case: Case, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Print and return what runs come to in turn, and in one stack."""
-    count = arguments.together
-    loops = {"one after another": one_after_another(case, count), "together": stacked(case, count)}
-    times = compared(case, loops, arguments)
-    rate = {name: count * BATCH * arguments.steps / statistics.median(found) for name, found in times.items()}
-    print(f"\n| {count} runs | samples / s | of one after another |\n|---|---|---|")
-    for name, value in rate.items():
-        print(f"| {name} | {value:.0f} | {value / rate['one after another']:.2f} |")
-    return times
-
-
-def print_loops(case: Case, arguments: argparse.Namespace) -> dict[str, object]:
-    """Print and return what the loops come to."""
-    names = ["modelgit", "by hand", *(["transformers"] if arguments.trainer else [])]
-    times = compared(case, {name: LOOPS[name](case) for name in names}, arguments)
-    rate = {name: BATCH * arguments.steps / statistics.median(found) for name, found in times.items()}
-    memory = {name: peak_mb(name, arguments) for name in names}
-    print("| loop | samples / s | modelgit / it | peak memory, MB | modelgit / it |\n|---|---|---|---|---|")
-    for name in names:
-        faster, leaner = rate["modelgit"] / rate[name], memory["modelgit"] / memory[name]
-        print(f"| {name} | {rate[name]:.0f} | {faster:.2f} | {memory[name]:.0f} | {leaner:.2f} |")
-    found: dict[str, object] = {"seconds": times, "samples_per_s": rate, "peak_mb": memory}
-    if arguments.peak_tflops:
-        each = flops_of_a_step(case) / BATCH
-        found["mfu"] = {name: each * value / arguments.peak_tflops / 1e12 for name, value in rate.items()}
-        print(f"\nshare of the peak (MFU): {found['mfu']}")
-    return found
-
-
 def main() -> None:
     """Print the tables, and write them."""
+    imported_s = time.process_time()
     arguments = parsed()
     torch.set_num_threads(1)
-    case = Case(arguments.architecture, arguments.stages, arguments.device)
-    if arguments.alone:
-        LOOPS[arguments.alone](case)(arguments.steps)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(peak if case.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20)
-        return
-    table = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, **print_loops(case, arguments)}
-    if arguments.together:
-        table["together_s"] = print_together(case, arguments)
-    table["first_step_cpu_s"] = first_step_seconds()
-    print(f"\nstart of Python to the first step: {table['first_step_cpu_s']:.1f} CPU s")
+    chosen = CASES[arguments.case]
+    case = Case(chosen.architecture, chosen.stages, arguments.device)
+    table: dict[str, object] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    step_s = statistics.median(in_a_process(first_step_here, case) for _ in range(arguments.starts))
+    table["first_step_cpu_s"] = {"imports": imported_s, "first step": step_s}
+    table.update(print_loops(case, arguments))
+    print(f"\nstart of Python to the first step: {imported_s:.1f} CPU s of imports and {step_s:.1f} more")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(table, indent=1) + "\n")
 

@@ -44,6 +44,10 @@ def register_run(app: typer.Typer) -> None:
         workers: Annotated[
             int, typer.Option("--workers", min=0, help="Processes, or jobs in a queue; 0: as many as suit.")
         ] = 0,
+        together: Annotated[
+            int,
+            typer.Option("--together", metavar="M", min=0, help="Fine-tunings in one stack; 0: as many as suit."),
+        ] = 0,
         device: Device = "auto",
         on: Annotated[str, typer.Option("--on", help="Where workers run: local, slurm or ray.")] = "local",
         cluster: Annotated[
@@ -61,7 +65,7 @@ def register_run(app: typer.Typer) -> None:
         from modelgit.pipeline.start import Options, run_pipeline
 
         only_, settings = tuple(only or ()), tuple(cluster or ())
-        options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings)
+        options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings, together)
         with drawing(session.listener, tensorboard, mlflow) as listener:
             return run_pipeline(pipeline, options, listener)
 

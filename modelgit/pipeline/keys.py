@@ -48,11 +48,16 @@ def keep(repo: Repository, key: str, commit: str) -> str:
     try:
         repo.set_ref(ref, commit, expected=None)
     except RepositoryError:
-        first = repo.refs(ref).get(ref)
-        if first is None:
+        if (first := kept(repo, key)) is None:
             raise
         return first
     return commit
+
+
+def kept(repo: Repository, key: str) -> str | None:
+    """Returns the commit that has the ref of a step, None if there is none."""
+    ref = STEP_REFS + key
+    return repo.refs(ref).get(ref)
 
 
 def data_settings(data: DataConfig | None) -> dict[str, object] | None:

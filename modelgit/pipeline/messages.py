@@ -62,7 +62,20 @@ class MergeRequest:
     frozen_stages: int = 0
 
 
-Request = TrainRequest | ScoreRequest | MergeRequest
+@dataclass(frozen=True, slots=True)
+class StackRequest:
+    """Fine-tune several commits side by side; `apart`: one after another, since a worker has died of the stack."""
+
+    members: tuple[TrainRequest, ...]
+    apart: bool = False
+
+    @property
+    def step(self) -> str:
+        """What the stack is called."""
+        return f"{self.members[0].step} and {len(self.members) - 1} more"
+
+
+Request = TrainRequest | StackRequest | ScoreRequest | MergeRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,16 @@ class Failed:
     hint: str | None
 
 
-Reply = Done | Failed | Event
+@dataclass(frozen=True, slots=True)
+class StackDone:
+    """A stack was carried out, each member with a commit of its own."""
+
+    step: str
+    members: tuple[Done, ...]
+
+
+Answer = Done | StackDone | Failed  # the last that is said of a request
+Reply = Answer | Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +126,11 @@ class Ended:
 Message = Request | Reply | Began | Ended
 SHAPES: dict[str, type] = {
     "train": TrainRequest,
+    "stack": StackRequest,
     "score": ScoreRequest,
     "merge": MergeRequest,
     "done": Done,
+    "stack-done": StackDone,
     "failed": Failed,
     "began": Began,
     "ended": Ended,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from modelgit import errors
 from modelgit.events import Advanced, Finished, Listener, Noted, Started
 from modelgit.pipeline.keys import step_key
-from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest
+from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, StackDone
 from modelgit.pipeline.outcome import Row, StepScore, compared, table
+from modelgit.pipeline.stacking import Stacking, taken
 from modelgit.pipeline.steps import Steps
 from modelgit.pipeline.workers.pool import Pool
 from modelgit.porcelain.training.values import TrainRequest
@@ -45,11 +46,12 @@ class Books:
 class Coordinator:
     """Runs one pipeline in one repository with one pool of workers."""
 
-    def __init__(self, pipeline: Pipeline, steps: Steps, pool: Pool, listener: Listener) -> None:
+    def __init__(self, pipeline: Pipeline, steps: Steps, pool: Pool, stacking: Stacking, listener: Listener) -> None:
         self._pipeline = pipeline
         self._steps = steps
         self._pool = pool
         self._say = listener
+        self._stacking = stacking
         self._books = Books()
 
     def run(self) -> Outcome:
@@ -140,14 +142,15 @@ class Coordinator:
 
     def _dispatch(self) -> None:
         while self._pool.free and self._books.waiting:
-            self._pool.submit(self._books.waiting.popleft())
+            self._pool.submit(taken(self._books.waiting, self._stacking, self._pool.busy))
 
     def _hear(self) -> None:
         reply = self._pool.next_reply()
         if isinstance(reply, Failed):
             raise failure(reply)
-        if isinstance(reply, Done):
-            self._done(reply)
+        if isinstance(reply, Done | StackDone):
+            for done in reply.members if isinstance(reply, StackDone) else (reply,):
+                self._done(done)
         else:
             self._say(reply)
 

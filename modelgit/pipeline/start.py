@@ -21,7 +21,8 @@ class Options:
     """How to run: overrides of the file, where to, with how many workers (0: as many as suit the place).
 
     `only` are patterns of steps' names: these steps are carried out, with all that they need. `on` is where workers
-    run (local, slurm, ray), `cluster` what each job asks for there (`KEY=VALUE`, or `KEY`).
+    run (local, slurm, ray), `cluster` what each job asks for there (`KEY=VALUE`, or `KEY`). `together` fine-tunings
+    share the passes of one worker; 0: what the file says, else as many as suit the device.
     """
 
     overrides: tuple[str, ...] = ()
@@ -32,6 +33,7 @@ class Options:
     only: tuple[str, ...] = ()
     on: str = "local"
     cluster: tuple[str, ...] = ()
+    together: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ def carry_out(path: Path, options: Options, listener: Listener = ignore) -> Carr
     pipeline = checked(pipeline)
     place = place_of(pipeline, options)
     refuse_full_disk(pipeline, place)
-    found = workplace(options.on, options.cluster, options.device, options.workers)
+    together = options.together or pipeline.info.together
+    found = workplace(options.on, options.cluster, options.device, options.workers, together)
     repo = open_or_make(place)
     with Pool(found.launcher(repo), found.size) as pool:
-        outcome = Coordinator(pipeline, Steps(repo, listener), pool, listener).run()
+        outcome = Coordinator(pipeline, Steps(repo, listener), pool, found.stacking, listener).run()
     return Carried(pipeline, repo, outcome)
 
 

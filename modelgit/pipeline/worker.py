@@ -12,9 +12,9 @@ from typing import IO
 
 from modelgit.errors import ModelgitError
 from modelgit.events import Event
-from modelgit.pipeline.messages import Done, Failed, Reply, Request, decode, encode
+from modelgit.pipeline.messages import Answer, Failed, Reply, Request, decode, encode
 
-Execute = Callable[[Request, Callable[[Event], None]], Done]
+Execute = Callable[[Request, Callable[[Event], None]], Answer]
 
 
 def serve(requests: IO[str], replies: IO[str], execute: Execute) -> None:
@@ -39,7 +39,7 @@ def watch(requests: IO[str], inbox: "queue.SimpleQueue[str]") -> None:
     os._exit(0)
 
 
-def answer(request: Request, execute: Execute, say: Callable[[Reply], None]) -> Done | Failed:
+def answer(request: Request, execute: Execute, say: Callable[[Reply], None]) -> Answer:
     """Returns what came of the request; errors a person can act on travel as values."""
     try:
         return execute(request, say)

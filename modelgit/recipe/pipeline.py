@@ -11,6 +11,7 @@ from typing import Literal
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, check_keys, expect_table
 from modelgit.recipe.expanding import PRETRAINED, RANDOM, Context, Found, Job, ModelInfo, StepTemplate, expand
+from modelgit.train.choices import check
 from modelgit.train.config import DataConfig, PowerRange
 
 Pick = Literal["all", "best"]
@@ -23,7 +24,8 @@ class PipelineInfo:
     """What the pipeline is called, where its repository and its report go.
 
     `leakage = "allow"` carries on where examples that are tested on were trained on. `compare` names the strategies of
-    the report that all others are compared with, on the same test examples.
+    the report that all others are compared with, on the same test examples. `together` fine-tunings share one worker's
+    passes; 0: as many as suit the device.
     """
 
     name: str
@@ -32,6 +34,10 @@ class PipelineInfo:
     title: str = ""
     leakage: Leakage = "refuse"
     compare: tuple[str, ...] = ()
+    together: int = 0
+
+    def __post_init__(self) -> None:
+        check("together", self.together, self.together >= 0, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class TrainResult:
     seconds: float
     raw: dict[str, Tensor] | None = None  # the weights before averaging, where they are wanted
     trained_on: Mapping[str, int] = field(default_factory=dict)  # examples of each domain
+    together: int = 1  # how many runs shared passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +325,7 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
     history, device = tuple(run.points), str(bench.device)
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
-    return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
+    return replace(found, raw=raw, trained_on=counts(fitting.ready.split), together=run.together)
 
 
 def refuse_mixing(ready: Prepared, config: FineTune) -> None:

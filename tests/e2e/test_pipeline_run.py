@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modelgit import Repository
+from modelgit.events import Event, Measured, Noted
+from modelgit.pipeline.execution import execute
+from modelgit.pipeline.messages import Done, StackDone, StackRequest
+from modelgit.porcelain.records import RECORD_PATH
+from modelgit.porcelain.scores import workbench
+from modelgit.porcelain.tensors import load_state
+from modelgit.porcelain.training.rerunning import rerun
+from modelgit.porcelain.training.values import TrainRequest
+from modelgit.porcelain.versions import weights_of
+from modelgit.repo.repository import Repository as LowRepository
+from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.networks.registry import build_network, untrained
 
 PIPELINE = """
@@ -252,7 +265,9 @@ def test_scores_can_be_measured_again(ended: Path) -> None:
 
 
 def test_a_fine_tuning_is_verified_by_training_again(place: Path) -> None:
-    run_json(place, "--set", 'train.averaging="ema"', "--set", "train.commit_raw=true", "--only", "plain/0/1")
+    settings = ("--set", 'train.averaging="ema"', "--set", "train.commit_raw=true", "--only", "plain/0/*")
+    run_json(place, *settings, "--workers", "1", "--together", "2")
+    assert json.loads(git(place, "show", "plain/0/1:.modelgit/record.json"))["details"]["machine"]["together"] == 2
     for rev in ("plain/0/1", "plain/0/1^", "probe"):
         found = json.loads(modelgit(place, "-C", "models", "verify", "--rerun", rev, "--on", "../target.zip", "--json"))
         assert (found["exact"], found["apart"], found["device"]) == (True, 0.0, "cpu")
@@ -260,6 +275,51 @@ def test_a_fine_tuning_is_verified_by_training_again(place: Path) -> None:
     assert json.loads(said)["error"]["hint"].startswith("--data PATH/TO/target.zip")
     said = modelgit(place, "-C", "models", "verify", "--rerun", "plain/0/1", "--on", "../other.zip", "--json", code=17)
     assert "is not here: expected digest" in said and "other.zip (no data set)" in said
+
+
+def stack(repo: LowRepository, place: Path, *changes: dict[str, Any]) -> tuple[StackRequest, TrainRequest]:
+    """Fine-tunings from the probe, as the pipeline asks for them, and the first of them under a key of its own."""
+    data = DataConfig(str(place / "target.zip"), held_out="night", group="name", image_size=16)
+    config = FineTune(steps=6, lr=0.01, views=1, frozen_stages=1, eval_every=3)
+    start = repo.resolve("probe")
+    members = tuple(
+        TrainRequest(f"run/{n}", "train", f"{n:064x}", "mlp", start, None, data, replace(config, seed=n, **change))
+        for n, change in enumerate(changes)
+    )
+    return StackRequest(members), replace(members[0], key="f" * 64)
+
+
+def run_of(repo: LowRepository, done: Done) -> dict[str, Any]:
+    details: dict[str, Any] = json.loads(repo.read_blob(repo.version(done.commit).files[RECORD_PATH]))["details"]
+    return details
+
+
+def test_a_stack_becomes_a_commit_for_each_run_like_that_of_the_run_alone(ended: Path) -> None:
+    repo, events = LowRepository.open(ended / "models"), list[Event]()
+    bench = workbench(repo, "cpu")
+    request, first = stack(repo, ended, {}, {"lr": 0.003, "dropout": 0.2})
+    made = execute(repo, bench, request, events.append)
+    assert isinstance(made, StackDone) and [done.step for done in made.members] == ["run/0", "run/1"]
+    told = [run_of(repo, done) for done in made.members]
+    assert [(run["config"]["seed"], run["machine"]["together"]) for run in told] == [(0, 2), (1, 2)]
+    assert [len(run["history"]) for run in told] == [2, 2]
+    measured = [event.task for event in events if isinstance(event, Measured)]
+    assert sorted(set(measured)) == ["run/0: training on target", "run/1: training on target"]
+    alone = execute(repo, bench, first, events.append)
+    assert isinstance(alone, Done) and run_of(repo, alone)["machine"]["together"] == 1
+    states = [load_state(weights_of(repo, done.commit)) for done in (made.members[0], alone)]
+    assert all(torch.allclose(states[0][name], tensor, atol=1e-4) for name, tensor in states[1].items())
+    assert execute(repo, bench, replace(request, apart=True), events.append) == made  # kept: done once
+    rerun(repo, made.members[1].commit, [str(ended / "target.zip")], "cpu")
+
+
+def test_runs_that_do_not_go_together_are_made_one_by_one(ended: Path) -> None:
+    repo, events = LowRepository.open(ended / "models"), list[Event]()
+    request, _ = stack(repo, ended, {}, {"batch": 9})
+    made = execute(repo, workbench(repo, "cpu"), request, events.append)
+    assert Noted("not in one stack but one by one: run/0, run/1: these runs cannot go together") in events
+    assert isinstance(made, StackDone)
+    assert [run_of(repo, done)["machine"]["together"] for done in made.members] == [1, 1]
 
 
 def test_weights_that_were_not_trained_so_are_found_out(place: Path) -> None:

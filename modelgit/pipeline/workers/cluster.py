@@ -16,7 +16,7 @@ from typing import Protocol
 
 from modelgit.errors import ClusterError, ModelgitError, StorageFull
 from modelgit.events import Noted
-from modelgit.pipeline.messages import Began, Done, Ended, Failed, Reply, Request
+from modelgit.pipeline.messages import Answer, Began, Ended, Reply, Request
 from modelgit.pipeline.workers.jobs import LOG, REPLIES, ROLL, Letters, Roll, write_job
 from modelgit.pipeline.workers.pool import Died, Hear
 
@@ -151,7 +151,7 @@ class Cluster:
             self._lost(job, f"speaking another language: {error}", "is modelgit of one version on every node?")
 
     def _pass_on(self, job: Job, reply: Reply) -> None:
-        if isinstance(reply, Done | Failed):
+        if isinstance(reply, Answer):
             self._jobs.pop(job.folder.name, None)
             shutil.rmtree(job.folder, ignore_errors=True)
         job.hear(reply)

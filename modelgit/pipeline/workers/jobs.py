@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from modelgit.errors import StorageFull
-from modelgit.pipeline.messages import Done, Failed, Message, Reply, Request, decode, encode
+from modelgit.pipeline.messages import Answer, Message, Reply, Request, decode, encode
 from modelgit.pipeline.worker import Execute, answer
 
 ROLL, REQUEST, SCRIPT, REPLIES, LOG = "roll", "request", "job.sh", "replies", "log"
@@ -110,7 +110,7 @@ class Post:
         """Takes one thing to say."""
         with self._lock:
             self._lines.append(encode(reply))
-        if isinstance(reply, Done | Failed):
+        if isinstance(reply, Answer):
             self.send()
 
     def send(self) -> None:

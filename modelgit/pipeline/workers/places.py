@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelgit.errors import UsageError
+from modelgit.pipeline.stacking import Stacking
 from modelgit.pipeline.workers.cluster import Cluster
 from modelgit.pipeline.workers.pool import Launcher
 from modelgit.pipeline.workers.processes import GPUS, Processes, gpu_names
@@ -17,6 +18,7 @@ from modelgit.train.task import choose_device, gpu_count
 from modelgit.train.trust import trusted_factories
 
 GPU_WORKERS = 3  # small fine-tunings leave a GPU idle between kernels
+GPU_TOGETHER = 4  # and in one worker do not fill it; not measured yet
 CLUSTER_JOBS = 32  # at a time, waiting ones among them
 JOBS_FOLDER = "cache/jobs"
 SCHEDULERS: Mapping[str, Callable[[Mapping[str, str]], Slurm | Ray]] = {"slurm": Slurm, "ray": Ray}
@@ -24,14 +26,15 @@ SCHEDULERS: Mapping[str, Callable[[Mapping[str, str]], Slurm | Ray]] = {"slurm":
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """How many workers there may be at a time, and what starts them for a repository."""
+    """How many workers there may be at a time, what starts them for a repository, and how they stack fine-tunings."""
 
     size: int
     launcher: Callable[[Repository], Launcher]
+    stacking: Stacking
 
 
-def workplace(on: str, settings: Sequence[str], device: str, workers: int) -> Workplace:
-    """Returns where workers are to run; `workers` 0 is as many as suit the place.
+def workplace(on: str, settings: Sequence[str], device: str, workers: int, together: int = 0) -> Workplace:
+    """Returns where workers are to run, and how many fine-tunings in a stack; 0 is as many as suit the place.
 
     Raises:
         UsageError: no such place, or settings that it does not have. TrainingError: no such device here.
@@ -40,7 +43,7 @@ def workplace(on: str, settings: Sequence[str], device: str, workers: int) -> Wo
     if on == "local":
         if settings:
             raise UsageError("--cluster is for --on slurm or --on ray")
-        return this_machine(device, workers)
+        return this_machine(device, workers, together)
     if on not in SCHEDULERS:
         raise UsageError(f"--on {on}: no such place", hint=f"known: local, {', '.join(SCHEDULERS)}")
     scheduler = SCHEDULERS[on](table_of(settings))
@@ -50,16 +53,18 @@ def workplace(on: str, settings: Sequence[str], device: str, workers: int) -> Wo
         folder = repo.git_dir.resolve() / "modelgit" / JOBS_FOLDER
         return Cluster(scheduler, worker_command(repo, device), folder)
 
-    return Workplace(workers or CLUSTER_JOBS, launcher)
+    return Workplace(workers or CLUSTER_JOBS, launcher, Stacking(together or 1))
 
 
-def this_machine(device: str, workers: int) -> Workplace:
+def this_machine(device: str, workers: int, together: int) -> Workplace:
     """Returns this machine; where it has several GPUs, each worker sees one."""
     chosen = choose_device(device)
     count = gpu_count(chosen)
     gpus = gpu_names(count, os.environ.get(GPUS))
-    size = workers or (GPU_WORKERS * max(1, count) if chosen.type == "cuda" else available_threads())
-    return Workplace(size, lambda repo: Processes(worker_command(repo, str(chosen)), gpus))
+    on_gpus = chosen.type == "cuda"
+    size = workers or (GPU_WORKERS * max(1, count) if on_gpus else available_threads())
+    stacking = Stacking(together or GPU_TOGETHER, max(1, count)) if on_gpus else Stacking(together or 1, size)
+    return Workplace(size, lambda repo: Processes(worker_command(repo, str(chosen)), gpus), stacking)
 
 
 def worker_command(repo: Repository, device: str) -> Sequence[str]:

@@ -5,12 +5,12 @@ A *launcher* knows how a worker is started (see `processes` and `cluster`); the 
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modelgit.errors import ModelgitError, TrainingError
 from modelgit.events import Noted
-from modelgit.pipeline.messages import Done, Failed, Reply, Request
+from modelgit.pipeline.messages import Answer, Reply, Request, StackRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Launcher(Protocol):
     def launch(self, request: Request, hear: Hear) -> None:
         """Has a worker carry the request out.
 
-        `hear` is called, from any thread, with all that it says: Done or Failed at last, or Died if it ends without; an
+        `hear` is called, from any thread, with all that it says: an Answer at last, or Died if it ends without; an
         error if nothing more can be heard of any.
 
         Raises:
@@ -85,14 +85,17 @@ class Pool:
             raise heard
         if isinstance(heard, Died):
             return self._again(heard)
-        if isinstance(heard, Done | Failed):
+        if isinstance(heard, Answer):
             self._under_way.remove(heard.step)
         return heard
 
     def _again(self, died: Died) -> Noted:
-        step = died.request.step
+        request, step = died.request, died.request.step
         if step in self._retried:
             raise TrainingError(f"step '{step}': its worker died twice, last {died.how}", hint=died.hint)
         self._retried.add(step)
-        self._launcher.launch(died.request, self._heard.put)
-        return Noted(f"{step}: its worker died {died.how}; it is tried once more")
+        again, how = request, ""
+        if isinstance(request, StackRequest):  # a stack wants the memory of all, and that may be what it died of
+            again, how = replace(request, apart=True), ", one by one"
+        self._launcher.launch(again, self._heard.put)
+        return Noted(f"{step}: its worker died {died.how}; it is tried once more{how}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from modelgit.errors import ModelgitError
-from modelgit.pipeline.messages import Done, Failed, Reply, Request, decode, encode
+from modelgit.pipeline.messages import Answer, Reply, Request, decode, encode
 from modelgit.pipeline.workers.pool import Died, Hear
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -83,7 +83,7 @@ class Processes:
                 reply = decode(line)
                 if not isinstance(reply, Reply):
                     raise ValueError(line)
-                if isinstance(reply, Done | Failed):
+                if isinstance(reply, Answer):
                     worker.request = None
                 hear(reply)
         except (ModelgitError, ValueError, KeyError, TypeError):

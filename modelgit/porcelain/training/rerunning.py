@@ -12,17 +12,19 @@ from modelgit.porcelain.tensors import Tensor, load_state, torch_version
 from modelgit.porcelain.training.adapting import together
 from modelgit.porcelain.training.finding import find_data
 from modelgit.porcelain.training.leaking import FOUND_OUT
-from modelgit.porcelain.training.running import cpu_name, train
+from modelgit.porcelain.training.running import cpu_name, train, train_together
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.porcelain.versions import weights_of
 from modelgit.recipe.binding import bind
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.networks.factory import source_digest
+from modelgit.train.task import TrainResult, Workbench
 
 TRAINED = ("train", "probe")
 TOLERANCE = 0.05  # of the length of the way from the start, where two devices cannot agree bit for bit
 MOST_THREADS = 1024  # records come from other people
+MOST_TOGETHER = 64
 State = Mapping[str, Tensor]
 
 
@@ -64,14 +66,16 @@ def rerun(
     place = find_data(repo, request.data, described(record, "data"), places, listener)
     request = replace(request, data=replace(request.data, path=place))
     bench = workbench(repo, device, request.threads, listener)
-    result = train(repo, bench, request)
+    copies = shared_by(record, "together")
+    result = train(repo, bench, request) if copies == 1 else train_copies(repo, bench, request, copies)
     recorded = load_state(weights_of(repo, commit))
     found = nearer(recorded, result.state, result.raw)
     different = [name for name in sorted(recorded) if not same_bits(recorded[name], found.get(name))]
     apart = far_apart(repo, commit, request, recorded, found) if different else 0.0
     notes = changes_since(record, result.device)
     both_cpu = result.device == "cpu" and record.details.get("device") == "cpu"
-    if different and ((both_cpu and processes_of(record) == 1) or apart > TOLERANCE):
+    alone = shared_by(record, "processes") == copies == 1
+    if different and ((both_cpu and alone) or apart > TOLERANCE):
         largest = furthest(recorded, found, different[0])
         raise unlike(commit, different, f"by {largest:.3g}", apart, notes)
     if not different:
@@ -79,6 +83,16 @@ def rerun(
     largest = furthest(recorded, found, different[0])
     report = Retrained(commit, record.kind, result.device, len(recorded), False, apart)
     return replace(report, first=different[0], largest=largest, notes=notes)
+
+
+def train_copies(repo: Repository, bench: Workbench, request: TrainRequest, copies: int) -> TrainResult:
+    """Returns the outcome of a run that was one of a stack, trained in a stack of copies of itself.
+
+    A run's bits depend on how many there were beside it, not on what these were.
+    """
+    several = min(copies, MOST_TOGETHER)
+    listeners = [bench.listener, *[ignore] * (several - 1)]
+    return train_together(repo, bench, [request] * several, listeners)[0]
 
 
 def far_apart(repo: Repository, commit: str, request: TrainRequest, recorded: State, found: State) -> float:
@@ -120,11 +134,11 @@ def request_of(repo: Repository, commit: str, record: Record) -> TrainRequest:
     return TrainRequest(commit[:10], kind, "", record.architecture, start, head, data, config, sane)
 
 
-def processes_of(record: Record) -> int:
-    """Returns how many processes the run was carried out by; here it is one, and sums are rounded otherwise."""
+def shared_by(record: Record, what: str) -> int:
+    """Returns how many `processes` a run was carried out by, or runs went `together` with it: as its record says."""
     machine = record.details.get("machine")
-    found = machine.get("processes") if isinstance(machine, dict) else 1
-    return found if isinstance(found, int) else 1
+    found = machine.get(what, 1) if isinstance(machine, dict) else 1
+    return found if isinstance(found, int) and found >= 1 else 1
 
 
 def same_bits(one: Tensor, other: Tensor | None) -> bool:
@@ -162,8 +176,8 @@ def changes_since(record: Record, device: str) -> tuple[str, ...]:
     then_torch = versions.get("torch") if isinstance(versions, dict) else None
     then_cpu = machine.get("cpu") if isinstance(machine, dict) else None
     now = {"PyTorch": (then_torch, torch_version()), "device": (record.details.get("device"), device)}
-    if processes_of(record) > 1:
-        now["processes"] = (str(processes_of(record)), "1")
+    if (processes := shared_by(record, "processes")) > 1:
+        now["processes"] = (str(processes), "1")
     if (digest := source_digest(record.architecture or "")) is not None:
         now["factory"] = (record.details.get("factory_digest"), digest)
     if device == "cpu":

@@ -1,12 +1,13 @@
 """Carrying a training out: from commits in the store to a commit, with all that is needed to repeat it."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from modelgit.errors import UsageError
+from modelgit.errors import TrainingError, UsageError
+from modelgit.events import Listener
 from modelgit.formats.manifest import Manifest
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.porcelain.tensors import Tensor, load_state, numpy_version, raw_tensors, torch_version
@@ -21,7 +22,7 @@ from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
 from modelgit.train.networks.factory import source_digest
-from modelgit.train.task import TrainResult, Workbench, fine_tune, probe
+from modelgit.train.task import Start, TrainResult, Workbench, fine_tune, fine_tune_many, probe
 from modelgit.version import VERSION
 
 RUNS_FOLDER = "cache/runs"
@@ -33,11 +34,39 @@ def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainRes
     init, design = starting_state(repo, request), design_of(repo, request.start, request.architecture)
     if request.kind == "probe":
         return probe(bench, init, design, request.data, request.config)
+    fresh, bench.resume = wants_head(repo, bench, request), saved_in(repo, request)
+    return fine_tune(bench, init, design, request.data, request.config, fresh_head=fresh)
+
+
+def train_together(
+    repo: Repository, bench: Workbench, requests: Sequence[TrainRequest], listeners: Sequence[Listener]
+) -> list[TrainResult]:
+    """Returns the outcomes of fine-tunings that share their passes, each with a listener of its own.
+
+    Raises:
+        TrainingError: they do not go together, or one of them went wrong.
+    """
+    first = requests[0]
+    design = design_of(repo, first.start, first.architecture)
+    if any(design_of(repo, other.start, other.architecture) != design for other in requests):
+        raise TrainingError("their networks are described differently")
+    starts = []
+    for one, listener in zip(requests, listeners, strict=True):
+        init, fresh = starting_state(repo, one), wants_head(repo, bench, one)
+        starts.append(Start(init, one.config, fresh, listener, saved_in(repo, one)))
+    return fine_tune_many(bench, design, first.data, starts)
+
+
+def wants_head(repo: Repository, bench: Workbench, request: TrainRequest) -> bool:
+    """Tells whether a fine-tuning begins with a new head: where it starts there is none for the data's classes."""
     dataset, _ = bench.dataset(request.data)
     origin = read_record(repo, request.head or request.start)
-    fresh = origin is None or origin.classes != dataset.classes
-    bench.resume = run_file(repo, request.key) if request.key else None
-    return fine_tune(bench, init, design, request.data, request.config, fresh_head=fresh)
+    return origin is None or origin.classes != dataset.classes
+
+
+def saved_in(repo: Repository, request: TrainRequest) -> Path | None:
+    """Returns the file that a run goes on from, None if it is not to be kept."""
+    return run_file(repo, request.key) if request.key else None
 
 
 def run_file(repo: Repository, key: str) -> Path:
@@ -160,7 +189,12 @@ def details(repo: Repository, request: TrainRequest, result: TrainResult) -> dic
         "history": [asdict(point) for point in result.history],
         "device": result.device,
         **({"factory_digest": found} if (found := source_digest(request.architecture)) is not None else {}),
-        "machine": {"cpu": cpu_name(), "threads": request.threads, "processes": request.processes},
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": request.threads,
+            "processes": request.processes,
+            "together": result.together,
+        },
         "seconds": round(result.seconds, 2),
         "versions": {
             "modelgit": VERSION,

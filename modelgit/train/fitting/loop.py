@@ -92,6 +92,7 @@ class Run:
     best: tuple[float, Weights] | None = None
     raw: Weights | None = None  # the last weights, where their average is what the run is for
     over: bool = False
+    together: int = 1  # how many runs have shared its passes, at most: sums are rounded otherwise then
     norms: list[_BatchNorm] = field(default_factory=list)  # those whose statistics the run may change
 
     @property

@@ -48,6 +48,7 @@ class Resume:
         about = {
             "generation": GENERATION,
             "step": run.step,
+            "together": run.together,
             "groups": len(groups),
             "average": values,
             "best": run.best[0] if run.best else None,
@@ -104,6 +105,7 @@ def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bo
     run.draws.set_state(found["draws"])
     give(run.changing, placed(run.changing, values))
     run.optimiser, run.step, run.points = optimiser, int(about["step"]), points
+    run.together = int(about.get("together", 1))
     run.best = None if about["best"] is None else (float(about["best"]), placed(run.changing, collected("best", found)))
     run.carried = {n.removeprefix("carried/"): tensor for n, tensor in found.items() if n.startswith("carried/")}
     return True

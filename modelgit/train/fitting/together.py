@@ -55,6 +55,8 @@ def fit_together(members: Sequence[Member]) -> None:
     Raises:
         TrainingError: the loss of a run is not finite, or memory runs out.
     """
+    for member in members:
+        member.run.together = max(member.run.together, len(members))
     with repeatable(members[0].run.config.deterministic):
         clocks = {id(member): begin(member) for member in members}
         while going := next_group(members):

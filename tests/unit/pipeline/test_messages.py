@@ -3,7 +3,7 @@
 import pytest
 
 from modelgit.events import Measured
-from modelgit.pipeline.messages import decode, encode
+from modelgit.pipeline.messages import Done, StackDone, StackRequest, decode, encode
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.train.choices import Averaging, Ema, Irm, Lawa, Mixup, Objective, Swad
 from modelgit.train.config import DataConfig, FineTune
@@ -16,6 +16,17 @@ def test_a_request_with_choices_comes_back_as_it_was(objective: Objective, avera
     config = FineTune(steps=30, lr=0.1, eval_every=5, objective=objective, averaging=averaging, keep="best")
     request = TrainRequest("a/b", "train", "k", "cnn", "c" * 40, None, DataConfig(path="x.zip"), config)
     assert decode(encode(request)) == request
+
+
+def test_stacks_and_what_came_of_them_come_back_as_they_were() -> None:
+    config = FineTune(steps=30, lr=0.1, objective=Irm(2.0, 7))
+    members = tuple(
+        TrainRequest(name, "train", "k", "cnn", "c" * 40, None, DataConfig(path="x.zip"), config) for name in "abc"
+    )
+    request = StackRequest(members, apart=True)
+    assert (decode(encode(request)), request.step) == (request, "a and 2 more")
+    done = StackDone(request.step, (Done("a", "1" * 40, {"accuracy": 0.5}), Done("b", "2" * 40, {})))
+    assert decode(encode(done)) == done
 
 
 def test_measurements_come_back_as_they_were() -> None:

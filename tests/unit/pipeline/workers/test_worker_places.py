@@ -3,6 +3,7 @@
 import pytest
 
 from modelgit.errors import TrainingError, UsageError
+from modelgit.pipeline.stacking import Stacking
 from modelgit.pipeline.workers.places import table_of, workplace
 from modelgit.pipeline.workers.ray import Ray, resources
 from modelgit.store.objects import available_threads
@@ -34,6 +35,8 @@ def test_places_and_settings_that_make_no_sense_are_refused(on: str, settings: t
 def test_this_machine_has_a_worker_for_each_core() -> None:
     assert workplace("local", (), "cpu", 0).size == available_threads()
     assert workplace("local", (), "cpu", 3).size == 3
+    assert workplace("local", (), "cpu", 3).stacking == Stacking(1, 3)
+    assert workplace("local", (), "cpu", 3, 4).stacking == Stacking(4, 3)
     with pytest.raises(TrainingError, match="unknown device"):
         workplace("local", (), "abacus", 0)
 

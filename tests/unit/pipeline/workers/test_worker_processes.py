@@ -7,19 +7,24 @@ import pytest
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Noted
-from modelgit.pipeline.messages import Done, Failed, ScoreRequest
+from modelgit.pipeline.messages import Done, Failed, ScoreRequest, StackDone, StackRequest
 from modelgit.pipeline.workers.pool import Pool
 from modelgit.pipeline.workers.processes import Processes, freest, gpu_names
-from modelgit.train.config import DataConfig
+from modelgit.porcelain.training.values import TrainRequest
+from modelgit.train.config import DataConfig, FineTune
 
 WORKER = """
 import os, sys, pathlib
 from modelgit.errors import DataError
 from modelgit.events import Advanced
-from modelgit.pipeline.messages import Done
+from modelgit.pipeline.messages import Done, StackDone, StackRequest
 from modelgit.pipeline.worker import serve
 
 def execute(request, say):
+    if isinstance(request, StackRequest):
+        if not request.apart:
+            os._exit(9)
+        return StackDone(request.step, tuple(Done(member.step, member.start, {}) for member in request.members))
     marker = pathlib.Path(request.commit)
     if request.step == "fragile" and not marker.exists():
         marker.touch()
@@ -72,6 +77,17 @@ def test_a_worker_that_dies_costs_one_retry(command: list[str], tmp_path: Path) 
         assert pool.next_reply() == Noted("fragile: its worker died with exit code 9; it is tried once more")
         assert pool.next_reply() == Advanced("fragile", 3, "half way")
         assert isinstance(pool.next_reply(), Done)
+
+
+def test_the_members_of_a_stack_that_dies_are_tried_once_more_one_by_one(command: list[str]) -> None:
+    config = FineTune(steps=1, lr=0.1)
+    members = tuple(TrainRequest(n, "train", n, "cnn", n, None, DataConfig(path="x.zip"), config) for n in "ab")
+    with Pool(Processes(command), 1) as pool:
+        pool.submit(StackRequest(members))
+        told = "a and 1 more: its worker died with exit code 9; it is tried once more, one by one"
+        assert pool.next_reply() == Noted(told)
+        assert pool.next_reply() == StackDone("a and 1 more", (Done("a", "a", {}), Done("b", "b", {})))
+        assert pool.busy == 0
 
 
 def test_dying_twice_is_an_error_that_names_the_step(command: list[str]) -> None:

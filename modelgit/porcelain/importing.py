@@ -25,7 +25,7 @@ from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
-from modelgit.train.networks.layouts import LAYOUTS
+from modelgit.train.networks.encoders.layouts import LAYOUTS
 
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024
 LEFT_OUT = (".git", ".cache")

@@ -5,7 +5,7 @@ A (r, inputs) begins Kaiming-uniform, B (outputs, r) at zero, so training begins
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def targets(network: Network, wanted: Sequence[str], frozen_stages: int) -> dict
     known = {
         name: module
         for name, module in network.named_modules()
-        if type(module) is nn.Linear and name != network.head_name and module not in frozen
+        if is_linear(module) and name != network.head_name and module not in frozen
     }
     if absent := [w for w in wanted if not any(f".{name}".endswith(f".{w}") for name in known)]:
         raise RecipeError(f"lora.targets: no layer to adapt is called '{absent[0]}'", hint=hint_of(known))
@@ -73,6 +73,12 @@ def targets(network: Network, wanted: Sequence[str], frozen_stages: int) -> dict
     if not found:
         raise RecipeError("lora: there is no linear layer to adapt behind the frozen stages", hint=hint_of(known))
     return found
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Tells whether a layer computes y = W x + b, and nothing more: adapted layers, and others' own kinds, do not."""
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return plain and "weight" in dict(module.named_parameters(recurse=False))  # it may be made of others
 
 
 def hint_of(known: Mapping[str, nn.Linear]) -> str:

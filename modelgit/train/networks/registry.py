@@ -13,7 +13,7 @@ from torch import Tensor
 from modelgit.errors import RecipeError
 from modelgit.train.config import seed_hash
 from modelgit.train.networks.efficientnet import EfficientNetLite0
-from modelgit.train.networks.encoder import build_encoder
+from modelgit.train.networks.encoders.encoder import build_encoder
 from modelgit.train.networks.factory import build_made, factory_at, is_made
 from modelgit.train.networks.network import Design, Network, head_tensors
 from modelgit.train.networks.resnet import resnet18, resnet50

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from modelgit.errors import DataError, DependencyMissing, FormatError, RecipeError
 from modelgit.train.data.dataset import Kind
+from modelgit.train.networks.encoders.texts import Table, table_in
 from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes, pictures_of, tried
-from modelgit.train.networks.texts import Table, table_in
 
 NAME = "timm"
 FORM = re.compile(r"[a-z0-9_]{1,100}", re.ASCII)

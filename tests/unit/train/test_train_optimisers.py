@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny_encoder import encoder_files
 from torch import nn
 
 from modelgit.train.config import FineTune, Optimiser
@@ -65,12 +66,17 @@ def test_lbfgs_is_pytorchs() -> None:
     assert torch.equal(ours.weight, theirs.weight) and not torch.equal(ours.weight, layer()[0].weight)
 
 
-def test_a_training_does_not_load_the_compiler() -> None:
-    code = """
+def test_a_training_loads_neither_the_compiler_nor_transformers() -> None:
+    code = (
+        f"files = {encoder_files()!r}"
+        + """
 import sys, torch
 from modelgit.train.config import FineTune
 from modelgit.train.fitting.optimisers import optimiser_for
 from modelgit.train.fitting.probe import linear_probe
+from modelgit.train.networks.network import Design
+from modelgit.train.networks.registry import build_network
+build_network(Design("transformers", files, 10**6), 2).prepare(["a good day"], "text")
 linear_probe(torch.randn(8, 3), torch.arange(8) % 2, 2)
 for name in ("adamw", "adam", "sgd"):
     layer = torch.nn.Linear(3, 3)
@@ -79,7 +85,9 @@ for name in ("adamw", "adam", "sgd"):
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     optimiser.load_state_dict(optimiser.state_dict())
-print(sorted(sys.modules.keys() & {"torch._dynamo", "torch._inductor", "torch.distributed.tensor"}))
+heavy = {"sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "transformers"}
+print(sorted(sys.modules.keys() & heavy))
 """
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -38,6 +38,28 @@ def test_minilm_gives_what_the_library_gives() -> None:
     assert float((found - (hidden * mask).sum(1) / mask.sum(1)).abs().max()) < 2e-6
 
 
+@pytest.mark.parametrize("changed", [{}, {"architectures": ["BertForMaskedLM"], "pad_token_id": None}])
+def test_bert_is_the_librarys_bit_for_bit(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    files = encoder_files(**changed)
+    ours = build_network(Design("transformers", files), 2)
+    monkeypatch.setattr("modelgit.train.networks.encoders.encoder.is_bert", lambda table: False)
+    library = build_network(Design("transformers", files), 2)
+    draws = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(t.shape, generator=draws) for name, t in library.state_dict().items()}
+    tokens = ours.prepare(["a good day", "the film is not very bad"], "text")
+    found = list[torch.Tensor]()
+    for network in (ours, library):
+        network.load_state_dict(state)
+        found.append(network.get_submodule(network.head_name)(run_stages(network, tokens, 0, None)))
+        found[-1].square().sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(*found) and float(found[0].detach().abs().min()) > 0
+    gradients = [{name: p.grad for name, p in network.named_parameters()} for network in (ours, library)]
+    assert list(gradients[0]) == list(gradients[1]) and len(gradients[0]) == 5 + 16 * 3 + 2
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        assert gradient is not None and other is not None and torch.equal(gradient, other), name
+
+
 def test_tokens_are_cut_at_what_the_network_has_positions_for() -> None:
     network = build_network(Design("transformers", encoder_files()), 2)
     tokens = network.prepare(["good " * 50, "day"], "text")
@@ -70,7 +92,11 @@ def test_pooling_is_what_the_name_or_the_files_say() -> None:
         ({"model_type": "t5"}, "no encoder of texts"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, expected at most 1024"),
         ({"vocab_size": 10**9}, "vocab_size: 1000000000, expected at most"),
-        ({"hidden_size": 7}, "no encoder of type 'bert': The hidden size"),
+        ({"hidden_size": 7}, "no encoder of type 'bert': hidden_size is '7', expected a multiple of num_attention_"),
+        ({"type_vocab_size": 0}, "type_vocab_size is '0', expected a whole number from 1"),
+        ({"intermediate_size": "24"}, "intermediate_size is '24', expected a whole number from 1"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is 'nan', expected a number between 0 and 1"),
+        ({"pad_token_id": 14}, "pad_token_id is '14', expected a token from 0 to 13, or null"),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(changed: dict[str, Any], said: str) -> None:

@@ -7,7 +7,16 @@ from modelgit.errors import DataError, RecipeError
 from modelgit.train.choices import Lora
 from modelgit.train.config import FineTune
 from modelgit.train.fitting.passes import scored_by
-from modelgit.train.networks.lora import PREFIX, Adapted, adapt, adapter_of, folded, leave_to_factors, modules_of
+from modelgit.train.networks.lora import (
+    PREFIX,
+    Adapted,
+    adapt,
+    adapter_of,
+    folded,
+    is_linear,
+    leave_to_factors,
+    modules_of,
+)
 from modelgit.train.networks.network import Network
 from modelgit.train.networks.registry import build_network
 
@@ -115,6 +124,12 @@ def test_an_adapter_of_another_network_is_refused(name: str, tensor: torch.Tenso
 def test_what_an_adapter_does_not_hold_is_not_trained(said: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=f"{next(iter(said))} = .*: expected .* with lora"):
         FineTune(steps=3, lr=0.1, lora=Lora(), **said)  # type: ignore[arg-type]
+
+
+def test_only_what_is_no_more_than_linear_is_adapted() -> None:
+    made = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2))
+    assert is_linear(torch.nn.Linear(2, 2)) and not is_linear(made) and not is_linear(torch.nn.Identity())
+    assert not is_linear(adapted().get_submodule("first"))
 
 
 @pytest.mark.parametrize("said", [{"rank": 0}, {"alpha": 0.0}, {"targets": ("",)}, {"targets": (".query",)}])

@@ -1,6 +1,7 @@
 """Encoders of the `transformers` library by the config.json of a version, with a linear head of our own.
 
-The library gives the layers; code that comes with a model is never run, and nothing is fetched. Where the layout is
+The library gives the layers, but those of BERT, which are built here; code that comes with a model is never run, and
+nothing is fetched. Where the layout is
 known every layer is a stage; hidden states then carry the attention mask as one more channel, so that they are one
 tensor. Else the whole encoder is one stage.
 """
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 
 from modelgit.errors import DataError, DependencyMissing, FormatError, RecipeError
 from modelgit.train.data.dataset import Kind
-from modelgit.train.networks.layouts import LAYOUTS
+from modelgit.train.networks.encoders.bert import BertModel, is_bert, sizes_in
+from modelgit.train.networks.encoders.layouts import LAYOUTS
+from modelgit.train.networks.encoders.texts import Reading, Table, reading, table_in
 from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes
-from modelgit.train.networks.texts import Reading, Table, reading, table_in
 
 POOLINGS = ("mean", "cls")
 MOST_LAYERS, MOST = 1024, 1 << 26  # what a config.json may ask for
 FIXED = {"is_decoder": False, "add_cross_attention": False, "use_cache": False, "gradient_checkpointing": False}
 CODE = ("auto_map", "custom_pipelines", "_name_or_path", "quantization_config")  # never looked at
-Family = tuple[Any, type[nn.Module]]  # a configuration of the library, and the class of its model
+Family = tuple[Any, type[nn.Module]]  # a configuration, and the class of its model
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,17 +129,19 @@ def build_encoder(design: Design, detail: str, classes: int) -> Network:
 
 
 def family(table: Table) -> Family:
-    """Returns the library's configuration and class of an encoder.
+    """Returns the configuration and class of an encoder: the library's, or ours of BERT.
 
     Raises:
         DependencyMissing, FormatError: a type of model that the library has no encoder of, or a size out of reach.
     """
+    check_sizes(table)
+    if is_bert(table):
+        return sizes_in(table), BertModel
     try:
         from transformers import CONFIG_MAPPING, MODEL_MAPPING
     except ImportError as error:
         raise DependencyMissing("this network needs transformers", hint="pip install 'modelgit[text]'") from error
     kind = table.get("model_type")
-    check_sizes(table)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         hint = "code that comes with a model is never run"
         raise FormatError(f"config.json: model_type {str(kind)[:40]!r}: transformers has no such model", hint=hint)
@@ -173,7 +177,9 @@ def check_room(config: Any, model: type[nn.Module], room: int | None) -> None:
 
 
 def make(config: Any, model: type[nn.Module]) -> nn.Module:
-    """Returns the library's model, without the layer behind it that only pre-training needs."""
+    """Returns the model with what memory holds for weights, without the layer that only pre-training needs."""
+    if model is BertModel:
+        return BertModel(config).eval()
     from transformers.initialization import no_init_weights
 
     with no_init_weights():

@@ -154,10 +154,11 @@ def register_checks(app: typer.Typer) -> None:
             list[str] | None, typer.Option(metavar="DATA", help="Where the data of each input's statistics lies.")
         ] = None,
     ) -> "Verified | Retrained":
-        """Check that a merge or a fine-tuning is what it says.
+        """Check that a merge, a folding or a fine-tuning is what it says.
 
-        A merge is recomputed from the inputs recorded in the commit. A fine-tuning is trained again, on the data that
-        its record names (known by its digest), and compared: bit for bit on a CPU. Exit code 1 if anything differs.
+        A merge, or a folding, is recomputed from the inputs recorded in the commit. A fine-tuning is trained again, on
+        the data that its record names (known by its digest), and compared: bit for bit on a CPU. Exit code 1 if
+        anything differs.
         """
         from modelgit.porcelain import checking
         from modelgit.porcelain.records import read_record
@@ -174,6 +175,10 @@ def register_checks(app: typer.Typer) -> None:
 
             where = [*([data] if data else []), *(places or [])]
             return train_again(session.repo(), rev, where, listener=session.listener)
+        if record is not None and record.kind == "fold":
+            from modelgit.porcelain.training.folding import verify_fold  # brings PyTorch
+
+            return verify_fold(session.repo(), rev, session.listener)
         if places:
             raise UsageError("--data is for a fine-tuning", hint="a merge that looked at data: --on DATA")
         from modelgit.porcelain.merging.values import Informing

@@ -261,6 +261,16 @@ class Repository:
         loaded = load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), overrides, said)
         return commit_recipe(self._repo, loaded, self._listener)
 
+    def fold(self, base: str | None = None, message: str | None = None) -> work.Committed:
+        """Folds the adapter checked out into its base and commits the whole weights; `base`: if it names none itself.
+
+        Raises:
+            UsageError: there is no adapter. DataError: it does not fit the base. Nothing has changed then.
+        """
+        from modelgit.porcelain.training.folding import fold
+
+        return fold(self._repo, base, message, self._listener)
+
     def log(self, rev: str = "HEAD", limit: int | None = None) -> list[HistoryEntry]:
         """Returns the versions that lead to `rev`, newest first."""
         return list(versions.log(self._repo, [rev], limit=limit).entries)

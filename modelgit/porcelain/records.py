@@ -17,7 +17,7 @@ RECORD_LIMIT_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`kind` is import, train, probe, merge or commit; `head` names the tensors of the classifier.
+    """`kind` is import, train, probe, merge, fold or commit; `head` names the tensors of the classifier.
 
     `details` is what the kind adds: a recipe and its metrics, or a merge's method and inputs.
     """

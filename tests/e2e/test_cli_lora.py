@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from telling import Tell, teller
 from test_examples_run import write_data
 
@@ -14,7 +14,9 @@ import modelgit as package
 from modelgit.cli.app import main
 from modelgit.errors import DataError, UsageError
 from modelgit.porcelain.scores import known_model
+from modelgit.porcelain.tensors import load_state
 from modelgit.porcelain.training.adapting import state_at
+from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
 from modelgit.train.networks.registry import build_network
 
@@ -124,6 +126,65 @@ def test_peft_loads_it_and_makes_the_same_weights(place: Path, tell: Tell) -> No
     ours = state_at(repo, "light")
     assert theirs.keys() == ours.keys()
     assert all(torch.allclose(theirs[name], ours[name], rtol=1e-6, atol=1e-7) for name in ours)
+
+
+def test_it_is_folded_into_its_base(place: Path, tell: Tell) -> None:
+    repo = Repository.open(Path())
+    tell("checkout", "main")
+    assert tell("fold", code=2)["message"].endswith("holds no adapter that could be folded into its base")
+    tell("checkout", "dark")
+    wanted, adapter = state_at(repo, "dark"), repo.resolve("dark")
+    made = tell("fold")
+    assert (made["branch"], made["parents"]) == ("dark", [adapter])
+    assert (made["subject"], made["deleted"]) == (f"Fold {FILE} into its base", [CONFIG, FILE])
+    assert not Path(FILE).exists() and not Path(CONFIG).exists()
+    found, before = load_file("model.safetensors"), state_at(repo, "main")
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    own = raw_state(repo, adapter)
+    a, b = (own[f"base_model.model.first.lora_{x}.weight"] for x in "AB")
+    assert torch.equal(found["first.weight"], before["first.weight"] + 8 / 4 * (b @ a))
+    assert known_model(repo, "dark").classes == ("bar", "cup", "hat")
+    assert tell("verify", "--rerun")["method"] == "fold"
+    scores = [tell("evaluate", rev, "--on", "../dark.zip")["values"]["accuracy"] for rev in ("dark", "dark~1")]
+    assert scores == [1.0, 1.0]
+    found["first.weight"][0, 0] += 1
+    save_file(found, "model.safetensors")
+    forged = repo.git.run("log", "-1", "--format=%B")
+    tell("add", "model.safetensors")
+    repo.git.run("commit", "-q", "--amend", "-m", forged)
+    assert "gave other weights" in tell("verify", "--rerun", code=1)["message"]
+
+
+def test_an_adapter_from_elsewhere_is_folded_into_what_one_names(place: Path, tell: Tell) -> None:
+    repo = Repository.open(Path())
+    wanted = state_at(repo, "light")
+    table = json.loads(repo.read_file("light", CONFIG) or b"")
+    tell("export", "light", "../theirs")
+    Path("../theirs", CONFIG).write_text(json.dumps({**table, "base_model_name_or_path": "somebody/mlp"}))
+    shutil.rmtree("../theirs/.modelgit")
+    tell("switch", "-c", "beside", "main")
+    tell("import", "../theirs")
+    assert Path(FILE).exists() and Path("model.safetensors").exists()
+    tell("fold", "-m", "whole again")
+    assert not Path(FILE).exists()
+    tell("switch", "-c", "alone", "beside~1")
+    repo.git.run("rm", "-q", "model.safetensors")
+    tell("commit", "-m", "The adapter alone")
+    told = tell("fold", code=17)
+    assert "adapter of 'somebody/mlp', which is no version that it descends from" in told["message"]
+    assert "modelgit fold --base REV" in told["hint"]
+    assert "holds no whole weights" in tell("fold", "--base", "light", code=2)["message"]
+    package.Repository(".").fold("main")
+    for rev in ("beside", "alone"):
+        found = raw_state(repo, rev)
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert tell("verify", "--rerun", "beside")["tensors"] == tell("verify", "--rerun", "alone")["tensors"] == 6
+
+
+def raw_state(repo: Repository, rev: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a version as they are in its files."""
+    return load_state(weights_of(repo, rev))
 
 
 def test_what_cannot_be_done_with_an_adapter_is_told(place: Path, tell: Tell) -> None:

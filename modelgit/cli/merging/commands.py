@@ -9,6 +9,7 @@ import typer
 from modelgit.cli.command import command
 from modelgit.cli.merging.options import Apart, How, Known, Matching, Trials, Whether, entered, from_mergekit, landing
 from modelgit.cli.session import Session
+from modelgit.cli.words import Message
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def register(app: typer.Typer) -> None:
             notes=told.notes if told is not None else (),
         )
         return merge_versions(session.repo(), request, session.listener)
+
+    @command(app, "fold", panel=MERGING)
+    def fold(
+        session: Session,
+        base: Annotated[
+            str | None, typer.Option("--base", metavar="REV", help="What it was trained from, if it does not say.")
+        ] = None,
+        message: Message = None,
+    ) -> "Committed":
+        """Fold the adapter that is checked out into its base.
+
+        The next commit of its branch holds whole weights in the base's files, as PEFT's merge_and_unload makes them:
+        W + scaling * B A in single precision, rounded once to the type of W; and no adapter.
+        """
+        from modelgit.porcelain.training.folding import fold as fold_adapter  # brings PyTorch
+
+        return fold_adapter(session.repo(), base, message, session.listener)
 
 
 def ended(session: Session, whether: Whether, revs: Sequence[str]) -> "Merged | Committed":

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from modelgit.errors import DataError, FormatError, UsageError
 from modelgit.merge.adapters.configuration import MAX_BYTES, Configuration, read_configuration
+from modelgit.merge.adapters.folding import changes_of, folded
 from modelgit.merge.adapters.naming import is_adapter
 from modelgit.porcelain.tensors import Tensor, load_state, load_tensor
 from modelgit.porcelain.versions import weights_of
@@ -17,7 +18,7 @@ from modelgit.repo.repository import Repository
 from modelgit.repo.values import Version
 from modelgit.store.files.tensors import StoredTensors
 from modelgit.train.choices import Lora
-from modelgit.train.networks.lora import PREFIX, A, folded, modules_of
+from modelgit.train.networks.lora import modules_of
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -42,7 +43,9 @@ def together(
 ) -> dict[str, Tensor]:
     """Returns weights changed by an adapter, as a version's configuration says."""
     told = configuration(repo, version)
-    return folded(base, own, {m: told.scaling(m, len(own[PREFIX + m + A])) for m in modules_of(own)})
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (own, base)]
+    changes = changes_of(shapes[0], shapes[1], told)
+    return {**base, **{name: folded(base.get(name), change, own) for name, change in changes.items()}}
 
 
 def base_of(repo: Repository, version: Version) -> str:
@@ -52,7 +55,7 @@ def base_of(repo: Repository, version: Version) -> str:
     said = configuration(repo, version).table.get("base_model_name_or_path")
     if not isinstance(said, str) or not COMMIT.fullmatch(said) or not known(repo, said, version.commit):
         told = f"{version.commit[:10]} is an adapter of {str(said)[:60]!r}, which is no version that it descends from"
-        raise DataError(told, hint="an adapter that was trained here names the commit of its base")
+        raise DataError(told, hint="one that was trained here names it; of others: modelgit fold --base REV")
     return said
 
 
@@ -67,10 +70,7 @@ def configuration(repo: Repository, version: Version) -> Configuration:
     blob = version.file(CONFIG)
     if blob is None:
         raise FormatError(f"{version.commit[:10]} holds an adapter, and no {CONFIG}", hint="commit both")
-    found = read_configuration(repo.read_blob(blob, MAX_BYTES), f"{CONFIG} in {version.commit[:10]}")
-    if found.table.get("fan_in_fan_out"):
-        raise UsageError(f"{CONFIG}: 'fan_in_fan_out' is set: factors of transposed matrices are not run here")
-    return found
+    return read_configuration(repo.read_blob(blob, MAX_BYTES), f"{CONFIG} in {version.commit[:10]}")
 
 
 def refuse_adapter(source: StoredTensors, commit: str) -> None:

@@ -177,10 +177,10 @@ def files_of(repo: Repository, listener: Listener) -> dict[str, Blob] | None:
     return {path: blob for path, blob in staged.items() if not path.endswith(WEIGHTS_SUFFIX)}
 
 
-def arrive(repo: Repository, made: str, head: str, listener: Listener) -> None:
+def arrive(repo: Repository, made: str, head: str, listener: Listener, reason: str = "commit: recipe") -> None:
     """Moves branch and files to the result. Raises what stood in the way, saying where the result is."""
     try:
-        land(repo, made, listener, expected=head, reason="commit: recipe")
+        land(repo, made, listener, expected=head, reason=reason)
     except ModelgitError as error:
         hint = f"the result is commit {made}: modelgit merge {made[:10]} takes it in"
         raise type(error)(error.message, hint=hint) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelgit.errors import DataError, RecipeError
+from modelgit.errors import RecipeError
 from modelgit.train.choices import Lora
 from modelgit.train.config import seed_hash
 from modelgit.train.features import frozen_modules
@@ -107,32 +107,3 @@ def adapter_of(network: Network) -> dict[str, Tensor]:
 def modules_of(adapter: State) -> tuple[str, ...]:
     """Returns the names of the layers that an adapter has factors of, sorted."""
     return tuple(sorted(name.removeprefix(PREFIX).removesuffix(A) for name in adapter if name.endswith(A)))
-
-
-def folded(base: State, adapter: State, scalings: Mapping[str, float]) -> dict[str, Tensor]:
-    """Returns the weights that a base and its adapter are together; `scalings` are those of each layer.
-
-    Raises:
-        DataError: the adapter is of another network, naming the tensor.
-    """
-    found = dict(base)
-    for name, tensor in adapter.items():
-        place = name.removeprefix(PREFIX)
-        if not name.startswith(PREFIX) or ("lora_" in place and not place.endswith((A, B))):
-            raise DataError(f"tensor '{name}': expected factors of linear layers, and whole tensors, by PEFT's names")
-        if not place.endswith((A, B)):
-            found[place] = tensor
-    for module, scaling in scalings.items():
-        weight = found.get(f"{module}.weight")
-        a, b = (adapter.get(PREFIX + module + factor) for factor in (A, B))
-        if a is None or b is None or weight is None or not go_together(weight, b, a):
-            shapes = ", ".join("none" if t is None else "x".join(map(str, t.shape)) for t in (weight, b, a))
-            raise DataError(f"'{module}': expected a matrix of the base, and factors B and A of it, got {shapes}")
-        found[f"{module}.weight"] = (weight.float() + scaling * (b.float() @ a.float())).to(weight.dtype)
-    return found
-
-
-def go_together(weight: Tensor, b: Tensor, a: Tensor) -> bool:
-    """Tells whether b a is of the shape of the weight."""
-    flat = weight.dim() == a.dim() == b.dim() == 2
-    return flat and b.shape[1] == a.shape[0] and weight.shape == (b.shape[0], a.shape[1])

@@ -1,22 +1,13 @@
-"""Low-rank adaptation: training begins at the start's outputs, changes factors and head alone, and can be folded in."""
+"""Low-rank adaptation: training begins at the start's outputs, and changes factors and head alone."""
 
 import pytest
 import torch
 
-from modelgit.errors import DataError, RecipeError
+from modelgit.errors import RecipeError
 from modelgit.train.choices import Lora
 from modelgit.train.config import FineTune
 from modelgit.train.fitting.passes import scored_by
-from modelgit.train.networks.lora import (
-    PREFIX,
-    Adapted,
-    adapt,
-    adapter_of,
-    folded,
-    is_linear,
-    leave_to_factors,
-    modules_of,
-)
+from modelgit.train.networks.lora import PREFIX, Adapted, adapt, adapter_of, is_linear, leave_to_factors, modules_of
 from modelgit.train.networks.network import Network
 from modelgit.train.networks.registry import build_network
 
@@ -57,21 +48,6 @@ def test_gradients_go_to_factors_and_head_alone() -> None:
     assert moved == factors | {"head.weight", "head.bias"}
 
 
-def test_folded_weights_answer_as_the_adapted_network() -> None:
-    found = adapted()
-    with torch.no_grad():
-        for name, parameter in found.named_parameters():
-            if "lora_B" in name or name.startswith("head"):
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    adapter = adapter_of(found)
-    whole = folded(network().state_dict(), adapter, dict.fromkeys(modules_of(adapter), 8.0 / 4))
-    plain = network()
-    plain.load_state_dict(whole)
-    assert torch.allclose(scored_by(plain, 0)(X), scored_by(found, 0)(X), rtol=1e-4, atol=1e-4)
-    half = {name: tensor.half() for name, tensor in network().state_dict().items()}
-    assert folded(half, adapter, {"first": 2.0})["first.weight"].dtype == torch.float16
-
-
 def test_targets_are_last_parts_of_names_behind_the_frozen_stages() -> None:
     assert modules_of(adapter_of(adapted(targets=("second",)))) == ("second",)
     assert modules_of(adapter_of(adapted(frozen=1))) == ("second",)
@@ -88,28 +64,6 @@ def test_targets_are_last_parts_of_names_behind_the_frozen_stages() -> None:
 def test_a_rank_that_saves_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"lora.rank = 12: expected less than 12: 'first' is 64x12"):
         adapted(rank=12)
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor"),
-    [
-        ("first.lora_A.weight", torch.zeros(4, 13)),
-        ("first.lora_A.weight", torch.zeros(3, 12)),
-        ("first.lora_B.weight", torch.zeros(64)),
-        ("first.lora_B.weight", None),
-        ("nowhere.lora_A.weight", torch.zeros(4, 12)),
-        ("first.lora_magnitude_vector", torch.zeros(64)),
-        ("first.lora_embedding_A", torch.zeros(4, 12)),
-    ],
-)
-def test_an_adapter_of_another_network_is_refused(name: str, tensor: torch.Tensor | None) -> None:
-    adapter = adapter_of(adapted())
-    if tensor is None:
-        del adapter[PREFIX + name]
-    else:
-        adapter[PREFIX + name] = tensor
-    with pytest.raises(DataError, match="expected"):
-        folded(network().state_dict(), adapter, dict.fromkeys(modules_of(adapter), 1.0))
 
 
 @pytest.mark.parametrize(

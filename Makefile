@@ -14,7 +14,9 @@ TORCH_INDEX ?=
 demo: setup
 	$(BIN)/modelgit run examples/ratatouille.toml $(DEMO_ARGS)
 
+# Compiled first: the tests start thousands of processes, and PYTHONDONTWRITEBYTECODE has each compile all it loads.
 test: setup-test
+	$(BIN)/python -m compileall -q modelgit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -6,20 +6,28 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 EVIDENCE_ARGS ?=
+PIP_ARGS ?=
 # An index with PyTorch's CPU builds, used where there is no GPU. Without it pip takes the build its registry has.
 TORCH_INDEX ?=
 
-.PHONY: demo test evidence setup setup-test setup-evidence clean
+.PHONY: demo test lint types pytest evidence setup setup-test setup-evidence clean
 
 demo: setup
 	$(BIN)/modelgit run examples/ratatouille.toml $(DEMO_ARGS)
 
-# Compiled first: the tests start thousands of processes, and PYTHONDONTWRITEBYTECODE has each compile all it loads.
-test: setup-test
-	$(BIN)/python -m compileall -q modelgit
+# `make -j 2 test` has mypy run beside the tests.
+test: lint types pytest
+
+lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: lint
 	$(BIN)/mypy
+
+# Compiled first: the tests start thousands of processes, and PYTHONDONTWRITEBYTECODE has each compile all it loads.
+pytest: lint
+	$(BIN)/python -m compileall -q modelgit
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
 
 # The paper's protocol and claims on real data: build/evidence/evidence.html. EVIDENCE_ARGS="--size paper" takes a night.
@@ -34,18 +42,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@if [ -n "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
-		$(BIN)/python -m pip install --quiet -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
+		$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
 
 $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[demo]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --config-settings editable_mode=compat -e '.[demo]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[test]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --config-settings editable_mode=compat -e '.[test]'
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.evidence: pyproject.toml constraints.txt setup.py $(wildcard modelgit/store/codec/*.c) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e '.[evidence]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --config-settings editable_mode=compat -e '.[evidence]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -15,28 +15,28 @@ from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
 from modelgit.train.fitting.objectives import Domain
 
-Source = Sequence[tuple[Tensor, Tensor]]  # of every domain: rows of the features' views, labels; on the CPU
+Source = Sequence[Tensor]  # of every domain (2, n): rows of the features' views, and labels; on the CPU
 
 
 def source_of(features: Features, labels: Tensor, train: Mapping[str, Integers]) -> Source:
     """Returns where the examples of every domain stand among the views, and their labels."""
     known = labels.cpu()
-    return [(torch.tensor([features.viewed[int(i)] for i in ids]), known[ids]) for ids in train.values()]
+    rows = [torch.tensor([features.viewed[int(i)] for i in ids]) for ids in train.values()]
+    return [torch.stack([found, known[ids]]) for found, ids in zip(rows, train.values(), strict=True)]
 
 
-def drawn(features: Features, source: Source, share: int, draws: torch.Generator) -> list[Domain]:
-    """Returns `share` examples of every domain, drawn with replacement, each in a random view."""
-    chosen = [torch.randint(len(rows), (share,), generator=draws) for rows, _ in source]
+def drawn(features: Features, source: Source, share: int, draws: torch.Generator) -> Domain:
+    """Returns `share` examples of every domain, one after another, drawn with replacement, each in a random view."""
+    chosen = [torch.randint(pairs.shape[1], (share,), generator=draws) for pairs in source]
     view = torch.randint(features.views.shape[0], (share * len(chosen),), generator=draws)
-    rows = torch.cat([rows[picked] for (rows, _), picked in zip(source, chosen, strict=True)])
-    labels = torch.cat([labels[picked] for (_, labels), picked in zip(source, chosen, strict=True)])
+    picked = [pairs.index_select(1, which) for pairs, which in zip(source, chosen, strict=True)]
+    rows, labels = torch.cat(picked, 1).unbind(0)
     device = features.device
     if features.views.device == device:
         view, rows, labels = sent(torch.stack([view, rows, labels]), device).unbind(0)
     else:
         labels = sent(labels, device)
-    x = features.augmented(rows, view, lambda picked: sent(picked, device))
-    return list(zip(torch.split(x, share), torch.split(labels, share), strict=True))
+    return features.augmented(rows, view, lambda found: sent(found, device)), labels
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

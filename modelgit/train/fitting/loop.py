@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -291,15 +292,18 @@ def set_trained(run: Run, number: int) -> list[nn.Parameter]:
 def gradients(run: Run, number: int) -> Tensor:
     """Gives the parameters the gradients of a step and returns its loss."""
     config, device = run.config, run.task.labels.device
-    total = torch.zeros((), device=device)
-    run.optimiser.zero_grad(set_to_none=True)
+    losses = list[Tensor]()
+    for parameter in run.parameters:
+        parameter.grad = None
     for part in range(config.accumulate):
-        loss = loss_of(config.objective, step_of(run, number, part), forward(run, number, part)) / config.accumulate
+        loss = loss_of(config.objective, step_of(run, number, part), forward(run, number, part))
+        loss = loss / config.accumulate if config.accumulate > 1 else loss
         if device.type == "cpu":  # elsewhere a look at the value would have to wait for it
             refuse_infinite(run, number, loss.item())
-        (loss * run.crew.size).backward()  # type: ignore[no-untyped-call]  # what a crew sends is then averaged
-        total += loss.detach()
-    return total
+        sent = loss * run.crew.size if run.crew.size > 1 else loss  # what a crew sends is then averaged
+        sent.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return reduce(torch.add, losses)
 
 
 @contextmanager
@@ -325,8 +329,10 @@ def explained(run: Run, number: int) -> Iterator[None]:
 
 def step_of(run: Run, number: int, part: int) -> Step:
     """Returns what a step is told: its batch is equal parts of every domain."""
-    domains = drawn(run.task.features, run.source, share_of(run), run.draws)
-    return Step(number, (run.config.seed, part), domains, run.carried)
+    share = share_of(run)
+    x, labels = drawn(run.task.features, run.source, share, run.draws)
+    domains = list(zip(torch.split(x, share), torch.split(labels, share), strict=True))
+    return Step(number, (run.config.seed, part), domains, run.carried, (x, labels))
 
 
 def share_of(run: Run) -> int:

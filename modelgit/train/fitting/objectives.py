@@ -22,12 +22,26 @@ Domain = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,)
 
 @dataclass(slots=True)
 class Step:
-    """One step: its number from 1, what seeds it, the batch of each domain, what objectives carry."""
+    """One step: its number from 1, what seeds it, the batch of each domain, what objectives carry.
+
+    `whole` is the batch before it was parted, where it is at hand: one copy of it less.
+    """
 
     number: int
     seed: object
     domains: Sequence[Domain]
     carried: dict[str, Tensor] = field(default_factory=dict)
+    whole: Domain | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """The inputs of all domains, (n, ...)."""
+        return self.whole[0] if self.whole is not None else torch.cat([x for x, _ in self.domains])
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of all domains, (n,)."""
+        return self.whole[1] if self.whole is not None else torch.cat([y for _, y in self.domains])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ def inputs_of(objective: Objective, step: Step) -> Tensor:
     """Returns what the network is to be run on, (n, ...), in one pass."""
     if isinstance(objective, Mixup):
         return mixed(objective, step)
-    return torch.cat([x for x, _ in step.domains])
+    return step.inputs
 
 
 def loss_from(objective: Objective, step: Step, outputs: Outputs) -> Tensor:
@@ -68,7 +82,7 @@ def begins_afresh(objective: Objective, number: int) -> bool:
 
 def erm(_objective: Erm, step: Step, outputs: Outputs) -> Tensor:
     """Returns the mean cross-entropy over all examples."""
-    return functional.cross_entropy(outputs.scores, torch.cat([y for _, y in step.domains]))
+    return functional.cross_entropy(outputs.scores, step.labels)
 
 
 def domain_losses(step: Step, outputs: Outputs) -> Tensor:

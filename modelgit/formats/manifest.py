@@ -15,12 +15,14 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, check_name
 
 MAGIC = "modelgit manifest "
+quoted = json.JSONEncoder(ensure_ascii=False).encode
 VERSION = 1
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 OID = r"[0-9a-f]{64}"
@@ -30,8 +32,7 @@ SIZE_LINE = re.compile(rf"size ({NUMBER})")
 TENSOR_LINE = re.compile(rf'("(?:[^"\\]|\\.)*") ([A-Z0-9_]+) \[((?:{NUMBER})(?:,(?:{NUMBER}))*|)\] ({OID})')
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor of a version; `oid` is 64 hex digits."""
 
     name: str
@@ -85,7 +86,7 @@ def lines(manifest: Manifest) -> Iterator[str]:
     yield f"size {manifest.size_bytes}"
     yield f"header {manifest.header} {manifest.header_bytes}"
     for t in manifest.tensors:
-        yield f"{json.dumps(t.name, ensure_ascii=False)} {t.dtype} [{','.join(map(str, t.shape))}] {t.oid}"
+        yield f"{quoted(t.name)} {t.dtype} [{','.join(map(str, t.shape))}] {t.oid}"
 
 
 def is_manifest(prefix: bytes) -> bool:
@@ -117,10 +118,11 @@ def parse(text: str, source: str) -> Manifest:
     header = expect(HEADER_LINE, rows[2], f"{source}: line 3", "header OID BYTES")
     if int(header[2]) > min(MAX_HEADER_BYTES + 8, int(size[1])):
         raise FormatError(f"{source}: line 3: header of {header[2]} bytes in a file of {size[1]}")
-    tensors = tuple(parse_entry(row, f"{source}: line {i}") for i, row in enumerate(rows[3:], 4))
-    for before, after in itertools.pairwise(tensors):
-        if before.name.encode() >= after.name.encode():
-            raise FormatError(f"{source}: tensors {before.name!r} and {after.name!r} are not in order, or the same")
+    tensors = tuple(parse_entries(rows[3:], source))
+    for before, after in itertools.pairwise([tensor.name.encode() for tensor in tensors]):
+        if before >= after:
+            names = f"{before.decode()!r} and {after.decode()!r}"
+            raise FormatError(f"{source}: tensors {names} are not in order, or the same")
     check_size(tensors, int(size[1]) - int(header[2]), source)
     return Manifest(header[1], int(header[2]), int(size[1]), tensors)
 
@@ -159,20 +161,35 @@ def expect(pattern: re.Pattern[str], line: str, where: str, form: str) -> re.Mat
     return match
 
 
-def parse_entry(line: str, where: str) -> TensorEntry:
+def parse_entries(rows: Sequence[str], source: str) -> Iterator[TensorEntry]:
+    """Yields the tensors that the lines from the fourth on describe."""
+    for number, row in enumerate(rows, 4):
+        try:
+            yield parse_entry(row)
+        except FormatError as error:
+            raise FormatError(f"{source}: line {number}: {error.message}", hint=error.hint) from error
+
+
+def parse_entry(line: str) -> TensorEntry:
     """Returns the tensor that a line describes."""
-    match = expect(TENSOR_LINE, line, where, '"NAME" DTYPE [SHAPE] OID')
-    name = parse_name(match[1], where)
-    check_name(name, f"{where}: {name[:120]!r}")
-    if match[2] not in DTYPES:
-        raise FormatError(f"{where}: unknown dtype {match[2]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
-    shape = tuple(int(n) for n in match[3].split(",")) if match[3] else ()
+    match = TENSOR_LINE.fullmatch(line)
+    if match is None:
+        raise FormatError(f"expected '\"NAME\" DTYPE [SHAPE] OID', got {line[:120]!r}")
+    text, dtype, sizes, oid = match.groups()
+    name = parse_name(text)
+    try:
+        check_name(name)
+    except FormatError as error:
+        raise FormatError(f"{name[:120]!r}: {error.message}") from error
+    if dtype not in DTYPES:
+        raise FormatError(f"unknown dtype {dtype!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
+    shape = tuple(map(int, sizes.split(","))) if sizes else ()
     if len(shape) > 64:
-        raise FormatError(f"{where}: {len(shape)} dimensions, expected at most 64")
-    return TensorEntry(name, match[2], shape, match[4])
+        raise FormatError(f"{len(shape)} dimensions, expected at most 64")
+    return TensorEntry(name, dtype, shape, oid)
 
 
-def parse_name(text: str, where: str) -> str:
+def parse_name(text: str) -> str:
     """Returns the name that a JSON string holds, written in the one way that is canonical."""
     inner = text[1:-1]
     if inner.isascii() and inner.isprintable() and "\\" not in inner:
@@ -180,9 +197,9 @@ def parse_name(text: str, where: str) -> str:
     try:
         name = json.loads(text)
     except ValueError as error:
-        raise FormatError(f"{where}: name {text[:120]} is no JSON string") from error
-    if not isinstance(name, str) or json.dumps(name, ensure_ascii=False) != text:
-        raise FormatError(f"{where}: name {text[:120]} is not in canonical form")
+        raise FormatError(f"name {text[:120]} is no JSON string") from error
+    if not isinstance(name, str) or quoted(name) != text:
+        raise FormatError(f"name {text[:120]} is not in canonical form")
     return name
 
 

@@ -11,10 +11,11 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Never
+from typing import NamedTuple, Never
 
 from modelgit.errors import FormatError
 from modelgit.formats.dtypes import DTYPES, RANK, size_bytes
@@ -27,12 +28,12 @@ MAX_VALUES = 16 * MAX_TENSORS  # commas and brackets each: what a parser sets as
 PREFIX_BYTES = 8
 LFS_MARK = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins, in the place of a file
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # nothing about it needs a second look
 FIELDS = {"dtype", "shape", "data_offsets"}
 Table = dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpan:
+class TensorSpan(NamedTuple):
     """One tensor: bytes `start` to `end` of the data area."""
 
     name: str
@@ -105,6 +106,11 @@ def parse_header(raw: bytes, file_size: int | None, source: str) -> Header:
     Raises:
         FormatError: naming `source`, the field, what was expected and what was there.
     """
+    return _parse_header(raw, file_size, source)
+
+
+@lru_cache(maxsize=1)  # who compares a file with an earlier one takes it in next
+def _parse_header(raw: bytes, file_size: int | None, source: str) -> Header:
     length = header_length(raw[:PREFIX_BYTES], len(raw) if file_size is None else file_size, source)
     if len(raw) != PREFIX_BYTES + length:
         raise FormatError(f"{source}: header of {length} bytes, got {len(raw) - PREFIX_BYTES}")
@@ -112,7 +118,7 @@ def parse_header(raw: bytes, file_size: int | None, source: str) -> Header:
     metadata = parse_metadata(table.pop("__metadata__", {}), source)
     if len(table) > MAX_TENSORS:
         raise FormatError(f"{source}: {len(table)} tensors, expected at most {MAX_TENSORS}")
-    spans = sorted((parse_span(name, value, source) for name, value in table.items()), key=lambda s: (s.start, s.end))
+    spans = sorted(parse_spans(table, source), key=lambda span: (span.start, span.end))
     check_contiguous(spans, source)
     if file_size is not None:
         check_end(spans[-1].end if spans else 0, file_size - len(raw), source)
@@ -187,59 +193,62 @@ def parse_metadata(value: object, source: str) -> Mapping[str, str]:
     return value
 
 
-def parse_span(name: str, value: object, source: str) -> TensorSpan:
+def parse_spans(table: Table, source: str) -> Iterator[TensorSpan]:
+    """Yields the spans of a header's tensors."""
+    for name, value in table.items():
+        try:
+            yield parse_span(name, value)
+        except FormatError as error:
+            raise FormatError(f"{source}: tensor {name[:200]!r}: {error.message}", hint=error.hint) from error
+
+
+def parse_span(name: str, value: object) -> TensorSpan:
     """Returns the span of one tensor, its length checked against its dtype and shape."""
-    where = f"{source}: tensor {name[:200]!r}"
-    check_name(name, where)
+    check_name(name)
     if not isinstance(value, dict) or not value.keys() >= FIELDS:
         got = sorted(value) if isinstance(value, dict) else value
-        raise FormatError(f"{where}: expected dtype, shape and data_offsets, got {str(got)[:200]}")
-    dtype, shape, offsets = (
-        value["dtype"],
-        integers(value["shape"], f"{where}: shape"),
-        integers(value["data_offsets"], f"{where}: data_offsets"),
-    )
+        raise FormatError(f"expected dtype, shape and data_offsets, got {str(got)[:200]}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    check_integers(shape, "shape")
+    check_integers(offsets, "data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: unknown dtype {str(dtype)[:40]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
+        raise FormatError(f"unknown dtype {str(dtype)[:40]!r}", hint=f"known dtypes: {', '.join(DTYPES)}")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"{where}: data_offsets: expected [start, end], got {list(offsets)[:8]}")
-    try:
-        expected = size_bytes(dtype, shape)
-    except FormatError as error:
-        raise FormatError(f"{where}: {error.message}") from error
-    if offsets[1] - offsets[0] != expected:
-        raise FormatError(
-            f"{where}: data_offsets: expected {expected} bytes for {dtype} {list(shape)}, got {offsets[1] - offsets[0]}"
-        )
-    return TensorSpan(name, dtype, shape, offsets[0], offsets[1])
+        raise FormatError(f"data_offsets: expected [start, end], got {offsets[:8]}")
+    start, end = offsets
+    expected = size_bytes(dtype, shape)
+    if end - start != expected:
+        raise FormatError(f"data_offsets: expected {expected} bytes for {dtype} {shape}, got {end - start}")
+    return TensorSpan(name, dtype, tuple(shape), start, end)
 
 
-def integers(value: object, where: str) -> tuple[int, ...]:
-    """Returns a short list of integers from 0 to 2**63 - 1."""
+def check_integers(value: object, field: str) -> None:
+    """Refuses what is no short list of integers from 0 to 2**63 - 1."""
     if not isinstance(value, list) or len(value) > 64:
-        raise FormatError(f"{where}: expected a list of at most 64 integers")
+        raise FormatError(f"{field}: expected a list of at most 64 integers")
     for item in value:
         if type(item) is not int or not 0 <= item < 2**63:
-            raise FormatError(f"{where}: expected integers from 0 to 2**63 - 1, got {str(item)[:40]}")
-    return tuple(value)
+            raise FormatError(f"{field}: expected integers from 0 to 2**63 - 1, got {str(item)[:40]}")
 
 
-def check_name(name: str, where: str) -> None:
+def check_name(name: str) -> None:
     """Refuses names that could be mistaken for paths, hide characters, or are not in Unicode's composed form."""
+    if len(name) <= MAX_NAME_BYTES and PLAIN_NAME.fullmatch(name):
+        return
     try:
         too_long = len(name.encode()) > MAX_NAME_BYTES
     except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: name is not valid Unicode") from error
+        raise FormatError("name is not valid Unicode") from error
     if not name or too_long:
-        raise FormatError(f"{where}: name: expected 1 to {MAX_NAME_BYTES} bytes")
+        raise FormatError(f"name: expected 1 to {MAX_NAME_BYTES} bytes")
     plain = name.isascii() and name.isprintable()
     if not plain and any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in name):
-        raise FormatError(f"{where}: name holds control characters")
+        raise FormatError("name holds control characters")
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or DRIVE.match(name):
-        raise FormatError(f"{where}: name looks like a path out of its folder")
+        raise FormatError("name looks like a path out of its folder")
     if not plain and unicodedata.normalize("NFC", name) != name:
-        raise FormatError(f"{where}: name is not in Unicode's composed form (NFC)")
+        raise FormatError("name is not in Unicode's composed form (NFC)")
 
 
 def check_contiguous(spans: Sequence[TensorSpan], source: str) -> None:
@@ -274,7 +283,10 @@ def build_header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Ma
     spans: list[TensorSpan] = []
     position = 0
     for name, dtype, shape in ordered:
-        check_name(name, f"tensor {name[:200]!r}")
+        try:
+            check_name(name)
+        except FormatError as error:
+            raise FormatError(f"tensor {name[:200]!r}: {error.message}") from error
         end = position + size_bytes(dtype, shape)
         spans.append(TensorSpan(name, dtype, tuple(shape), position, end))
         position = end

@@ -64,6 +64,7 @@ class Repository:
         self.hooked = True  # False where `init` found another pre-push hook than ours
         self.moving: tuple[str, str] | None = None  # the branch, or HEAD, that was moved last, and where to
         self._versions: dict[str, Version] = {}
+        self._manifests: dict[str, Manifest] = {}  # by blob
         self._names = itertools.count()
 
     @cached_property
@@ -265,12 +266,11 @@ class Repository:
         rows = list(self._tree(commit))
         named = ((p, b, size) for p, b, size in rows if p.endswith(WEIGHTS_SUFFIX) and b.ordinary)
         weights = {path: blob for path, blob, size in named if 0 < size <= MAX_MANIFEST_BYTES}
-        contents = self.read_blobs(blob.sha for blob in weights.values())
-        manifests = {
-            path: parse_bytes(contents[blob.sha], f"{path} in {commit[:12]}")
-            for path, blob in weights.items()
-            if is_manifest(contents[blob.sha])
-        }
+        contents = self.read_blobs(blob.sha for blob in weights.values() if blob.sha not in self._manifests)
+        for path, blob in weights.items():
+            if is_manifest(contents.get(blob.sha, b"")):
+                self._manifests[blob.sha] = parse_bytes(contents[blob.sha], f"{path} in {commit[:12]}")
+        manifests = {path: self._manifests[blob.sha] for path, blob in weights.items() if blob.sha in self._manifests}
         blobs = {path: weights[path] for path in manifests}
         return Version(entry, manifests, blobs, {path: blob for path, blob, _ in rows if path not in manifests})
 
@@ -402,7 +402,10 @@ class Repository:
         if isinstance(content, Blob):
             return content
         data = write(content).encode() if isinstance(content, Manifest) else content
-        return Blob(self.git.run("hash-object", "-w", "--stdin", stdin=data))
+        blob = Blob(self.git.run("hash-object", "-w", "--stdin", stdin=data))
+        if isinstance(content, Manifest):
+            self._manifests[blob.sha] = content
+        return blob
 
     def read_note(self, ref: str, commit: str) -> str | None:
         """Returns the note on a commit, None if there is none."""

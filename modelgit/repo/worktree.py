@@ -232,13 +232,16 @@ def refuse_missing(repo: Repository, manifests: Iterable[Manifest]) -> None:
     wanted = {oid for manifest in manifests for oid in manifest.oids()}
     if not wanted:
         return
-    missing = repo.store.missing(wanted)
-    if missing:
+    try:
+        repo.store.closure(wanted)
+    except MissingObject:
+        missing = repo.store.missing(wanted)
+        if not missing:  # one that they are differences to
+            raise
         raise MissingObject(
             f"{len(missing)} of {len(wanted)} objects are not in the store, the first is {min(missing)}",
             hint="get them from where the repository came from: modelgit fetch, or modelgit fsck to see the damage",
-        )
-    repo.store.closure(wanted)
+        ) from None
 
 
 def write_path(
@@ -462,20 +465,21 @@ def commit_worktree(
     ref = f"refs/heads/{branch}" if branch else "HEAD"
     draft = CommitDraft((head,) if head else (), {**tree, **files()}, message, trailers, ref, head)
     commit = repo.commit(draft)
-    settle(repo, repo.version(commit), tree)
+    settle(repo, commit, tree)
     return commit
 
 
-def settle(repo: Repository, target: Version, tree: Mapping[str, Blob]) -> None:
+def settle(repo: Repository, commit: str, tree: Mapping[str, Blob]) -> None:
     """Writes the files a commit added beyond the index (its record, attributes), and the index to match."""
-    extra = [path for path, blob in target.tree().items() if tree.get(path) != blob]
+    files = repo.tree(commit)
+    extra = [path for path, blob in files.items() if tree.get(path) != blob]
     if not extra:
         return
-    look = Look(repo)
+    look, target = Look(repo), repo.version(commit)
     stamps = look.held()
     for path in extra:
         stamps[path] = stamp_of(write_path(repo, target, path))
-    write_index(look.index, target.tree(), stamps)
+    write_index(look.index, files, stamps)
 
 
 __all__ = [

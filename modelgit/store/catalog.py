@@ -7,17 +7,21 @@ Packs that `gc` has condemned come last: readers still find objects there, write
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from modelgit.errors import CorruptObject, StoreError
 from modelgit.store.backend import Backend
+from modelgit.store.identity import HASH_BYTES
 from modelgit.store.pack import FOOTER, MAGIC, Entry, Index, parse_footer, parse_index, require
 
 SETTLED_S = 2.0  # a folder's time stamp this old cannot hide a later change
 LIVE, CONDEMNED, DAMAGED = "packs/", "condemned/", "damaged/"
+
+FEW = 8  # objects that are sooner found one by one
 
 DEPTH_AT, UNKNOWN_DEPTH = 3, 256  # of a record's directory, the byte that tells the depth
 
@@ -42,24 +46,24 @@ def merge(packs: dict[str, Index]) -> Merged:
     return Merged(named, prefixes[order].data, np.concatenate([np.empty(0, np.uint64), *rows])[order].data)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """An object's entry, and the name of the pack it lies in ("" while that is being written)."""
 
     pack: str
     entry: Entry
 
 
-def places_in(merged: Merged, oid: bytes) -> Iterator[Place]:
-    """Yield the places of an object in merged packs."""
-    prefix = int.from_bytes(oid[:8], "big")
-    at = bisect_left(merged.prefixes, prefix)
-    while at < len(merged.prefixes) and merged.prefixes[at] == prefix:
-        name, index = merged.packs[merged.rows[at] >> 32]
-        row = merged.rows[at] & 0xFFFFFFFF
+def places_in(merged: Merged, oid: bytes) -> list[Place]:
+    """Return the places of an object in merged packs."""
+    prefixes, prefix = merged.prefixes, int.from_bytes(oid[:8], "big")
+    at, found = bisect_left(prefixes, prefix), list[Place]()
+    while at < len(prefixes) and prefixes[at] == prefix:
+        number, row = divmod(merged.rows[at], 1 << 32)
+        name, index = merged.packs[number]
         if index.id(row) == oid:
-            yield Place(name, index.entry(row))
+            found.append(Place(name, index.entry(row)))
         at += 1
+    return found
 
 
 def read_index(backend: Backend, name: str) -> Index:
@@ -93,6 +97,12 @@ class Catalog:
         self._state: object = None
         self._looked_at = -SETTLED_S
 
+    def find_together(self, oids: Sequence[bytes]) -> Sequence[Place | None]:
+        """As `find`, of many."""
+        if len(oids) < FEW:
+            return [self.find(oid) for oid in oids]
+        return [place or self.find(oid) for oid, place in zip(oids, self.known_together(oids), strict=True)]
+
     def find(self, oid: bytes) -> Place | None:
         """Return the place of an object, looking for new packs if it is not known. Raises CorruptObject."""
         place = self.known(oid)
@@ -106,18 +116,37 @@ class Catalog:
 
     def known(self, oid: bytes) -> Place | None:
         """Return the place of an object in the packs read so far, condemned ones aside."""
-        return self._shallowest(list(places_in(self._merged, oid)))  # replaced whole by other threads, never changed
+        return self._shallowest(places_in(self._merged, oid))  # replaced whole by other threads, never changed
+
+    def known_together(self, oids: Sequence[bytes]) -> Sequence[Place | None]:
+        """As `known`, of many."""
+        if len(oids) < FEW:
+            return [self.known(oid) for oid in oids]
+        merged = self._merged
+        prefixes, rows = np.asarray(merged.prefixes), np.asarray(merged.rows)
+        wanted = np.frombuffer(b"".join(oids), ">u8")[:: HASH_BYTES // 8].astype(np.uint64)
+        first, end = np.searchsorted(prefixes, wanted), np.searchsorted(prefixes, wanted, "right")
+        found: list[Place | None] = [None] * len(oids)
+        for number in np.flatnonzero(end > first).tolist():
+            at = int(first[number])
+            name, index = merged.packs[int(rows[at]) >> 32]
+            row = int(rows[at]) & 0xFFFFFFFF
+            alone = end[number] - at == 1 and index.id(row) == oids[number]
+            found[number] = Place(name, index.entry(row)) if alone else self.known(oids[number])
+        return found
 
     def condemned(self, oid: bytes) -> Place | None:
         """Return the place of an object in the condemned packs read so far."""
-        return self._shallowest(list(places_in(self._condemned, oid)))
+        return self._shallowest(places_in(self._condemned, oid))
 
-    def _shallowest(self, places: list[Place]) -> Place | None:
+    def _shallowest(self, places: Sequence[Place]) -> Place | None:
         """Return the place with the shortest chain when it was written: so the chains of a store never form a loop.
 
         Two packs may hold each an object as a difference to what the other holds whole.
         """
-        return min(places, key=self._depth) if len(places) > 1 else next(iter(places), None)
+        if len(places) > 1:
+            return min(places, key=self._depth)
+        return places[0] if places else None
 
     def _depth(self, place: Place) -> int:
         directory = place.entry.offset + place.entry.length - place.entry.directory

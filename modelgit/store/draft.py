@@ -3,19 +3,21 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from blake3 import blake3
 from xxhash import xxh3_64
 
+from modelgit.errors import StoreError
 from modelgit.store.backend import Backend, Stage
 from modelgit.store.catalog import Catalog, Place, put_aside
 from modelgit.store.codec.frames import Parts, total_bytes
-from modelgit.store.identity import Buffer
+from modelgit.store.identity import Buffer, Oid
 from modelgit.store.pack import MAGIC, Directory, Entry, write_directory, write_footer, write_index
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def checksum(parts: Parts) -> int:
@@ -26,17 +28,37 @@ def checksum(parts: Parts) -> int:
     return state.intdigest()
 
 
+@dataclass(slots=True)
+class Pending:
+    """An object handed to a pack, whose id may not be known yet."""
+
+    drain: Callable[[], None]
+    value: bytes | None = None
+
+    def oid(self) -> Oid:
+        """Return the id, waiting for it if need be. Raises what went wrong."""
+        if self.value is None:
+            self.drain()
+        if self.value is None:
+            raise StoreError("the pack was left before the object was written")
+        return self.value.hex()
+
+
 class Pipeline:
     """Runs work in a pool and its consequences in the caller's thread, in the order given, a bounded way ahead."""
 
     def __init__(self, pool: Executor, ahead: int) -> None:
-        self._pool, self._ahead = pool, ahead
+        self._pool, self.ahead = pool, ahead
         self._waiting: deque[tuple[Future[None] | None, Callable[[], None]]] = deque()
         self._running = 0
 
+    def begin(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        """Run `work` in the pool, in no order; the caller sees to the bound."""
+        return self._pool.submit(work, *arguments, **named)
+
     def submit(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
         """Run `work` in the pool, and `then` with its result when everything before it is done."""
-        while self._running >= self._ahead:
+        while self._running >= self.ahead:
             self._step()
         results: list[T] = []
         future = self._pool.submit(lambda: results.append(work()))
@@ -89,6 +111,21 @@ class PackDraft:
         """Return an object's place, here first."""
         return self._places.get(oid) or self._catalog.find(oid)
 
+    def find_together(self, oids: Sequence[bytes]) -> Sequence[Place | None]:
+        """As `find`, of many."""
+        if not any(oid in self._places for oid in oids):
+            return self._catalog.find_together(oids)
+        return [self.find(oid) for oid in oids]
+
+    def has_together(self, oids: Sequence[bytes]) -> list[bool]:
+        """As `has`, of many."""
+        places = self._catalog.known_together(oids)
+        return [place is not None or oid in self._places for oid, place in zip(oids, places, strict=True)]
+
+    def holds(self, oid: bytes) -> bool:
+        """Tell whether an object is in this pack."""
+        return oid in self._places
+
     def read_into(self, pack: str, start: int, into: memoryview) -> None:
         """Fill `into` from a pack, the one being written if `pack` is empty."""
         if pack or self._stage is None:
@@ -128,7 +165,7 @@ class PackDraft:
         for part in frames:
             self.write([part])
         for oid, entry in entries.items():
-            self._places[oid] = Place("", replace(entry, offset=offset))
+            self._places[oid] = Place("", entry._replace(offset=offset))
 
     def publish(self) -> str | None:
         """Make everything durable and visible; return the pack's name, None if there is nothing. Raises StorageFull."""

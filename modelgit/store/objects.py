@@ -3,6 +3,7 @@
 `ObjectStore` is what the rest of modelgit sees of this room, with `checkpoint` for whole files.
 """
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from modelgit.store.upkeep.fsck import FsckReport
 
 COPY_BYTES = FRAME_BYTES
+LOOKED_FOR = 4096  # objects at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,15 @@ def write_at(handle: int, data: memoryview, offset: int) -> None:
             data, offset = data[done:], offset + done
 
 
+def new_parents(link: Link, seen: set[tuple[str, int]]) -> Sequence[bytes]:
+    """Return what a record refers to, nothing if it was seen before: small objects share one."""
+    place = (link.record.pack, link.record.offset)
+    if place in seen:
+        return ()
+    seen.add(place)
+    return link.record.directory.parents
+
+
 class ObjectStore:
     """Objects in a folder (or another backend) that need not exist yet: then the store is empty."""
 
@@ -76,7 +87,7 @@ class ObjectStore:
         self.backend = DirBackend(root) if isinstance(root, Path) else root
         self.threads = max(1, threads or available_threads())
         self.catalog = Catalog(self.backend)
-        self.reader = Reader(self.catalog.find, self.backend.read_into)
+        self.reader = Reader(self.catalog.find_together, self.backend.read_into)
         self._executor: ThreadPoolExecutor | None = None
 
     @property
@@ -188,14 +199,24 @@ class ObjectStore:
         absent = {oid for oid in oids if self.catalog.known(parse_oid(oid)) is None}
         return absent if lasting else {oid for oid in absent if self.catalog.condemned(parse_oid(oid)) is None}
 
+    def links(self, oids: Iterable[Oid]) -> Iterator[Link]:
+        """Yield objects' records, many looked for at once. Raises MissingObject, CorruptObject."""
+        waiting = iter(oids)
+        while some := [parse_oid(oid) for oid in itertools.islice(waiting, LOOKED_FOR)]:
+            for oid, place in zip(some, self.catalog.find_together(some), strict=True):
+                yield self.reader.link_at(place, oid)
+
     def closure(self, oids: Iterable[Oid]) -> set[Oid]:
         """Return the objects and everything they are stored by reference to. Raises MissingObject, CorruptObject."""
-        waiting, found = [parse_oid(oid) for oid in oids], set[bytes]()
+        found, seen, waiting = set[bytes](), set[tuple[str, int]](), list[bytes]()
+        for link in self.links(oids):
+            found.add(link.oid)
+            waiting.extend(new_parents(link, seen))
         while waiting:
             oid = waiting.pop()
             if oid not in found:
                 found.add(oid)
-                waiting.extend(self.reader.link(oid).record.directory.parents)
+                waiting.extend(new_parents(self.reader.link(oid), seen))
         return {oid.hex() for oid in found}
 
     def copy_to(self, other: "ObjectStore", oids: Iterable[Oid], listener: Listener = ignore) -> CopyReport:
@@ -217,7 +238,7 @@ class ObjectStore:
             for pack, offset, length in records:
                 draft.adopt(self._pieces(pack, offset, length), self._members(pack, offset, other))
                 listener(Advanced("copy objects", length))
-            other.verify(Reader(draft.find, draft.read_into), draft.oids(), listener)
+            other.verify(Reader(draft.find_together, draft.read_into), draft.oids(), listener)
             draft.publish()
         finally:
             draft.discard()

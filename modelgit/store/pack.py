@@ -7,7 +7,7 @@ The index names every object with its place. See docs/reference/format.md.
 
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from blake3 import blake3
@@ -27,6 +27,7 @@ FIXED = struct.Struct("<BBBBIQIIII")  # codec, kind, width, depth, cost, size, f
 FRAME = struct.Struct("<IQ")  # stored length, xxh3 of the stored bytes
 CHECK = struct.Struct("<Q")
 ENTRY = np.dtype([("offset", "<u8"), ("length", "<u8"), ("size", "<u8"), ("start", "<u4"), ("directory", "<u4")])
+ENTRY_ROW = struct.Struct("<QQQII")  # the same
 
 MAX_DEPTH = 64  # links from an object to one that stands alone
 MAX_COST = 4096  # frames decoded to give one frame
@@ -66,8 +67,7 @@ class Directory:
         return sum(self.lengths)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where an object is inside a pack: its record, and for a member of a bundle where it starts there."""
 
     offset: int
@@ -188,21 +188,22 @@ def parse_directory(data: bytes, where: str) -> Directory:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The objects of one pack: `ids` (n, 32) bytes in ascending order, `entries` (n,) their places."""
+    """The objects of one pack: `ids` (n, 32) bytes in ascending order, `entries` (n,) their places; `data` is both."""
 
     ids: Array[np.uint8]
     entries: Array[np.void]
+    data: memoryview
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def id(self, row: int) -> bytes:
         """Return the 32-byte id of a row."""
-        return bytes(self.ids[row].data)
+        return self.data[row * HASH_BYTES : (row + 1) * HASH_BYTES].tobytes()
 
     def entry(self, row: int) -> Entry:
         """Return the place of the object in a row."""
-        return Entry(*self.entries[row].item())
+        return Entry._make(ENTRY_ROW.unpack_from(self.data, len(self.ids) * HASH_BYTES + row * ENTRY_ROW.size))
 
     def prefixes(self) -> Array[np.uint64]:
         """Return each id's first eight bytes as a number (n,), ascending."""
@@ -244,7 +245,7 @@ def parse_index(data: memoryview, offset: int, digest: bytes, where: str) -> Ind
     inside = (begin >= len(MAGIC)) & (begin <= offset) & (length <= offset - np.minimum(begin, offset))
     shape = (entries["directory"] <= length) & (entries["start"] <= FRAME_BYTES) & (entries["size"] < 1 << 63)
     require(bool((inside & shape).all()), where, "an index entry points outside the pack")
-    index = Index(ids, entries)
+    index = Index(ids, entries, data)
     prefixes = index.prefixes()
     require(bool((prefixes[1:] >= prefixes[:-1]).all()), where, "the index is not sorted")
     alike = int((prefixes[1:] == prefixes[:-1]).sum())

@@ -6,9 +6,10 @@ needs the memory of one link. Every frame given out hashes to what the id promis
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -42,8 +43,7 @@ class Record:
     nested: int  # linear combinations on the longest way down
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """An object in its record: all of it, or `size` bytes from `start` of a bundle."""
 
     oid: bytes
@@ -78,12 +78,13 @@ def link_cost(parents: tuple[Link, ...]) -> int:
     return 1 + sum(bundles.values()) + sum(single)
 
 
-class Reader:
-    """Decodes objects found by `find`, from bytes that `read_into` gives. Safe to use from several threads."""
+Find = Callable[[Sequence[bytes]], Sequence[Place | None]]  # the places of objects
 
-    def __init__(
-        self, find: Callable[[bytes], Place | None], read_into: Callable[[str, int, memoryview], None]
-    ) -> None:
+
+class Reader:
+    """Decodes objects that `find` finds, from bytes that `read_into` gives. Safe to use from several threads."""
+
+    def __init__(self, find: Find, read_into: Callable[[str, int, memoryview], None]) -> None:
         self._find, self._read_into = find, read_into
         self._lock = threading.Lock()
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
@@ -97,7 +98,10 @@ class Reader:
             MissingObject: neither the object nor a parent of it may be absent.
             CorruptObject: the record breaks the format, or its chain is not shorter than `below`: there are no loops.
         """
-        place = self._find(oid)
+        return self.link_at(self._find([oid])[0], oid, below)
+
+    def link_at(self, place: Place | None, oid: bytes, below: int = MAX_DEPTH + 1) -> Link:
+        """As `link`, of an object that was looked for already."""
         if place is None:
             raise MissingObject(f"object {oid.hex()} is not in the store", hint="fetch it from a remote")
         record = self._record(place, oid, below)
@@ -106,17 +110,13 @@ class Reader:
             inside = start + size <= record.directory.size
         else:
             inside = start == 0 and size == record.directory.size
-        require(inside, oid.hex(), f"{size} bytes from {start} of a record of {record.directory.size}")
+        if not inside:
+            raise CorruptObject(f"{oid.hex()}: {size} bytes from {start} of a record of {record.directory.size}")
         return Link(oid, record, start, size)
 
     def open(self, oid: bytes) -> Link:
         """Return an object's record after checking that its frames' hashes give its id. Raises as `link` does."""
-        link = self.link(oid)
-        directory = link.record.directory
-        right = directory.bundle or root(directory.kind, directory.size, directory.leaves) == oid
-        if not right or (link.size == 0 and whole(directory.kind, b"") != oid):
-            raise CorruptObject(f"object {oid.hex()}: its frames' hashes give another id", hint=FSCK_HINT)
-        return link
+        return checked(self.link(oid))
 
     def frame(self, link: Link, number: int, into: Bytes) -> None:
         """Fill `into` (aligned, as long as the frame) with raw bytes that the id vouches for. Raises CorruptObject."""
@@ -184,7 +184,7 @@ class Reader:
     def join(self, links: tuple[Link, ...], into: Bytes) -> None:
         """Fill `into` with small objects one after another, not yet checked against their ids."""
         start = 0
-        for link in links:
+        for link in stretches(links):
             self.raw(link, 0, into[start : start + link.size])
             start += link.size
 
@@ -238,18 +238,15 @@ class Reader:
 
     def _record(self, place: Place, oid: bytes, below: int) -> Record:
         key = (place.pack, place.entry.offset)
-        with self._lock:
-            record = self._records.get(key)
-            if record is not None:
-                self._records.move_to_end(key)
+        record = self._records.get(key)
         if record is None:
             record = self._load(place, oid, below)
             with self._lock:
                 self._records[key] = record
                 if len(self._records) > RECORDS_KEPT:
                     self._records.popitem(last=False)
-        else:
-            require(record.directory.depth < below, oid.hex(), TOO_DEEP)
+        elif record.directory.depth >= below:
+            raise CorruptObject(f"{oid.hex()}: {TOO_DEEP}")
         return record
 
     def _load(self, place: Place, oid: bytes, below: int) -> Record:
@@ -266,10 +263,9 @@ class Reader:
         """Return the parents' records; stops where they cost too much, so nobody is kept reading."""
         links: dict[bytes, Link] = {}
         bundles, cost = set[tuple[str, int]](), 1
-        for parent in directory.parents:
-            if parent in links:
-                continue
-            link = links[parent] = self.link(parent, below - 1)
+        parents = list(dict.fromkeys(directory.parents))
+        for parent, found in zip(parents, self._find(parents) if parents else (), strict=True):
+            link = links[parent] = self.link_at(found, parent, below - 1)
             place = (link.record.pack, link.record.offset)
             cost += 0 if place in bundles else link.record.directory.cost
             require(cost <= MAX_COST, where, f"a cost of more than {MAX_COST}")
@@ -314,6 +310,29 @@ class Several:
         return into
 
 
+def checked(link: Link) -> Link:
+    """Return an object's record if its frames' hashes give its id. Raises CorruptObject."""
+    directory = link.record.directory
+    right = directory.bundle or root(directory.kind, directory.size, directory.leaves) == link.oid
+    if not right or (link.size == 0 and whole(directory.kind, b"") != link.oid):
+        raise CorruptObject(f"object {link.oid.hex()}: its frames' hashes give another id", hint=FSCK_HINT)
+    return link
+
+
+def stretches(links: Sequence[Link]) -> Iterator[Link]:
+    """Yield the links, those that lie side by side in one bundle as one."""
+    if not links:
+        return
+    whole = links[0]
+    for link in links[1:]:
+        if link.record is whole.record and link.start == whole.start + whole.size and link.record.directory.members:
+            whole = whole._replace(size=whole.size + link.size)
+        else:
+            yield whole
+            whole = link
+    yield whole
+
+
 def differs_from(link: Link) -> Link | None:
     """Return the object that a large one is stored as a difference to; None if it is stored otherwise."""
     directory = link.record.directory
@@ -350,3 +369,10 @@ def parent_of(link: Link) -> Link | None:
             return parent
         start += size
     return None
+
+
+def chain_root(link: Link) -> Link:
+    """Return the object at the end of an object's differences (and combinations' first terms)."""
+    while (below := parent_of(link)) is not None:
+        link = below
+    return link

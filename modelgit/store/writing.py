@@ -16,21 +16,20 @@ from modelgit.errors import MissingObject, StoreError, UsageError
 from modelgit.formats.dtypes import dtype_named
 from modelgit.store import identity
 from modelgit.store.backend import Backend
+from modelgit.store.bundling import SMALL_BYTES, Bundler, Small
 from modelgit.store.catalog import CONDEMNED, Catalog, Place
 from modelgit.store.codec import differences
 from modelgit.store.codec import frames as codec
 from modelgit.store.codec.arithmetic import element_width
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.draft import PackDraft, Pipeline, checksum
+from modelgit.store.draft import PackDraft, Pending, Pipeline, checksum
 from modelgit.store.identity import FRAME_BYTES, Buffer, Kind, Oid, frame_count, frame_size, parse_oid
-from modelgit.store.pack import MAX_MEMBERS, MAX_TERMS, Codec, Directory
-from modelgit.store.reading import Link, Reader, link_cost, nested, parent_of
+from modelgit.store.pack import MAX_TERMS, Codec, Directory
+from modelgit.store.reading import Link, Reader, chain_root, link_cost, nested
 
-SMALL_BYTES = 64 * 1024
 DEPTH_CAP = 4  # differences on differences, at commit
 PARENT_COST_CAP = 8  # frames decoded for a parent's frame
-BUNDLE_COST_CAP = 64
 LINEAR_DEPTH_CAP, LINEAR_COST_CAP, LINEAR_NEST_CAP = 16, 256, 4
 FRAMES_A_THREAD = 3  # encoded and not yet written
 
@@ -46,13 +45,6 @@ def element_bytes(dtype: str, size_bytes: int) -> int:
 def delta_base(link: Link | None) -> Link | None:
     """Return what to store a difference to: the object, or what its chain stands on when that is long or costly."""
     return link if link is None or is_cheap(link) else chain_root(link)
-
-
-def chain_root(link: Link) -> Link:
-    """Return the object at the end of an object's differences (and combinations' first terms)."""
-    while (below := parent_of(link)) is not None:
-        link = below
-    return link
 
 
 def is_cheap(link: Link) -> bool:
@@ -86,22 +78,6 @@ def checked_frames(frames: Iterable[Buffer], size_bytes: int) -> Iterator[Bytes]
 
 
 @dataclass(slots=True)
-class Pending:
-    """An object handed to a pack, whose id may not be known yet."""
-
-    drain: Callable[[], None]
-    value: bytes | None = None
-
-    def oid(self) -> Oid:
-        """Return the id, waiting for it if need be. Raises what went wrong."""
-        if self.value is None:
-            self.drain()
-        if self.value is None:
-            raise StoreError("the pack was left before the object was written")
-        return self.value.hex()
-
-
-@dataclass(slots=True)
 class Incoming:
     """A large object on its way into the pack."""
 
@@ -124,29 +100,6 @@ class Incoming:
         return "delta" if self.pays.done() and self.pays.result() else "full"
 
 
-@dataclass(slots=True)
-class Bundle:
-    """Small tensors that will share a record; `parents` is empty, or one for each."""
-
-    width: int
-    data: bytearray = field(default_factory=bytearray)
-    members: list[bytes] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    parents: list[Link] = field(default_factory=list)
-
-    def full(self, more_bytes: int) -> bool:
-        """Tell whether another member of that size would be too much."""
-        return len(self.data) + more_bytes > FRAME_BYTES or len(self.members) >= MAX_MEMBERS
-
-    def append(self, oid: bytes, data: Bytes, parent: Link | None) -> None:
-        """Add a member; all of a bundle have a parent, or none."""
-        self.data += data.data
-        self.members.append(oid)
-        self.sizes.append(len(data))
-        if parent is not None:
-            self.parents.append(parent)
-
-
 class PackWriter:
     """Writes one pack. Use from one thread, as a context; leaving it without `commit` leaves nothing behind.
 
@@ -159,8 +112,7 @@ class PackWriter:
         self._draft = PackDraft(backend, catalog)
         self._pipeline = Pipeline(pool, threads * FRAMES_A_THREAD)
         self._reader = Reader(self._find, self._draft.read_into)
-        self._bundles: dict[tuple[int, bool], Bundle] = {}
-        self._bundled: set[bytes] = set()
+        self._bundler = Bundler(self._draft, self._pipeline, self._reader, self._bases)
         self._closed = False
 
     def __enter__(self) -> "PackWriter":
@@ -170,6 +122,7 @@ class PackWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
+        self._bundler.abandon()
         self._pipeline.abandon()
         self._draft.discard()
 
@@ -192,11 +145,22 @@ class PackWriter:
         width = element_bytes(dtype, size_bytes)
         if size_bytes < SMALL_BYTES:
             data = fill(0, np.empty(size_bytes, np.uint8)) if size_bytes else np.empty(0, np.uint8)
-            return self._enter_small(data, width, parent)
+            return self._bundler.enter(data, width, parent)
         incoming = self._incoming("tensor", size_bytes, width, parent)
         for number in range(frame_count(size_bytes)):
             self._submit(incoming, number, fill)
         return self._close(incoming)
+
+    def enter_together(
+        self, read: Callable[[Bytes], Bytes], tensors: Sequence[tuple[int, str, Oid | None]]
+    ) -> list[Pending]:
+        """As `enter`, for small tensors (bytes, dtype, parent) that lie side by side.
+
+        `read`, called once and from any thread, fills a buffer with all of them and returns it.
+        """
+        self._require_open()
+        members = [Small(size, element_bytes(dtype, size), parent) for size, dtype, parent in tensors]
+        return self._bundler.enter_together(read, members)
 
     def add_frames(self, frames: Iterable[Buffer], size_bytes: int, dtype: str, parent: Oid | None = None) -> Oid:
         """As `add_tensor`, from 4 MiB pieces that need be valid one at a time. Raises UsageError if sizes disagree."""
@@ -208,7 +172,7 @@ class PackWriter:
         width = element_bytes(dtype, size_bytes)
         pieces = checked_frames(frames, size_bytes)
         if size_bytes < SMALL_BYTES:
-            return self._enter_small(np.concatenate([np.empty(0, np.uint8), *pieces]), width, parent)
+            return self._bundler.enter(np.concatenate([np.empty(0, np.uint8), *pieces]), width, parent)
         incoming = self._incoming("tensor", size_bytes, width, parent)
         for number, frame in enumerate(pieces):
             self._submit(incoming, number, constant(frame))
@@ -276,25 +240,33 @@ class PackWriter:
             raise StoreError("this pack was committed or left already", hint="begin another")
 
     def _settle(self) -> None:
-        for bundle in self._bundles.values():
-            self._flush(bundle)
-        self._bundles.clear()
+        self._bundler.flush()
         self._pipeline.drain()
 
-    def _find(self, oid: bytes) -> Place | None:
-        if oid in self._bundled:
+    def _find(self, oids: Sequence[bytes]) -> Sequence[Place | None]:
+        if any(oid in self._bundler for oid in oids):
             self._settle()
-        return self._draft.find(oid)
+        return self._draft.find_together(oids)
 
     def _parent(self, parent: Oid | None, size_bytes: int) -> Link | None:
-        place = self._find(parse_oid(parent)) if parent is not None else None
-        if parent is None or place is None or place.pack.startswith(CONDEMNED):
+        return self._parents([Small(size_bytes, 1, parent)])[0]
+
+    def _parents(self, tensors: Sequence[Small]) -> list[Link | None]:
+        oids = [parse_oid(tensor.parent) for tensor in tensors if tensor.parent is not None]
+        places = iter(zip(oids, self._find(oids), strict=True))
+        return [None if tensor.parent is None else self._link_of(tensor.size, *next(places)) for tensor in tensors]
+
+    def _link_of(self, size_bytes: int, oid: bytes, place: Place | None) -> Link | None:
+        if place is None or place.pack.startswith(CONDEMNED):
             return None
         try:
-            link = self._reader.link(parse_oid(parent))
+            link = self._reader.link_at(place, oid)
         except MissingObject:
             return None
         return link if link.size == size_bytes else None
+
+    def _bases(self, tensors: Sequence[Small]) -> list[Link | None]:
+        return [delta_base(link) for link in self._parents(tensors)]
 
     # Large objects, frame by frame.
 
@@ -395,65 +367,6 @@ class PackWriter:
         )
         oid = incoming.pending.value
         self._draft.close_record(directory, [oid] if oid else [])
-
-    # Small tensors, many to a record.
-
-    def _enter_small(self, data: Bytes, width: int, parent: Oid | None) -> Pending:
-        oid = identity.whole("tensor", data.data)
-        if not self._draft.has(oid) and oid not in self._bundled:
-            base = delta_base(self._parent(parent, len(data)))
-            self._bundle(width, base is not None, len(data)).append(oid, data, base)
-            self._bundled.add(oid)
-        return Pending(self._pipeline.drain, oid)
-
-    def _bundle(self, width: int, delta: bool, size_bytes: int) -> Bundle:
-        bundle = self._bundles.get((width, delta))
-        if bundle is not None and bundle.full(size_bytes):
-            self._flush(bundle)
-            bundle = None
-        if bundle is None:
-            bundle = self._bundles[width, delta] = Bundle(width)
-        return bundle
-
-    def _flush(self, bundle: Bundle) -> None:
-        data = np.frombuffer(bundle.data, np.uint8)
-        if link_cost(tuple(bundle.parents)) > BUNDLE_COST_CAP:
-            bundle.parents = [chain_root(link) for link in bundle.parents]
-        delta = bool(bundle.parents) and link_cost(tuple(bundle.parents)) <= BUNDLE_COST_CAP
-        if not len(data):
-            self._pipeline.after(lambda: self._take_bundle(bundle, False, []))
-            return
-        self._pipeline.submit(
-            lambda: self._encode_bundle(bundle, data, delta), lambda result: self._take_bundle(bundle, *result)
-        )
-
-    def _encode_bundle(self, bundle: Bundle, data: Bytes, delta: bool) -> tuple[bool, codec.Parts]:
-        if delta:
-            parent = TOOLS.buffer("parent", len(data))
-            self._reader.join(tuple(bundle.parents), parent)
-            if (parent == data).all():
-                return True, differences.encode_same()
-            if differences.delta_pays(data, parent, bundle.width):
-                return True, differences.encode_delta(data, parent, bundle.width)
-        return False, codec.encode_full(data, bundle.width)
-
-    def _take_bundle(self, bundle: Bundle, delta: bool, parts: codec.Parts) -> None:
-        self._draft.write(parts)
-        links = tuple(bundle.parents) if delta else ()
-        directory = Directory(
-            "delta" if delta else "full",
-            "tensor",
-            bundle.width,
-            max((link.record.directory.depth + 1 for link in links), default=0),
-            link_cost(links),
-            len(bundle.data),
-            (codec.total_bytes(parts),) if parts else (),
-            (checksum(parts),) if parts else (),
-            members=tuple(bundle.sizes),
-            parents=tuple(link.oid for link in links),
-        )
-        self._draft.close_record(directory, bundle.members)
-        self._bundled.difference_update(bundle.members)
 
     # Linear combinations.
 

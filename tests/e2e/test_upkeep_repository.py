@@ -401,8 +401,8 @@ def test_a_manifest_that_its_header_does_not_bear_out_is_found(repo: Repository)
     """Nobody could check such a version out, though every object of it is sound."""
     found = repo.version("HEAD").manifests[MODEL]
     swapped = {"a": found.entry("same").oid, "same": found.entry("a").oid}
-    fine = replace(found, tensors=tuple(replace(e, oid=swapped.get(e.name, e.oid)) for e in found.tensors))
-    wrong = replace(found, tensors=tuple(replace(e, name=e.name.replace("b", "c")) for e in found.tensors))
+    fine = replace(found, tensors=tuple(e._replace(oid=swapped.get(e.name, e.oid)) for e in found.tensors))
+    wrong = replace(found, tensors=tuple(e._replace(name=e.name.replace("b", "c")) for e in found.tensors))
     for manifest in (fine, wrong):
         repo.commit(
             CommitDraft((repo.resolve("main"),), {MODEL: manifest}, "by hand", (), "refs/heads/main", repo.head())

@@ -80,7 +80,7 @@ def pack(data: bytes) -> None:
     backend = MemoryBackend()
     backend.put_if_absent(PACK, [repaired(data[1:]) if data[:1] != b"\0" else data[1:]])
     catalog = Catalog(backend)
-    reader = Reader(catalog.find, backend.read_into)
+    reader = Reader(catalog.find_together, backend.read_into)
     for oid in itertools.islice(catalog.oids(), 64):
         with suppress(ModelgitError):
             link = reader.link(oid)
@@ -157,7 +157,7 @@ def paths(data: bytes) -> None:
             flat = "".join(c for c in unicodedata.normalize("NFKC", part).casefold() if c.isprintable())
             assert flat.rstrip(" .").partition(":")[0] not in (".git", "git~1")
     with suppress(ModelgitError):
-        check_name(path, "x")
+        check_name(path)
         assert ".." not in path.split("/") and path.isprintable() >= path.isascii()
 
 

@@ -27,7 +27,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 
 def may_be(name: str) -> bool:
     try:
-        check_name(name, "x")
+        check_name(name)
     except FormatError:
         return False
     return True

@@ -15,7 +15,7 @@ WHOLE = sorted(name for name, row in DTYPES.items() if row.bits % 8 == 0)
 
 def may_be(name: str) -> bool:
     try:
-        check_name(name, "x")
+        check_name(name)
     except FormatError:
         return False
     return True

@@ -41,9 +41,10 @@ from modelgit.merge.engine.windows import Workshop
 from modelgit.merge.methods import Elementwise, Fitted, Linear, Method, make, of_heads
 from modelgit.merge.methods.linear_form import LinearForm
 from modelgit.store.codec.arrays import Bytes
+from modelgit.store.draft import Pending
 from modelgit.store.files.tensors import FileTensors
 from modelgit.store.objects import ObjectStore, available_threads
-from modelgit.store.writing import PackWriter, Pending, piece
+from modelgit.store.writing import PackWriter, piece
 
 Action = Literal["copied", "recipe", "computed"]
 ACTIONS: tuple[Action, ...] = ("copied", "recipe", "computed")

@@ -21,12 +21,12 @@ from modelgit.merge.engine.windows import Workshop
 from modelgit.store.backend import sync_folder, translated
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
-from modelgit.store.draft import Pipeline
+from modelgit.store.draft import Pending, Pipeline
 from modelgit.store.files.materialise import reserve
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size
 from modelgit.store.mapping import flush_ahead
 from modelgit.store.objects import ObjectStore, write_at
-from modelgit.store.writing import Fill, PackWriter, Pending
+from modelgit.store.writing import Fill, PackWriter
 
 Done = str | Pending | None  # the result's id, if it has one
 Given = tuple[TensorSource, TensorEntry]

@@ -52,7 +52,7 @@ def go_on(repo: Repository, listener: Listener = ignore) -> Committed:
     message = "\n".join(row for row in rows if not row.startswith("#")).strip() or "Merge"
     ref = f"refs/heads/{branch}" if branch else "HEAD"
     made = repo.commit(CommitDraft((*([head] if head else []), *others), tree, message, (), ref, head))
-    worktree.settle(repo, repo.version(made), tree)
+    worktree.settle(repo, made, tree)
     finish(repo)
     return committed(repo, made, branch, repo.packed_bytes() - before)
 

@@ -13,19 +13,24 @@ from modelgit.formats.safetensors import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     Header,
+    TensorSpan,
     build_header,
     header_length,
     parse_header,
     read_header,
 )
+from modelgit.store.bundling import SMALL_BYTES
+from modelgit.store.draft import Pending
 from modelgit.store.files.opening import file_fill, opened, stamp
 from modelgit.store.files.prints import Print
 from modelgit.store.identity import FRAME_BYTES, Oid, frame_count, frame_size
 from modelgit.store.mapping import MappedFile
-from modelgit.store.writing import PackWriter, Pending
+from modelgit.store.writing import PackWriter
 
+Described = tuple[str, str, Sequence[int]]  # a tensor's name, dtype and shape
 Older = Iterable[Mapping[str, TensorEntry]]  # what may be like a file in earlier versions, by name, the nearest first
-WAITING = 256  # tensors entered whose ids were not asked for yet
+WAITING = 4096  # tensors entered whose ids were not asked for yet
+RUN_BYTES, RUN_TENSORS = 1 << 20, 4096  # small tensors that are read and hashed at once
 
 
 def parents_of(parent: Manifest | None) -> Mapping[str, TensorEntry]:
@@ -36,9 +41,10 @@ def parents_of(parent: Manifest | None) -> Mapping[str, TensorEntry]:
 def delta_parent(parents: Mapping[str, TensorEntry], name: str, dtype: str, shape: Sequence[int]) -> Oid | None:
     """Return the id of the tensor of that name, if its type and size are the same."""
     found = parents.get(name)
-    if found is None or found.dtype != dtype or size_bytes(dtype, found.shape) != size_bytes(dtype, shape):
+    if found is None or found.dtype != dtype:
         return None
-    return found.oid
+    alike = found.shape == tuple(shape) or size_bytes(dtype, found.shape) == size_bytes(dtype, shape)
+    return found.oid if alike else None
 
 
 class Collected:
@@ -61,25 +67,27 @@ class Collected:
             self._parents.append(parents)
             yield parents
 
-    def add(self, name: str, dtype: str, shape: Sequence[int], pending: Pending) -> None:
-        """Note a tensor; the listener hears of it now."""
-        self._waiting.append((name, dtype, tuple(shape), pending))
-        self._listener(Advanced("store weights", size_bytes(dtype, shape), name))
-        if len(self._waiting) > WAITING:
+    def add(self, size: int, tensors: Iterable[TensorSpan | Described], pending: Sequence[Pending]) -> None:
+        """Note tensors of so many bytes together; the listener hears of them now."""
+        for (name, dtype, shape, *_), each in zip(tensors, pending, strict=True):
+            self._waiting.append((name, dtype, tuple(shape), each))
+        self._listener(Advanced("store weights", size, self._waiting[-1][0]))
+        while self._waiting and (self._waiting[0][3].value is not None or len(self._waiting) > WAITING):
             self._settle()
 
     def manifest(self, pack: PackWriter, header: Header) -> Manifest:
         """Return the manifest of all that was added, the header stored beside."""
-        self._settle()
+        while self._waiting:
+            self._settle()
         oid = pack.add_blob(header.raw)
         entries = tuple(sorted(self._entries, key=lambda entry: entry.name.encode()))
         self._listener(Finished("store weights", f"{len(entries)} tensors"))
         return Manifest(oid, len(header.raw), header.size_bytes, entries)
 
     def _settle(self) -> None:
-        while self._waiting:
-            name, dtype, shape, pending = self._waiting.popleft()
-            self._entries.append(TensorEntry(name, dtype, shape, pending.oid()))
+        """Ask for the id of the tensor that waits longest."""
+        name, dtype, shape, pending = self._waiting.popleft()
+        self._entries.append(TensorEntry(name, dtype, shape, pending.oid()))
 
 
 def store_file(
@@ -105,15 +113,35 @@ def store_and_print(
     collected = Collected(parent, listener, header.size_bytes - header.data_start, older)
     file = opened(path)
     before = stamp(file)
-    for tensor, span in enumerate(header.tensors):
-        fill = found.watched(tensor, file_fill(file, path, header.data_start + span.start))
-        base = collected.parent(span.name, span.dtype, span.shape)
-        pending = pack.enter(fill, span.end - span.start, span.dtype, base)
-        collected.add(span.name, span.dtype, span.shape, pending)
+    for first, spans in runs(header.tensors):
+        fill = file_fill(file, path, header.data_start + spans[0].start)
+        bases = [collected.parent(span.name, span.dtype, span.shape) for span in spans]
+        if spans[0].end - spans[0].start < SMALL_BYTES:
+            sizes = [(span.end - span.start, span.dtype, base) for span, base in zip(spans, bases, strict=True)]
+            pending = pack.enter_together(found.watched_together(first, fill), sizes)
+        else:
+            pending = [pack.enter(found.watched(first, fill), spans[0].end - spans[0].start, spans[0].dtype, bases[0])]
+        collected.add(spans[-1].end - spans[0].start, spans, pending)
     manifest = collected.manifest(pack, header)
     if stamp(file) != before or before[1] != header.size_bytes or not begins_with(file, header.raw):
         raise FormatError(f"{path}: changed while it was read", hint="wait until its writer has finished")
     return manifest, found.digest()
+
+
+def runs(spans: Sequence[TensorSpan]) -> Iterator[tuple[int, Sequence[TensorSpan]]]:
+    """Yield large tensors each by itself, small ones that lie side by side together; with the number of the first."""
+    run = list[TensorSpan]()
+    for number, span in enumerate(spans):
+        small = span.end - span.start < SMALL_BYTES
+        if run and not (small and span.end - run[0].start <= RUN_BYTES and len(run) < RUN_TENSORS):
+            yield number - len(run), run
+            run = []
+        if small:
+            run.append(span)
+        else:
+            yield number, [span]
+    if run:
+        yield len(spans) - len(run), run
 
 
 def begins_with(file: MappedFile, raw: bytes) -> bool:
@@ -179,7 +207,7 @@ def store_stream(
     for span in header.tensors:
         size, base = span.end - span.start, collected.parent(span.name, span.dtype, span.shape)
         pending = pack.enter_frames(stream_frames(stream, size, name), size, span.dtype, base)
-        collected.add(span.name, span.dtype, span.shape, pending)
+        collected.add(size, [span], [pending])
     manifest = collected.manifest(pack, header)
     if read_some(stream, memoryview(bytearray(1))):
         raise FormatError(f"{name}: bytes after the last tensor, expected none")
@@ -201,13 +229,13 @@ def store_tensors(
     Raises:
         FormatError: bytes that do not fit dtype and shape. StorageFull.
     """
-    collected, described = Collected(parent, listener, None, older), list[tuple[str, str, Sequence[int]]]()
+    collected, described = Collected(parent, listener, None, older), list[Described]()
     for name, dtype, shape, data in tensors:
         view, expected = memoryview(data).cast("B"), size_bytes(dtype, shape)
         if len(view) != expected:
             raise FormatError(f"tensor {name!r}: expected {expected} bytes for {dtype} {list(shape)}, got {len(view)}")
         frames = (view[start : start + FRAME_BYTES] for start in range(0, expected, FRAME_BYTES))
         pending = pack.enter_frames(frames, expected, dtype, collected.parent(name, dtype, shape))
-        collected.add(name, dtype, shape, pending)
+        collected.add(expected, [(name, dtype, shape)], [pending])
         described.append((name, dtype, shape))
     return collected.manifest(pack, build_header(described, metadata))

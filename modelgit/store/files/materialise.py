@@ -9,6 +9,7 @@ from functools import partial
 from os import urandom
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from modelgit.errors import CorruptObject
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
@@ -18,15 +19,16 @@ from modelgit.store.backend import sync_folder, translated
 from modelgit.store.codec.arrays import Bytes
 from modelgit.store.codec.buffers import TOOLS
 from modelgit.store.files.opening import opened
-from modelgit.store.files.tensors import open_tensor, stored_header
+from modelgit.store.files.tensors import fitting, stored_header
 from modelgit.store.identity import FRAME_BYTES, frame_count, frame_size, leaf
 from modelgit.store.mapping import MappedFile, flush_ahead
 from modelgit.store.objects import ObjectStore, write_at
-from modelgit.store.reading import Link, parent_of
+from modelgit.store.reading import Link, checked, parent_of
+
+ENOUGH_BYTES = 256 * 1024  # to write at once, where more would bring another record
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A frame of a tensor's object, and where it belongs in the file."""
 
     link: Link
@@ -59,9 +61,10 @@ def same_places(store: ObjectStore, previous: Manifest | None) -> Mapping[bytes,
 
 def slots(store: ObjectStore, manifest: Manifest, header: Header) -> Iterator[Slot]:
     """Yield every frame of every tensor, in the file's order."""
-    entries = {entry.name: entry for entry in manifest.tensors}
-    for span in header.tensors:
-        link = open_tensor(store, entries[span.name])
+    named = {entry.name: entry for entry in manifest.tensors}
+    entries = [named[span.name] for span in header.tensors]
+    for span, entry, link in zip(header.tensors, entries, store.links(entry.oid for entry in entries), strict=True):
+        fitting(checked(link), entry)
         for number in range(frame_count(link.size)):
             start = number * FRAME_BYTES
             at, size = header.data_start + span.start + start, frame_size(link.size, number)
@@ -69,13 +72,19 @@ def slots(store: ObjectStore, manifest: Manifest, header: Header) -> Iterator[Sl
 
 
 def batches(ordered: Iterable[Slot]) -> Iterator[list[Slot]]:
-    """Yield runs of slots that lie side by side and fill one frame together, each beginning at a multiple of 8."""
-    batch, size = list[Slot](), 0
+    """Yield runs of slots that lie side by side and fill one frame together, each beginning at a multiple of 8.
+
+    Small ones of two records come apart: what decodes a record then gives all of it.
+    """
+    batch, size, shared = list[Slot](), 0, None
     for slot in ordered:
-        if batch and (size + slot.size > FRAME_BYTES or size % 8):
+        record = slot.link.record if slot.link.record.directory.bundle else None
+        another = record is not None and shared is not None and record is not shared
+        if batch and (size + slot.size > FRAME_BYTES or (another and size >= ENOUGH_BYTES) or size % 8):
             yield batch
-            batch, size = [], 0
+            batch, size, shared = [], 0, None
         batch.append(slot)
+        shared = record or shared
         size += slot.size
     if batch:
         yield batch
@@ -114,10 +123,11 @@ def found_in_old(target: Target, oid: bytes, number: int, into: Bytes) -> bool:
 
 def grown(store: ObjectStore, target: Target, slot: Slot, into: Bytes) -> bool:
     """Fill `into` by the difference to what the older file has in the parent's place, if that gives the right bytes."""
-    parent, expected = parent_of(slot.link), slot.link.leaf(slot.number)
-    if parent is None or slot.link.record.directory.codec != "delta" or not expected:
+    expected = slot.link.leaf(slot.number)
+    if target.old is None or not expected or slot.link.record.directory.codec != "delta":
         return False
-    if not found_in_old(target, parent.oid, slot.number, into):
+    parent = parent_of(slot.link)
+    if parent is None or not found_in_old(target, parent.oid, slot.number, into):
         return False
     try:
         store.grow(slot.link, slot.number, into)

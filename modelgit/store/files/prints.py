@@ -4,7 +4,7 @@ XXH3 over the header and over every frame, each frame by itself, so that the pri
 Prints are compared only with prints computed here: no identity, and worth nothing against somebody who forges files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class Print:
     """The print of one file, gathered frame by frame, in any order and from several threads."""
 
     def __init__(self, header: Header) -> None:
-        self._header = header
+        self._header, self._sizes = header, [span.end - span.start for span in header.tensors]
         self._found: dict[tuple[int, int], int] = {}
 
     def watched(self, tensor: int, fill: "Fill") -> "Fill":
@@ -35,6 +35,21 @@ class Print:
         def fill_and_look(number: int, into: "Bytes") -> "Bytes":
             data = fill(number, into)
             self.take(tensor, number, data.data)
+            return data
+
+        return fill_and_look
+
+    def watched_together(self, first: int, fill: "Fill") -> "Callable[[Bytes], Bytes]":
+        """Returns what fills a buffer with several small tensors that lie side by side, and takes them in."""
+
+        def fill_and_look(into: "Bytes") -> "Bytes":
+            data = fill(0, into)
+            view, tensor, start = data.data, first, 0
+            while start < len(view):
+                size = self._sizes[tensor]
+                if size:
+                    self.take(tensor, 0, view[start : start + size])
+                tensor, start = tensor + 1, start + size
             return data
 
         return fill_and_look
@@ -49,8 +64,7 @@ class Print:
 
     def digest(self) -> str | None:
         """Returns the print, None if a frame was not seen."""
-        spans: Sequence[int] = [span.end - span.start for span in self._header.tensors]
-        order = [(tensor, number) for tensor, size in enumerate(spans) for number in range(frame_count(size))]
+        order = [(tensor, number) for tensor, size in enumerate(self._sizes) for number in range(frame_count(size))]
         if any(place not in self._found for place in order):
             return None
         parts = b"".join(self._found[place].to_bytes(8, "little") for place in order)

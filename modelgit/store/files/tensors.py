@@ -30,17 +30,20 @@ def stored_header(store: ObjectStore, manifest: Manifest) -> Header:
         header = parse_header(raw, manifest.size_bytes, f"header {manifest.header}")
     except FormatError as error:
         raise CorruptObject(f"manifest and header disagree: {error.message}") from error
-    described = sorted((span.name.encode(), span.dtype, span.shape) for span in header.tensors)
-    if len(raw) != manifest.header_bytes or described != [
-        (e.name.encode(), e.dtype, e.shape) for e in manifest.tensors
-    ]:
+    described = {span.name: (span.dtype, span.shape) for span in header.tensors}
+    if len(raw) != manifest.header_bytes or described != {e.name: (e.dtype, e.shape) for e in manifest.tensors}:
         raise CorruptObject(f"header {manifest.header} does not describe the tensors of its manifest")
     return header
 
 
 def open_tensor(store: ObjectStore, entry: TensorEntry) -> Link:
     """Return a tensor's object. Raises MissingObject, and CorruptObject when it is not as long as its shape says."""
-    link, expected = store.open(entry.oid), size_bytes(entry.dtype, entry.shape)
+    return fitting(store.open(entry.oid), entry)
+
+
+def fitting(link: Link, entry: TensorEntry) -> Link:
+    """Return a tensor's object. Raises CorruptObject when it is not as long as its shape says."""
+    expected = size_bytes(entry.dtype, entry.shape)
     if link.size != expected or link.record.directory.kind != "tensor":
         raise CorruptObject(f"tensor {entry.name!r}: expected {expected} bytes, object {entry.oid} has {link.size}")
     return link

@@ -71,7 +71,7 @@ def copy_batch(store: ObjectStore, records: Sequence[Stored], listener: Listener
         for record in records:
             draft.adopt(pieces(store.backend, record), record.entries)
             listener(Advanced(TASK, record.length))
-        store.verify(Reader(draft.find, draft.read_into), draft.oids(), listener)
+        store.verify(Reader(draft.find_together, draft.read_into), draft.oids(), listener)
         dated = max(store.backend.changed_at(pack) for pack in {record.pack for record in records})
         name = draft.publish()
         if name is not None:

@@ -119,7 +119,7 @@ class Deepening:
 
     def check(self) -> None:
         """Open every object of the new pack, with all that it hangs on. Raises CorruptObject."""
-        reader = Reader(self.draft.find, self.draft.read_into)
+        reader = Reader(self.draft.find_together, self.draft.read_into)
         for oid in self.draft.oids():
             reader.open(oid)
 
@@ -200,7 +200,7 @@ class Deepening:
         depth, cost = self._standing(directory)
         if depth > LONGEST or cost > COSTLIEST:
             for oid, part in self._members(link):
-                self._encode(replace(part, oid=oid), None)
+                self._encode(part._replace(oid=oid), None)
             return
         self.draft.write([])
         for number, length in enumerate(directory.lengths):

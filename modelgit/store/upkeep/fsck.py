@@ -61,7 +61,7 @@ def check(store: ObjectStore, *, full: bool = False, listener: Listener = ignore
 def check_pack(store: ObjectStore, name: str, index: Index, full: bool) -> list[Fault]:
     """Return what is wrong in one pack."""
     here = {index.id(row): Place(name, index.entry(row)) for row in range(len(index))}
-    reader = Reader(lambda oid: here.get(oid) or store.catalog.find(oid), store.backend.read_into)
+    reader = Reader(lambda oids: [here.get(oid) or store.catalog.find(oid) for oid in oids], store.backend.read_into)
     faults = [Fault(name, b"", reason) for reason in untiled(index, store.backend.size(name))]
     seen = set[int]()
 

@@ -161,7 +161,9 @@ class Mending:
         records = [record for name in packs for record in readable(self._store, name)]
         found = {oid: record for record in records for oid in record.entries}
         elsewhere = self._elsewhere(set(packs))
-        reader = Reader(lambda oid: elsewhere(oid) or place_of(found, oid), self._store.backend.read_into)
+        reader = Reader(
+            lambda oids: [elsewhere(oid) or place_of(found, oid) for oid in oids], self._store.backend.read_into
+        )
         chosen = dict[int, Stored]()
         for oid in list(found) if wanted is None else [oid for oid in found if oid in wanted]:
             for record in parents_first(oid, found):

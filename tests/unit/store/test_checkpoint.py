@@ -185,9 +185,9 @@ def test_a_manifest_that_contradicts_its_header_is_refused(store: ObjectStore, t
     a, b = manifest.tensors
     wrong = [
         replace(manifest, tensors=(a,)),
-        replace(manifest, tensors=(replace(a, name="c"), b)),
-        replace(manifest, tensors=(replace(a, dtype="I32"), b)),
-        replace(manifest, tensors=(replace(a, oid=b.oid), b)),
+        replace(manifest, tensors=(a._replace(name="c"), b)),
+        replace(manifest, tensors=(a._replace(dtype="I32"), b)),
+        replace(manifest, tensors=(a._replace(oid=b.oid), b)),
         replace(manifest, size_bytes=manifest.size_bytes + 1),
         replace(manifest, header_bytes=manifest.header_bytes - 1),
         replace(manifest, header=a.oid),

@@ -164,7 +164,7 @@ class Look:
             return False
         from modelgit.store.files.prints import print_of
 
-        return print_of(self.root / path) == known
+        return print_of(self.root / path, known) == known
 
     def refuse_empty(self, path: str, found: os.stat_result) -> None:
         """Refuses an empty weight file, such as a trainer that died leaves, unless git has it so already.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from modelgit.store.files import prints
 from modelgit.store.files.intake import store_and_print
 from modelgit.store.files.prints import print_of
 from modelgit.store.identity import FRAME_BYTES
@@ -32,7 +33,7 @@ def test_the_print_comes_along_when_a_file_is_stored(tmp_path: Path, state: Stat
             parent, found = store_and_print(pack, path, parent, lambda event: None)
             pack.commit()
         assert found == print_of(path)
-        assert found is not None and len(found) == 32
+        assert found is not None and len(found) == 32 + 1 + 16
 
 
 @pytest.mark.parametrize("name", ["large", "small", "one"])
@@ -44,6 +45,24 @@ def test_one_changed_bit_anywhere_changes_it(tmp_path: Path, state: State, name:
     raw[-1] ^= 1
     save_file(state, path)
     assert print_of(path) != before
+
+
+def test_most_changed_files_are_told_without_reading_all(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(state, path)
+    before = print_of(path)
+    assert print_of(path, before) == before
+    asked: list[int] = []
+    took = prints.take_in
+    monkeypatch.setattr(prints, "take_in", lambda *given: (asked.append(given[3]), took(*given))[1])
+    state["large"][100], kept = 7, state["large"][100]
+    save_file(state, path)
+    assert print_of(path, before) is None and sum(asked) < 2 * prints.READ_BYTES
+    state["large"][[100, -1]] = kept, 7  # behind what is looked at first
+    save_file(state, path)
+    assert print_of(path, before) not in (None, before) and sum(asked) > FRAME_BYTES
 
 
 def test_a_changed_header_changes_it(tmp_path: Path, state: State) -> None:

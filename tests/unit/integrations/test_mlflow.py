@@ -1,6 +1,7 @@
 """Curves for MLflow: read back by MLflow itself, from its store of files."""
 
 import math
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from modelgit.errors import RemoteError
 from modelgit.events import Event, Finished, Measured, Noted, Started, ignore
-from modelgit.integrations.mlflow import Tracking
+from modelgit.integrations.mlflow import Tracking, metric_name
 
 TASK = "main: training on films"
 EVENTS: list[Event] = [
@@ -51,6 +52,42 @@ def test_mlflow_reads_what_was_measured(tmp_path: Path) -> None:
 def test_a_server_that_is_not_there_is_told_at_once(uri: str) -> None:
     with pytest.raises(RemoteError, match=f"MLflow at {uri} cannot be used"):
         Tracking(uri, ignore)
+
+
+def test_a_server_that_never_answers_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RemoteError, match=r"MLflow at .*timed out"):
+        Tracking(f"http://127.0.0.1:{silent.getsockname()[1]}", ignore)
+
+
+def test_an_experiment_that_was_thrown_away_is_told_at_once(tmp_path: Path) -> None:
+    Tracking(str(tmp_path), ignore).close()
+    client = MlflowClient(tracking_uri=str(tmp_path))
+    experiment = client.get_experiment_by_name("films")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(RemoteError, match="experiment 'films' was deleted") as caught:
+        Tracking(str(tmp_path), ignore)
+    assert "mlflow experiments restore" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("val_accuracy/night", "val_accuracy/night"),
+        ("val_accuracy/-90%, left", "val_accuracy/-90-- left"),
+        ("val_accuracy/n//a/..", "val_accuracy/n/-/a/-"),
+        ("val_accuracy/", "val_accuracy/-"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_are_such_as_mlflow_takes(tmp_path: Path, name: str, wanted: str) -> None:
+    assert metric_name(name) == wanted
+    heard = list[Event]()
+    tracking = Tracking(str(tmp_path), heard.append)
+    tracking(Measured("t", 1, {name: 1.0}))
+    tracking.close()
+    assert not heard
 
 
 def test_an_experiment_lost_on_the_way_costs_the_curves_only(tmp_path: Path) -> None:

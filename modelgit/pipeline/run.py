@@ -155,20 +155,16 @@ class Coordinator:
             self._say(reply)
 
     def _done(self, reply: Done) -> None:
-        job = self._pipeline.job(reply.step)
-        if job.kind == "merge" and job.name not in self._books.commits:
-            self._steps.remember(self._books.asked[job.name], reply.commit)
-            self._books.made.append(job.name)
+        job, books = self._pipeline.job(reply.step), self._books
+        if job.kind != "ensemble" and job.name not in books.commits:
+            self._steps.remember(books.asked[job.name], reply.commit)
+            books.made.append(job.name)
+            if job.evaluate == job.data and job.evaluate is not None:  # a training's own scores are those wanted
+                self._steps.keep_score(job, reply.commit, reply.scores)
             self._take(job, reply.commit)
             return
-        ensemble = tuple(self._books.commits[name] for name in job.heads) if job.kind == "ensemble" else ()
-        score = self._steps.keep_score(job, reply.commit, reply.scores, ensemble)
-        if job.kind != "ensemble" and job.name not in self._books.commits:
-            self._books.made.append(job.name)
-            self._steps.remember(self._books.asked[job.name], reply.commit)
-            self._steps.move_branch(job.name, reply.commit)
-            self._books.commits[job.name] = reply.commit
-        self._enter(job, score)
+        ensemble = tuple(books.commits[name] for name in job.heads) if job.kind == "ensemble" else ()
+        self._enter(job, self._steps.keep_score(job, reply.commit, reply.scores, ensemble))
 
 
 def train_request(job: Job, key: str, books: Books) -> TrainRequest:

@@ -179,6 +179,10 @@ weights = "random"
 [data.target]
 path = "target.zip"
 image_size = 16
+[data.unlike]
+path = "unlike.zip"
+held_out = "dawn"
+image_size = 16
 [train]
 steps = 3
 lr = 0.01
@@ -195,6 +199,7 @@ name = "one"
 kind = "train"
 start = "base"
 data = "target"
+evaluate = "unlike"
 [[step]]
 name = "other"
 kind = "train"
@@ -209,6 +214,7 @@ heads = ["one", "other"]
 
 def test_untrained_starts_are_drawn_by_their_seed(place: Path) -> None:
     (place / "untrained.toml").write_text(UNTRAINED)
+    write_data(place / "unlike.zip", {"noon": 10, "dawn": 200}, ("bar", "cup", "hat"))
     table = json.loads(modelgit(place, "run", "untrained.toml", "--workers", "1", "--json"))
     assert table["made"] == ["base", "stranger", "one", "other", "main"]
     repo = Repository(place / "untrained")
@@ -218,6 +224,12 @@ def test_untrained_starts_are_drawn_by_their_seed(place: Path) -> None:
     assert all(torch.equal(base[name], tensor) for name, tensor in drawn.items())
     assert not torch.equal(base["first.weight"], stranger["first.weight"])
     assert main["head.weight"].shape == (3, 32)
+    score = json.loads(modelgit(place, "-C", "untrained", "show", "one", "--json"))["scores"][0]
+    again = json.loads(
+        modelgit(place, "-C", "untrained", "evaluate", "one", "--on", "../untrained.toml#unlike", "--json")
+    )
+    assert score["values"].keys() >= {"ood_accuracy", "val_accuracy/noon"}  # of what it names, not of its own data
+    assert all(again["values"][name] == pytest.approx(value) for name, value in score["values"].items())
 
 
 def test_a_pipeline_becomes_a_history_and_runs_once(ended: Path, original: tuple[Path, dict[str, list[str]]]) -> None:

@@ -160,6 +160,10 @@ class ObjectStore:
         """Fill `into` with a frame of an opened object. Raises CorruptObject."""
         self.reader.frame(link, number, into)
 
+    def fill_members(self, links: Sequence[Link], into: Bytes) -> None:
+        """Fill `into` with small objects one after another. Raises CorruptObject."""
+        self.reader.members(links, into)
+
     def fill_together(self, links: Sequence[Link], number: int, places: Sequence[Bytes]) -> None:
         """As `fill`, for a frame of several objects; what they are stored as differences to is decoded once."""
         self.reader.frames(links, number, places)

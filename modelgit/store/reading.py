@@ -181,7 +181,16 @@ class Reader:
         else:
             inflate(stored.data, into)
 
-    def join(self, links: tuple[Link, ...], into: Bytes) -> None:
+    def members(self, links: Sequence[Link], into: Bytes) -> None:
+        """Fill `into` with small objects one after another, each vouched for by its id. Raises CorruptObject."""
+        self.join(links, into)
+        view, start = into.data, 0
+        for link in links:
+            if whole(link.record.directory.kind, view[start : start + link.size]) != link.oid:
+                raise CorruptObject(f"object {link.oid.hex()} has other bytes than its id", hint=FSCK_HINT)
+            start += link.size
+
+    def join(self, links: Sequence[Link], into: Bytes) -> None:
         """Fill `into` with small objects one after another, not yet checked against their ids."""
         start = 0
         for link in stretches(links):

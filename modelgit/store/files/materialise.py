@@ -1,8 +1,9 @@
 """Manifests into weight files, byte for byte, a few frames at a time; what an older file shares is copied."""
 
 import errno
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -94,14 +95,27 @@ def put_batch(store: ObjectStore, target: Target, batch: list[Slot]) -> None:
     """Write slots that lie side by side, with one call."""
     whole = TOOLS.buffer("out", sum(slot.size for slot in batch))
     start = 0
-    for slot in batch:
-        into = whole[start : start + slot.size]
-        if not copied(target, slot, into) and not grown(store, target, slot, into):
-            store.fill(slot.link, slot.number, into)
-        start += slot.size
+    for bundled, some in itertools.groupby(batch, lambda slot: slot.link.record.directory.bundle):
+        run = list(some)
+        into = whole[start : start + sum(slot.size for slot in run)]
+        if bundled:
+            store.fill_members([slot.link for slot in run], into)
+        else:
+            put_frames(store, target, run, into)
+        start += len(into)
     with target.turn:  # threads that write to one file at a time wait for each other in the system, spinning
         write_at(target.handle, whole.data, batch[0].at)
     flush_ahead()(target.handle, batch[0].at, len(whole))
+
+
+def put_frames(store: ObjectStore, target: Target, run: Sequence[Slot], into: Bytes) -> None:
+    """Fill `into` with frames of large tensors, one after another."""
+    start = 0
+    for slot in run:
+        frame = into[start : start + slot.size]
+        if not copied(target, slot, frame) and not grown(store, target, slot, frame):
+            store.fill(slot.link, slot.number, frame)
+        start += slot.size
 
 
 def copied(target: Target, slot: Slot, into: Bytes) -> bool:

@@ -7,12 +7,13 @@ validation and file to go on from, by the code that single runs go through. Its 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modelgit.errors import TrainingError
 from modelgit.train.config import FineTune
@@ -149,7 +150,8 @@ class Stack:
     def _passes(self, x: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         """Returns features (M, n, d) and class scores (M, n, classes) of inputs (M, n, …)."""
         alone = vmap(partial(functional_call, self._tail), in_dims=(0, (0, None if kept is None else 0)))
-        found: tuple[Tensor, Tensor] = alone({**self._weights, **self._buffers}, (x, kept))
+        with stackable_attention(x.device):
+            found: tuple[Tensor, Tensor] = alone({**self._weights, **self._buffers}, (x, kept))
         return found
 
     def _kept(self, x: Tensor, number: int, part: int) -> Kept | None:
@@ -166,6 +168,14 @@ class Stack:
         for number, (run, loss) in enumerate(zip(self._runs, losses, strict=True), 1):
             with named(number, len(losses)):
                 refuse_infinite(run, step, loss)
+
+
+def stackable_attention(device: torch.device) -> AbstractContextManager[object]:
+    """Returns a context in which attention has a stacked form: on the CPU as plain products, since its kernel has none.
+
+    Kernels of CUDA have one.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 @contextmanager

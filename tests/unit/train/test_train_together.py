@@ -5,15 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tiny_encoder import encoder_files
 from torch import Tensor
 
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Event
 from modelgit.train.choices import Coral, Ema, GroupDro, Irm, Mixup, Objective, Sma, Swad, Vrex
 from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.data.dataset import Dataset
+from modelgit.train.data.splits import split
 from modelgit.train.fitting.together import go_together
+from modelgit.train.networks.network import Design
 from modelgit.train.networks.registry import build_network
 from modelgit.train.task import Start, TrainResult, Workbench, fine_tune, fine_tune_many
 
@@ -77,6 +82,27 @@ def test_each_run_ends_where_it_would_alone(init: dict[str, Tensor], data: DataC
         assert_close(result, alone, init)
         assert (result.raw is None) == (alone.raw is None)
     assert not torch.allclose(found[0].state["head.weight"], found[1].state["head.weight"], atol=1e-3)
+
+
+def test_encoders_of_texts_of_many_lengths_go_together() -> None:
+    rows = [f"the {noun} is {'very ' * (i % 3)}{word}" for i in range(20) for noun in DAYS for word in ("bad", "good")]
+    labels, domains = np.array([0, 1, 0, 1] * 20), np.array([0, 0, 1, 1] * 20)
+    names, known = tuple(map(str, range(80))), ("bad", "good")
+    read = lambda indices: [rows[i] for i in indices]  # noqa: E731
+    texts = Dataset("judgements", "text", known, DAYS, labels, domains, names, "0" * 64, (), read)
+    bench, data = Workbench("cpu"), DataConfig("judgements")
+    bench._datasets[data] = texts, split(texts, data)
+    design = Design("transformers", encoder_files())
+    torch.manual_seed(0)
+    init = {name: 0.3 * torch.randn(tensor.shape) for name, tensor in build_network(design, 2).state_dict().items()}
+    config = FineTune(steps=5, lr=0.02, batch=16, optimiser="sgd", warmup_steps=1)
+    configs = [replace(config, seed=seed, dropout=0.1 * seed) for seed in (0, 1)]
+    found = fine_tune_many(bench, design, data, [Start(init, each, fresh_head=False) for each in configs])
+    for result, each in zip(found, configs, strict=True):
+        assert_close(result, fine_tune(bench, init, design, data, each, fresh_head=False), init)
+
+
+DAYS = ("day", "film")
 
 
 def test_the_same_runs_give_the_same_bits(init: dict[str, Tensor], data: DataConfig) -> None:

@@ -195,13 +195,11 @@ class Repository:
         metadata: Mapping[str, str],
         record: Record | None,
     ) -> CommitDraft:
-        from modelgit.porcelain.tensors import raw_tensors
-
         first = self._repo.version(parents[0]) if parents else None
         with self._repo.store.begin() as pack:
             parent = relatives(first.manifests, DEFAULT_PATH) if first else None
             older = Earlier(self._repo, parents[0] if parents else None).like(DEFAULT_PATH)
-            manifest = store_tensors(pack, raw_tensors(as_torch(state)), metadata, parent, older, self._listener)
+            manifest = store_tensors(pack, raw_values(state), metadata, parent, older, self._listener)
             pack.commit()
         kept: dict[str, Blob] = dict(first.files) if first else {}
         inherited = work.new_record(self._repo, parents[0] if parents else None).get(RECORD_PATH)
@@ -278,6 +276,25 @@ class Repository:
     def checkout(self, rev: str) -> str:
         """Makes the work tree the version `rev` and returns its commit."""
         return work.checkout(self._repo, rev, listener=self._listener).commit
+
+
+def raw_values(state: "Mapping[str, Tensor]") -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    """Yields (name, dtype, shape, little-endian bytes) of each tensor or array. Arrays do not have PyTorch loaded.
+
+    Raises:
+        FormatError: as `as_torch` and `raw_tensors` do.
+    """
+    import numpy as np
+
+    known = {np.dtype(row.numpy): row.name for row in DTYPES.values() if row.numpy}
+    for name, value in cast("Mapping[object, object]", state).items():
+        if isinstance(name, str) and isinstance(value, np.ndarray | np.generic) and value.dtype in known:
+            flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            yield name, known[value.dtype], value.shape, memoryview(flat.data)
+        else:
+            from modelgit.porcelain.tensors import raw_tensors
+
+            yield from raw_tensors(as_torch(cast("Mapping[str, Tensor]", {name: value})))
 
 
 def as_torch(state: "Mapping[str, Tensor]") -> "dict[str, torch.Tensor]":

@@ -19,6 +19,7 @@ shared = np.arange(20_000, dtype=np.float32)
 for number in range(8):
     state = {"shared": shared, "own": np.full(20_000, 100 * who + number, np.float32)}
     repo.commit(state, f"{who}: {number}", branch=f"branch{who}", parents=["main"] if number == 0 else None)
+assert "torch" not in sys.modules  # arrays alone need none of it
 """
 WITH_FILES = """
 import sys, numpy as np

@@ -81,7 +81,12 @@ def copied(made: Path, work: Path) -> Path:
 
 
 def clean(place: Path) -> bool:
-    """Tells whether git sees nothing changed, without asking the filter about any file."""
+    """Tells whether git sees nothing changed, without asking the filter about any file, a moment later.
+
+    Within the tick of the clock in which the index was written, git asks about whatever was written in that tick too.
+    """
+    index = place / git(place, "rev-parse", "--git-path", "index").strip()
+    os.utime(index, ns=(index.stat().st_atime_ns, index.stat().st_mtime_ns + 10**9))
     return git(place, *WITHOUT_FILTER, "status", "--porcelain") == ""
 
 

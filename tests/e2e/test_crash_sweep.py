@@ -22,7 +22,7 @@ CALLS = (
     "fsync,fdatasync,utimensat,chmod,fchmod,write,writev,pwrite64,symlink,symlinkat"
 )
 MODEL = "model.safetensors"
-MODELGIT = (sys.executable, "-P", "-m", "modelgit")
+MODELGIT = (sys.executable, "-P", "-m", "modelgit")  # in a process of its own, as what is struck must be
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -41,9 +41,12 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs st
 
 
 def modelgit(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*MODELGIT, *words], cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
-    )
+    """Looks at what is left, or goes on: in a process that may be forked from a warm one."""
+    return run(place, sys.executable, *MODELGIT[1:], *words)
+
+
+def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
 
 
 def save(place: Path, value: int) -> bytes:
@@ -73,7 +76,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
     root = tmp_path_factory.mktemp("sweep")
     place = root / "commit"
     place.mkdir()
-    assert modelgit(place, "init", ".").returncode == 0
+    assert run(place, *MODELGIT, "init", ".").returncode == 0  # git is to call Python itself
     one = save(place, 1)
     assert modelgit(place, "commit", "-m", "one").returncode == 0
     assert modelgit(place, "switch", "-c", "side").returncode == 0
@@ -98,10 +101,7 @@ def struck(place: Path, words: tuple[str, ...], effect: str, git_turn: int = 0) 
     if not git_turn:
         follow = ["-f"] if "signal" in effect else []
         strace = ["strace", *follow, "-qq", "-o", "/dev/null", "-e", f"trace={CALLS}", "-e", f"inject={effect}"]
-        command = [*strace, *MODELGIT, *words]
-        return subprocess.run(
-            command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
-        )
+        return run(place, *strace, *MODELGIT, *words)
     tools = place.parent / f"{place.name}-tools"
     tools.mkdir(exist_ok=True)
     (tools / "git").write_text(WRAPPER)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 
 from modelgit.train.config import seed_hash
@@ -15,11 +13,6 @@ from modelgit.train.config import seed_hash
 COLOURS = {"ink": (20, 20, 20), "leaf": (30, 160, 40), "rose": (220, 40, 90)}
 SIZE = 32
 MakeZip = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def drawn(label: str, domain: str, name: str) -> bytes:
@@ -36,12 +29,11 @@ def drawn(label: str, domain: str, name: str) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture
-def make_zip(tmp_path: Path) -> MakeZip:
+def zip_maker(folder: Path) -> MakeZip:
     """Returns a function that writes a zip of `count` names for each class in every domain."""
 
     def make(name: str = "bars.zip", count: int = 20, domains: tuple[str, ...] = ("ink", "leaf", "rose")) -> Path:
-        path = tmp_path / name
+        path = folder / name
         with zipfile.ZipFile(path, "w") as archive:
             for domain in domains:
                 for label in ("lying", "standing"):

@@ -1,0 +1,51 @@
+"""What starts modelgit from a warm process, where that can be: it stands for Python in tests (see `warm_server`)."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def missing() -> str:
+    """Returns why processes cannot be started warm here, "" if they can."""
+    if os.environ.get("MODELGIT_COLD"):
+        return "MODELGIT_COLD is set"
+    return "" if sys.platform == "linux" and shutil.which("cc") else "needs Linux and a C compiler"
+
+
+@contextmanager
+def warm_python(place: Path) -> Iterator[str]:
+    """Makes a program in `place` that stands for this Python, and has its servers run meanwhile; returns its path."""
+    program = place / "python"
+    compiler = ["cc", "-O1", "-Wall", "-Werror", f'-DPYTHON="{sys.executable}"', "-o", str(program)]
+    subprocess.run([*compiler, str(HERE / "warm_python.c")], check=True)
+    (place / "modelgit").write_text(f'#!/bin/sh\nexec "{program}" -m modelgit "$@"\n')
+    (place / "modelgit").chmod(0o755)
+    with ExitStack() as stack:
+        for kind in ("light", "heavy"):
+            stack.enter_context(served(place / kind, kind, program))
+        yield str(program)
+
+
+@contextmanager
+def served(place: Path, kind: str, program: Path) -> Iterator[None]:
+    """Has a server run that is asked at `place`; it loads when it is asked for the first time."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen(64)  # whoever comes early waits
+        command = [sys.executable, "-P", str(HERE / "warm_server.py"), str(listener.fileno()), kind, str(program)]
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True, text=True
+        )
+    try:
+        yield
+    finally:
+        place.unlink()
+        server.communicate()
+        assert server.returncode == 0, kind

@@ -210,8 +210,8 @@ def by_hand(given: Material) -> Steps:
         for _ in range(count):
             rows = torch.randint(EXAMPLES, (BATCH,), generator=draws).to(given.labels.device, non_blocking=True)
             inputs, labels = given.batch(rows)
-            loss = functional.cross_entropy(forward(inputs), labels)
             optimiser.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(forward(inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             if on_cpu and not bool(loss.isfinite()):

@@ -42,6 +42,14 @@ def test_every_choice_has_its_arithmetic() -> None:
         assert bool(loss_of(choice, step(count=1), forward).isfinite())
 
 
+def test_a_batch_at_hand_in_one_piece_gives_what_its_parts_give() -> None:
+    whole = (torch.cat([x for x, _ in domains()]), torch.cat([y for _, y in domains()]))
+    for choice in (ERM, Coral(), Mixup(), GroupDro(), Irm(), Vrex()):
+        given = Step(1, 7, domains(), whole=whole)
+        assert torch.equal(loss_of(choice, given, forward), loss_of(choice, step(), forward))
+    assert Step(1, 7, domains(), whole=whole).inputs is whole[0]
+
+
 def test_erm_is_the_mean_over_all_examples() -> None:
     assert float(loss_of(ERM, step(), forward)) == pytest.approx(sum(entropies()) / 3, rel=1e-6)
 

@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         return with_mask(hidden, tokens.ne(0))
 
     def _layer(self, layer: nn.Module, last: bool, x: Tensor) -> Tensor:
-        hidden, mask = x[..., :-1], x[..., -1]
+        hidden, mask = x[..., :-1], x[..., -1].detach()  # kernels for attention have no gradient for a mask
         apart = (1.0 - mask)[:, None, None, :] * torch.finfo(hidden.dtype).min
         found = layer(hidden, attention_mask=apart)
         hidden = found[0] if isinstance(found, tuple) else found

@@ -13,10 +13,11 @@ TESTS = Path(__file__).parent
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A program that stands for Python and starts modelgit from a warm process, as long as the session lasts."""
-    if missing():
+    place = tmp_path_factory.mktemp("warm")
+    if missing(place):
         yield sys.executable
     else:
-        with warm_python(tmp_path_factory.mktemp("warm")) as program:
+        with warm_python(place) as program:
             yield program
 
 

@@ -11,7 +11,13 @@ from warm_python import missing
 from modelgit.repo.repository import Repository
 
 PYTHON = sys.executable  # itself
-pytestmark = pytest.mark.skipif(missing() != "", reason=missing() or "-")
+
+
+@pytest.fixture(autouse=True)
+def there(tmp_path_factory: pytest.TempPathFactory) -> None:
+    absent = missing(tmp_path_factory.getbasetemp() / "warm0")
+    if absent:
+        pytest.skip(absent)
 
 
 def done(python: str, place: Path, *words: str) -> tuple[int, str, str]:

@@ -10,13 +10,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PATH_BYTES = 100  # of a socket's path, at most
 
 
-def missing() -> str:
-    """Returns why processes cannot be started warm here, "" if they can."""
+def missing(place: Path) -> str:
+    """Returns why processes cannot be started warm from `place` here, "" if they can."""
     if os.environ.get("MODELGIT_COLD"):
         return "MODELGIT_COLD is set"
-    return "" if sys.platform == "linux" and shutil.which("cc") else "needs Linux and a C compiler"
+    if len(str(place / "light")) > PATH_BYTES:
+        return f"{place} is too long for a socket"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return "needs Linux 5.3"
+    return "" if shutil.which("cc") else "needs a C compiler"
 
 
 @contextmanager

@@ -92,9 +92,10 @@ def read_request(line: socket.socket) -> Request | None:
     for _, kind, data in more:
         if kind == socket.SCM_RIGHTS:
             places.frombytes(data)
-    if len(head) < INT.size or len(places) != PLACES:
+    length = INT.unpack(head)[0] if len(head) == INT.size and len(places) == PLACES else 0
+    text = line.recv(length, socket.MSG_WAITALL)
+    if not length or len(text) < length:
         return None
-    text = line.recv(INT.unpack(head)[0], socket.MSG_WAITALL)
     count, *texts = (os.fsdecode(piece) for piece in text.split(b"\0")[:-1])
     pairs = (row.partition("=") for row in texts[int(count) :])
     return Request(texts[: int(count)], {key: value for key, _, value in pairs}, list(places))

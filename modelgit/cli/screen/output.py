@@ -172,6 +172,8 @@ def plain(value: object) -> object:
     """Returns a value as JSON knows it."""
     if dataclasses.is_dataclass(value):
         return as_table(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a named one
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from modelgit.cli.app import explain, translated
 from modelgit.cli.screen.blocks import Block, Span, Table, line
-from modelgit.cli.screen.output import Output, View, as_table, safe
+from modelgit.cli.screen.output import Output, View, as_table, plain, safe
 from modelgit.errors import Conflict, FormatError, MergeConflict, ModelgitError, StorageFull
+from modelgit.formats.manifest import TensorEntry
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ def test_json_is_one_object_that_any_parser_takes() -> None:
     table = json.loads(said(output)[0], parse_constant=lambda word: word)
     assert table == {"schema": 1, "name": "x\x1b[31m", "sizes": [1, 20], "where": "a/b", "score": None}
     assert said(output)[0].count("\n") == 1
+
+
+def test_tensors_are_objects_in_json() -> None:
+    old, new = TensorEntry("w", "F32", (2, 3), "a" * 64), TensorEntry("w", "F32", (2, 3), "b" * 64)
+    table = {"name": "w", "dtype": "F32", "shape": [2, 3]}
+    assert plain([(old, new)]) == [[{**table, "oid": "a" * 64}, {**table, "oid": "b" * 64}]]
 
 
 def test_an_error_is_a_line_and_a_hint() -> None:

@@ -57,8 +57,8 @@ class Bundle:
         return self.size + more_bytes > FRAME_BYTES or len(self.members) >= MAX_MEMBERS
 
     def append(self, oid: bytes, data: Bytes, parent: Link | None) -> None:
-        """Add a member, whose data must stay as it is; all of a bundle have a parent, or none."""
-        self.pieces.append(data)
+        """Add a member; all of a bundle have a parent, or none. Its data is copied: what lies beside it may go."""
+        self.pieces.append(data.copy())
         self.members.append(oid)
         self.size += len(data)
         if parent is not None:
@@ -126,13 +126,16 @@ class Bundler:
     def _take(self) -> None:
         group = self._groups.popleft()
         data, oids = group.hashed.result()
+        self._add(group.members, oids, data)
         for oid, pending in zip(oids, group.pending, strict=True):
             pending.value = oid
-        self._add(group.members, oids, data)
 
     def _add(self, members: Sequence[Small], oids: Sequence[bytes], data: Bytes) -> None:
-        stored, bases, start = self._draft.has_together(oids), self._bases_of(members), 0
-        for member, oid, known, base in zip(members, oids, stored, bases, strict=True):
+        stored, start = self._draft.has_together(oids), 0
+        new = [member for member, known in zip(members, stored, strict=True) if not known]
+        bases = iter(self._bases_of(new))
+        for member, oid, known in zip(members, oids, stored, strict=True):
+            base = None if known else next(bases)
             if not known and oid not in self._unwritten and not self._draft.holds(oid):
                 bundle = self._bundle(member.width, base is not None, member.size)
                 bundle.append(oid, data[start : start + member.size], base)

@@ -2,16 +2,19 @@
 
 import json
 import struct
+import tracemalloc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from modelgit.errors import FormatError
+from modelgit.errors import CorruptObject, FormatError, StoreError
 from modelgit.events import Advanced, Event
 from modelgit.formats.manifest import Manifest
 from modelgit.formats.safetensors import TensorSpan
+from modelgit.store.backend import DirBackend
 from modelgit.store.bundling import SMALL_BYTES
 from modelgit.store.catalog import FEW
 from modelgit.store.codec.arrays import Bytes
@@ -126,6 +129,70 @@ def test_what_reads_may_fail_and_the_pack_says_so(store: ObjectStore) -> None:
         with pytest.raises(OSError, match="gone"):
             pending[1].oid()
     assert list(store.oids()) == []
+
+
+def test_what_waits_for_its_record_keeps_nothing_else_in_memory(store: ObjectStore) -> None:
+    """Tiny tensors among others that are stored already, or that go into another record."""
+    others = np.random.default_rng(0).integers(0, 256, (4, SMALL_BYTES - 8), np.uint8)
+
+    def read(number: int, into: Bytes) -> Bytes:
+        rows = [(other, np.array([number + 1], "<u8").view(np.uint8)) for other in others]
+        return np.concatenate([part for row in rows for part in row], out=into)
+
+    sizes = [(SMALL_BYTES - 8, "F32", None), (8, "I64", None)] * len(others)
+    with store.begin() as pack:
+        tracemalloc.start()
+        try:
+            for number in range(256):  # 64 MiB
+                pack.enter_together(partial(read, number), sizes)
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        pack.commit()
+    assert kept < 16 << 20
+    assert len(list(store.oids())) == len(others) + 256
+
+
+def damaged_parent(store: ObjectStore) -> tuple[str, bytes, str]:
+    """Store a tensor and a child of it, and damage the parent's record; return parent, child's bytes, child."""
+    with store.begin() as pack:
+        parent = pack.add_tensor(b"abcd" * 100, "F32")
+        pack.commit()
+    with store.begin() as pack:
+        child = pack.add_tensor(b"efgh" * 100, "F32")
+        pack.commit()
+    place = store.catalog.find(parse_oid(parent))
+    assert place is not None and isinstance(store.backend, DirBackend)
+    path = store.backend.root / place.pack
+    data = bytearray(path.read_bytes())
+    data[place.entry.offset + place.entry.length - 1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    return parent, b"efgh" * 100, child
+
+
+def test_no_id_is_given_of_what_could_not_be_taken_in(store: ObjectStore, tmp_path: Path) -> None:
+    parent, _, _ = damaged_parent(store)
+    again = ObjectStore(tmp_path / "modelgit", threads=2)
+
+    def read(into: Bytes) -> Bytes:
+        into[:] = 7
+        return into
+
+    with again.begin() as pack:
+        pending = pack.enter_together(read, [(400, "F32", parent)])
+        with pytest.raises(CorruptObject, match="checksum"):
+            pending[0].oid()
+        with pytest.raises(StoreError, match="left before"):
+            pending[0].oid()
+
+
+def test_what_is_stored_already_asks_for_no_parent(store: ObjectStore, tmp_path: Path) -> None:
+    parent, data, child = damaged_parent(store)
+    again = ObjectStore(tmp_path / "modelgit", threads=2)
+    with again.begin() as pack:
+        assert pack.add_tensor(data, "F32", parent) == child
+        pack.commit()
 
 
 def test_many_are_found_as_one_is(store: ObjectStore, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ class Bundler:
         """Forget what is being hashed, and wait for what runs."""
         running = [group.hashed for group in self._groups if not group.hashed.cancel()]
         self._groups.clear()
+        self._bundles.clear()
         for future in running:
             future.exception()
 

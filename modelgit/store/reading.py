@@ -91,6 +91,13 @@ class Reader:
         self._bundles: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
         self._bundled_bytes = 0
 
+    def forget(self) -> None:
+        """Let go of the records and bundles that are kept in memory."""
+        with self._lock:
+            self._records.clear()
+            self._bundles.clear()
+            self._bundled_bytes = 0
+
     def link(self, oid: bytes, below: int = MAX_DEPTH + 1) -> Link:
         """Return an object's record, with all it hangs on.
 

@@ -125,6 +125,7 @@ class PackWriter:
         self._bundler.abandon()
         self._pipeline.abandon()
         self._draft.discard()
+        self._reader.forget()  # it and this refer to each other: both may stay long
 
     def add_tensor(self, data: Buffer, dtype: str, parent: Oid | None = None) -> Oid:
         """Store raw little-endian bytes, as a difference to `parent` where that is smaller; return their id.

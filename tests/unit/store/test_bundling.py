@@ -1,5 +1,6 @@
 """Small tensors: read and hashed many at once, bundled, stored once each, found many at once."""
 
+import gc
 import json
 import struct
 import tracemalloc
@@ -151,6 +152,28 @@ def test_what_waits_for_its_record_keeps_nothing_else_in_memory(store: ObjectSto
         pack.commit()
     assert kept < 16 << 20
     assert len(list(store.oids())) == len(others) + 256
+
+
+def test_packs_that_were_left_keep_no_parents_in_memory(tmp_path: Path) -> None:
+    """Though nobody has looked for cycles yet."""
+    store = ObjectStore(tmp_path / "modelgit", threads=1)
+    rows = np.random.default_rng(0).integers(0, 256, (128, SMALL_BYTES - 8), np.uint8)
+    parents: list[str | None] = [None] * len(rows)
+    gc.disable()
+    tracemalloc.start()
+    try:
+        kept = []
+        for number in range(4):
+            rows[:, number] ^= 1
+            with store.begin() as pack:
+                parents = [pack.add_tensor(row.data, "U8", parent) for row, parent in zip(rows, parents, strict=True)]
+                pack.commit()
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert {store.info(oid).depth for oid in store.oids()} == {0, 1, 2, 3}
+    assert kept[3] - kept[1] < rows.nbytes
 
 
 def damaged_parent(store: ObjectStore) -> tuple[str, bytes, str]:

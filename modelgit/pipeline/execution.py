@@ -126,4 +126,6 @@ def named(step: str, say: Say) -> Say:
 
 def about(step: str, event: Event) -> Event:
     """Returns the event with the step in its name: two workers may be at like tasks."""
-    return event if isinstance(event, Noted) else replace(event, task=f"{step}: {event.task}")
+    if isinstance(event, Noted):
+        return Noted(f"{step}: {event.message}")
+    return replace(event, task=f"{step}: {event.task}")

@@ -50,6 +50,7 @@ class TrainResult:
     raw: dict[str, Tensor] | None = None  # the weights before averaging, where they are wanted
     trained_on: Mapping[str, int] = field(default_factory=dict)  # examples of each domain
     together: int = 1  # how many runs shared passes
+    kept_step: int | None = None  # of the weights that validated best, where these are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +326,8 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
     history, device = tuple(run.points), str(bench.device)
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
-    return replace(found, raw=raw, trained_on=counts(fitting.ready.split), together=run.together)
+    found = replace(found, together=run.together, kept_step=run.kept_step)
+    return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
 
 
 def refuse_mixing(ready: Prepared, config: FineTune) -> None:

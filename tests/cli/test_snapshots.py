@@ -278,6 +278,7 @@ RESULTS: dict[str, object] = {
         same=84,
         size_bytes=18_800_000,
         stored_bytes=9_300_000,
+        kept_step=160,
     ),
     "fsck": Checked(4, 1200, full=False),
     "fsck-full": Checked(1, 1, full=True),

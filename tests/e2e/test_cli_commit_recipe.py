@@ -71,6 +71,15 @@ def test_a_fine_tuning_is_committed_to_the_branch_and_can_be_done_again(place: P
     assert (again.exact, again.first, again.notes) == (True, None, ())
 
 
+def test_a_commit_says_which_step_was_kept_if_not_the_last(place: Path) -> None:
+    best = ["train.keep='best'", "train.lr=1e-9", "train.steps=2"]
+    made = repository().train("recipe.toml", overrides=best)
+    assert (made.kept_step, made.steps) == (0, 2) and made.subject.endswith(", step 0 kept")
+    details = json.loads(git("show", "HEAD:.modelgit/record.json"))["details"]
+    assert details["kept_step"] == 0 and [point["step"] for point in details["history"]] == [0, 2]
+    assert repository().train("recipe.toml", overrides=best, message="Mine").subject == "Mine"
+
+
 def test_recipe_pipeline_and_python_come_to_the_same_bits(place: Path) -> None:
     before = repository().head()
     first = repository().train(tomllib.loads(RECIPE))

@@ -20,7 +20,8 @@ def trained(result: "Trained") -> Iterator[Block]:
     yield line(f"[{result.branch or 'detached HEAD'} ", identity(result.commit), f"] {result.subject}")
     steps = f"{count_text(result.steps, 'step')} on " if result.kind == "train" else ""
     threads = f", {count_text(result.threads, 'thread')}" if result.device == "cpu" else ""
-    yield line(f"  {steps}{result.data} took {result.seconds:,.1f} s on {result.device}{threads}")
+    kept = f"; kept step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
+    yield line(f"  {steps}{result.data} took {result.seconds:,.1f} s on {result.device}{threads}{kept}")
     told = [f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.values.items() if name in METRICS]
     yield line(f"  {', '.join(told)}")
     stored = f"{bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"

@@ -40,6 +40,7 @@ COPIES = 4  # of the weights on disk at most, while a run is saved: weights, two
 class Trained:
     """A fine-tuning that was committed: where it went, on what it ran, what it scored (on how many examples each).
 
+    `kept_step` is after which of the steps the weights were there, where those are kept that validated best, else None.
     `changed` and `same` count tensors; `stored_bytes` is what it added to the object store, of `size_bytes`.
     """
 
@@ -59,6 +60,7 @@ class Trained:
     same: int
     size_bytes: int
     stored_bytes: int
+    kept_step: int | None = None
 
 
 def commit_recipe(repo: Repository, recipe: Recipe, listener: Listener = ignore, crew: Crew = SOLO) -> Trained:
@@ -207,4 +209,5 @@ def report(repo: Repository, request: TrainRequest, result: TrainResult, made: s
         same=same,
         size_bytes=sum(manifest.size_bytes for manifest in version.manifests.values()),
         stored_bytes=stored,
+        kept_step=result.kept_step,
     )

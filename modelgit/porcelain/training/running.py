@@ -94,12 +94,20 @@ def commit_result(
 ) -> str:
     """Returns the commit that holds the result; no ref leads to it yet. Its other files are `files`, or the start's."""
     kept = repo.version(request.start).files if files is None else files
+    chosen = chosen_step(request, result)
     if result.raw is None:
-        return commit_state(repo, request, result, Part(result.state, request.start, parents(repo, request), kept))
+        whole = Part(result.state, request.start, parents(repo, request), kept, chosen)
+        return commit_state(repo, request, result, whole)
     said = f", before {request.config.averaging.name} averaging"
     below = Part(result.raw, request.start, parents(repo, request), kept, said)
     raw = commit_state(repo, request, result, below)
-    return commit_state(repo, request, result, Part(result.state, raw, (raw,), kept))
+    return commit_state(repo, request, result, Part(result.state, raw, (raw,), kept, chosen))
+
+
+def chosen_step(request: TrainRequest, result: TrainResult) -> str:
+    """Returns a word for the subject, unless it was given, where the weights kept are not those of the last step."""
+    last = result.history[-1].step if result.history else 0
+    return "" if request.message or result.kept_step in (None, last) else f", step {result.kept_step} kept"
 
 
 Place = tuple[str, Manifest | None, Mapping[str, str], dict[str, Blob | bytes]]  # path, parent, metadata, other files
@@ -187,6 +195,7 @@ def details(repo: Repository, request: TrainRequest, result: TrainResult) -> dic
         "start": request.start,
         "head_from": request.head,
         "history": [asdict(point) for point in result.history],
+        **({"kept_step": result.kept_step} if result.kept_step is not None else {}),
         "device": result.device,
         **({"factory_digest": found} if (found := source_digest(request.architecture)) is not None else {}),
         "machine": {

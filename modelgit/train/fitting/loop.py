@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelgit.errors import TrainingError
-from modelgit.events import Advanced, Finished, Listener, Measured, Started
+from modelgit.events import Advanced, Finished, Listener, Measured, Noted, Started
 from modelgit.train.config import FineTune, seed_hash
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
@@ -45,10 +45,10 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The state of a run after `step` steps; `loss` is the mean in training since the last point."""
+    """The state of a run after `step` steps; `loss` is the mean in training since the last one (None at step 0)."""
 
     step: int
-    loss: float
+    loss: float | None
     val_accuracy: float | None
     val_loss: float | None = None
     domains: Mapping[str, float] = field(default_factory=dict)  # validation accuracy on each training domain
@@ -91,6 +91,7 @@ class Run:
     losses: list[float] = field(default_factory=list)  # since the last point, as far as they have been looked at
     pending: list[Tensor] = field(default_factory=list)  # those after: on a GPU a look waits for all that is queued
     best: tuple[float, Weights] | None = None
+    best_step: int = 0  # after which the best were there
     raw: Weights | None = None  # the last weights, where their average is what the run is for
     over: bool = False
     together: int = 1  # how many runs have shared its passes, at most: sums are rounded otherwise then
@@ -100,6 +101,11 @@ class Run:
     def changing(self) -> list[Tensor]:
         """Parameters, and statistics that go with them."""
         return [*self.parameters, *statistics_of(self.norms)]
+
+    @property
+    def kept_step(self) -> int | None:
+        """After which step the weights were there that are kept for validating best; None where the last are kept."""
+        return self.best_step if self.best is not None else None
 
 
 Validate = Callable[[], Validation]
@@ -173,7 +179,9 @@ def begin(member: Member) -> Clock:
     if run.step:
         listener(Advanced(run.task.name, run.step, "resumed"))
     elif run.config.keep == "best":
-        consider(run, member.validate())
+        found = member.validate()
+        consider(run, found)
+        run.points.append(Point(0, None, found.accuracy, found.loss, found.domains))
     return Clock(time.monotonic(), run.step)
 
 
@@ -210,8 +218,11 @@ def end(member: Member) -> None:
     """Gives the network its weights and tells that the run is over."""
     run = member.run
     finish(run)
-    accuracy = 100 * (run.points[-1].val_accuracy or 0)
-    member.listener(Finished(run.task.name, f"validation {accuracy:.1f} %"))
+    accuracy = run.best[0] if run.best is not None else run.points[-1].val_accuracy or 0
+    if run.kept_step not in (None, run.step):
+        told = f"kept step {run.kept_step} of {run.step}: no later step validated better"
+        member.listener(Noted(f"{run.task.name}: {told}"))
+    member.listener(Finished(run.task.name, f"validation {100 * accuracy:.1f} %"))
 
 
 @contextmanager
@@ -388,7 +399,7 @@ def look(run: Run, validate: Validate) -> None:
 def consider(run: Run, found: Validation) -> None:
     """Keeps the weights in place if they are the best so far and the best are wanted."""
     if run.config.keep == "best" and (run.best is None or found.accuracy > run.best[0]):
-        run.best = found.accuracy, copies(run.changing)
+        run.best, run.best_step = (found.accuracy, copies(run.changing)), run.step
 
 
 def finish(run: Run) -> None:

@@ -24,7 +24,7 @@ from modelgit.train.fitting.loop import Point, Run, give, set_trained
 from modelgit.train.fitting.norms import statistics_of
 from modelgit.train.fitting.optimisers import optimiser_for
 
-GENERATION = 1
+GENERATION = 2
 
 
 class Resume:
@@ -52,6 +52,7 @@ class Resume:
             "groups": len(groups),
             "average": values,
             "best": run.best[0] if run.best else None,
+            "best_step": run.best_step,
             "points": [list(astuple(point)) for point in run.points],
         }
         kept = {name: whole(t.detach()).cpu().contiguous() for name, t in tensors.items()}
@@ -107,6 +108,7 @@ def put(run: Run, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bo
     run.optimiser, run.step, run.points = optimiser, int(about["step"]), points
     run.together = int(about.get("together", 1))
     run.best = None if about["best"] is None else (float(about["best"]), placed(run.changing, collected("best", found)))
+    run.best_step = int(about["best_step"])
     run.carried = {n.removeprefix("carried/"): tensor for n, tensor in found.items() if n.startswith("carried/")}
     return True
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modelgit.errors import TrainingError
-from modelgit.events import Advanced, Event, Finished, Measured, Started
+from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started
 from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
 from modelgit.train.config import DataConfig, FineTune, Trains
 from modelgit.train.features import Features
@@ -70,7 +70,7 @@ def test_the_result_is_a_whole_state_on_the_cpu(init: dict[str, Tensor], data: D
 def test_training_learns(init: dict[str, Tensor], data: DataConfig) -> None:
     result = trained(init, data, replace(CONFIG, steps=60, eval_every=20))
     assert [point.step for point in result.history] == [20, 40, 60]
-    assert result.history[-1].loss < 0.5 * result.history[0].loss
+    assert (result.history[-1].loss or 1) < 0.5 * (result.history[0].loss or 0)
     assert result.history[-1].val_accuracy == result.scores.val_accuracy
     assert result.scores.val_accuracy >= 0.9
 
@@ -123,6 +123,17 @@ def test_the_best_weights_are_those_that_validated_best(init: dict[str, Tensor],
     curve = [point.val_accuracy or 0 for point in result.history]
     assert result.scores.val_accuracy >= max(curve)
     assert min(curve) < max(curve)  # so rough a rate loses what it had: there was something to choose
+    assert result.kept_step == 4 * curve.index(max(curve)) and result.history[0].loss is None
+
+
+def test_weights_that_no_step_betters_are_kept_and_that_is_said(init: dict[str, Tensor], data: DataConfig) -> None:
+    heard = list[Event]()
+    config = replace(CONFIG, steps=4, eval_every=2, lr=1e-9, keep="best")
+    result = trained(init, data, config, Workbench("cpu", listener=heard.append))
+    assert (result.kept_step, [point.step for point in result.history]) == (0, [0, 2, 4])
+    said = [event.message.partition(": ")[2] for event in heard if isinstance(event, Noted)]
+    assert said == ["kept step 0 of 4: no later step validated better"]
+    assert trained(init, data, replace(config, keep="last")).kept_step is None
 
 
 def test_raw_weights_come_beside_their_average(init: dict[str, Tensor], data: DataConfig) -> None:
@@ -149,7 +160,7 @@ def test_every_way_to_follow_gradients_trains(
     config = replace(CONFIG, steps=60, lr=1e-2, eval_every=20)
     plain, other = trained(init, data, config), trained(init, data, replace(config, **change))
     assert not torch.equal(plain.state["head.weight"], other.state["head.weight"])
-    assert other.history[-1].loss < 0.9 * other.history[0].loss
+    assert (other.history[-1].loss or 1) < 0.9 * (other.history[0].loss or 0)
 
 
 def test_accumulated_batches_are_one_larger_batch(init: dict[str, Tensor], data: DataConfig) -> None:

@@ -19,7 +19,7 @@ from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset, contents_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.networks.registry import check_architecture, check_untrained, weights_bytes
+from modelgit.train.networks.registry import check_architecture, check_frozen, check_untrained, weights_bytes
 
 NAMED = 4
 STORED = 0.25  # of a version's size, about what a fine-tuning takes as a difference
@@ -58,6 +58,7 @@ def checked(pipeline: Pipeline) -> Pipeline:
         refuse_leaks(pipeline, expected, loaded)
     informed_one = replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
     check_choices(informed_one)
+    check_stages(informed_one)
     return informed_one
 
 
@@ -69,6 +70,16 @@ def check_choices(pipeline: Pipeline) -> None:
             hint = "let it start from what was not trained on those examples, or leave out pick"
             told = f"[[report]] '{row.strategy}': runs cannot be chosen by step '{seen[0]}'"
             raise RecipeError(f"{told}: it, or its start, was trained on what it would be validated on", hint=hint)
+
+
+def check_stages(pipeline: Pipeline) -> None:
+    """Raises RecipeError for a training that freezes more stages than its network has, as far as that is known."""
+    asked = {(job.architecture, job.config.frozen_stages): job.name for job in pipeline.jobs if job.config is not None}
+    for (architecture, frozen), step in asked.items():
+        try:
+            check_frozen(architecture, frozen)
+        except RecipeError as error:
+            raise RecipeError(f"step '{step}': {error.message}", hint=error.hint) from error
 
 
 def check_import(job: Job) -> None:

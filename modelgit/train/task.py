@@ -28,7 +28,7 @@ from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
 from modelgit.train.networks.lora import adapt, adapter_of
-from modelgit.train.networks.network import Design, Network, head_tensors
+from modelgit.train.networks.network import Design, Network, check_stages, head_tensors
 from modelgit.train.networks.registry import build_network
 
 NOTHING = np.empty(0, np.int64)
@@ -86,7 +86,12 @@ class Workbench:
         return self._datasets[config]
 
     def prepare(self, network: Network, data: DataConfig, config: FineTune) -> Prepared:
-        """Returns the data as `config` trains on it: every image in use, and views of the training images."""
+        """Returns the data as `config` trains on it: every image in use, and views of the training images.
+
+        Raises:
+            RecipeError: more stages are frozen than there are.
+        """
+        check_stages(network, config.frozen_stages)
         dataset, parts = self.dataset(data)
         train = np.unique(np.concatenate(list(parts.train.values())))
         clean = np.union1d(train, evaluated(parts))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from modelgit.errors import DataError
+from modelgit.errors import DataError, RecipeError
 from modelgit.train.data.dataset import Kind
 
 Stage = Callable[[Tensor], Tensor]
@@ -138,3 +138,11 @@ def tried(featurizer: Stage, x: Tensor, identity: str, feature_size: int) -> Ten
         what = f"the featurizer of {identity}: expected (1, {feature_size}) of an example of {shape}, got {got}"
         raise DataError(what, hint="it must give as many numbers as the head reads")
     return found
+
+
+def check_stages(network: Network, frozen: int) -> None:
+    """Raises RecipeError if more stages are to stay as they are than a network has; all of them may."""
+    count = len(network.stages())
+    if frozen > count:
+        hint = f"from 0 to {count}; {count} trains the head alone"
+        raise RecipeError(f"frozen_stages = {frozen}: {network.identity} has {count} stages", hint=hint)

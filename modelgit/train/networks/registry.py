@@ -15,7 +15,7 @@ from modelgit.train.config import seed_hash
 from modelgit.train.networks.efficientnet import EfficientNetLite0
 from modelgit.train.networks.encoders.encoder import build_encoder
 from modelgit.train.networks.factory import build_made, factory_at, is_made
-from modelgit.train.networks.network import Design, Network, head_tensors
+from modelgit.train.networks.network import Design, Network, check_stages, head_tensors
 from modelgit.train.networks.resnet import resnet18, resnet50
 from modelgit.train.networks.small import Convolutional, MnistCnn, Perceptron
 from modelgit.train.networks.timm_network import build_timm
@@ -119,7 +119,18 @@ def untrained(architecture: str, seed: int) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if name not in head}
 
 
+def check_frozen(architecture: str, frozen: int) -> None:
+    """Raises RecipeError if a network has fewer stages; of one that its version describes that is not known here."""
+    if frozen and needs_nothing(architecture):
+        check_stages(outlined(architecture), frozen)
+
+
 def weights_bytes(architecture: str) -> int:
     """Returns how large a network's weights are, without making them where the code is ours."""
+    return sum(tensor.nbytes for tensor in outlined(architecture).state_dict().values())
+
+
+def outlined(architecture: str) -> Network:
+    """Returns a network of two classes, without its weights where the code is ours."""
     with torch.device("cpu" if is_made(architecture) else "meta"):
-        return sum(tensor.nbytes for tensor in build_network(architecture, 2).state_dict().values())
+        return build_network(architecture, 2)

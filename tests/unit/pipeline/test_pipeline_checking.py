@@ -10,6 +10,7 @@ from PIL import Image
 from modelgit.errors import DataError, ModelgitError, RecipeError
 from modelgit.pipeline.checking import checked
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
+from modelgit.train.networks.registry import build_network
 
 TARGET = """
 [pipeline]
@@ -70,6 +71,13 @@ def look(tmp_path: Path, text: str, *overrides: str, first: int = 50_000) -> Pip
 def test_a_sound_pipeline_passes_and_each_step_has_its_architecture(tmp_path: Path) -> None:
     text = TARGET.replace('kind = "import"\n', 'kind = "import"\narchitecture = "cnn"\n')
     assert {job.architecture for job in look(tmp_path, text).jobs} == {"cnn"}
+
+
+def test_more_frozen_stages_than_there_are_are_refused(tmp_path: Path) -> None:
+    stages = len(build_network("mlp", 2).stages())
+    assert look(tmp_path, TARGET, f"train.frozen_stages={stages}").jobs
+    with pytest.raises(RecipeError, match=rf"step '\w+': frozen_stages = 50: mlp.* has {stages} stages"):
+        look(tmp_path, TARGET, "train.frozen_stages=50")
 
 
 def test_other_data_that_holds_the_targets_examples_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modelgit.errors import TrainingError
+from modelgit.errors import RecipeError, TrainingError
 from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started
 from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
 from modelgit.train.config import DataConfig, FineTune, Trains
@@ -124,6 +124,15 @@ def test_the_best_weights_are_those_that_validated_best(init: dict[str, Tensor],
     assert result.scores.val_accuracy >= max(curve)
     assert min(curve) < max(curve)  # so rough a rate loses what it had: there was something to choose
     assert result.kept_step == 4 * curve.index(max(curve)) and result.history[0].loss is None
+
+
+def test_more_frozen_stages_than_there_are_are_refused_before_the_first(
+    init: dict[str, Tensor], data: DataConfig
+) -> None:
+    heard = list[Event]()
+    with pytest.raises(RecipeError, match=r"frozen_stages = 50: cnn.* has 3 stages"):
+        trained(init, data, replace(CONFIG, frozen_stages=50), Workbench("cpu", listener=heard.append))
+    assert not heard
 
 
 def test_weights_that_no_step_betters_are_kept_and_that_is_said(init: dict[str, Tensor], data: DataConfig) -> None:

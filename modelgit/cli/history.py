@@ -137,11 +137,12 @@ def trained(
 
     Under torchrun each process takes its part in the training; the first commits, and tells of it.
     """
-    from modelgit.porcelain.training.committing import assist, commit_recipe  # brings PyTorch
+    from modelgit.porcelain.training.committing import assist, commit_recipe, starting_size  # brings PyTorch
     from modelgit.recipe.single import load_recipe
     from modelgit.train.fitting.crews import crew_of
 
-    recipe = load_recipe(path, overrides, {key: value for key, value in given.items() if value is not None})
+    said = {key: value for key, value in given.items() if value is not None}
+    recipe = load_recipe(path, overrides, said, starting_size(repo))
     crew = crew_of(os.environ)
     if crew.rank:
         assist(repo, recipe, crew)

@@ -253,10 +253,11 @@ class Repository:
         Raises:
             RecipeError, DataError, DirtyWorktree, TrainingError: nothing has changed then.
         """
-        from modelgit.porcelain.training.committing import commit_recipe
+        from modelgit.porcelain.training.committing import commit_recipe, starting_size
         from modelgit.recipe.single import load_recipe
 
-        loaded = load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), overrides, said)
+        source = recipe if isinstance(recipe, Mapping) else Path(recipe)
+        loaded = load_recipe(source, overrides, said, starting_size(self._repo))
         return commit_recipe(self._repo, loaded, self._listener)
 
     def fold(self, base: str | None = None, message: str | None = None) -> work.Committed:

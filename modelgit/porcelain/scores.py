@@ -2,20 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import DataError
+from modelgit.errors import DataError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.porcelain.evidence.answers import pack_answers
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scorebook import SCORES_REF, parse_row
 from modelgit.porcelain.tensors import Tensor
 from modelgit.porcelain.training.designs import design_of
+from modelgit.porcelain.training.leaking import recorded_data
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
+from modelgit.train.data.loading import has_pixels
 from modelgit.train.evaluate import HELD_OUT, Accuracy, Scores
 from modelgit.train.scoring import domain_scorer
 from modelgit.train.task import Model, Workbench, score
@@ -35,15 +37,50 @@ class DataName:
     has_splits: bool
 
 
-def parse_data_name(text: str) -> DataName:
-    """Returns the data set that `text` names.
+def data_for(repo: Repository, revs: Sequence[str], text: str) -> DataName:
+    """Returns the data set that `text` names, for versions to be run on.
+
+    Raises:
+        As `parse_data_name` and `data_at` do.
+    """
+    return data_at(text, {rev: trained_size(repo, rev) for rev in revs})
+
+
+def data_at(text: str, sizes: Mapping[str, int | None]) -> DataName:
+    """Returns the data set that `text` names, its pictures at the size that the versions were trained at.
+
+    Raises:
+        UsageError: that is not the same size for all, and the data's own settings do not say which.
+    """
+    known: list[int | None] = [*sorted({size for size in sizes.values() if size is not None})]
+    found = list(dict.fromkeys(parse_data_name(text, size) for size in known or [None]))
+    if len(found) > 1 and has_pixels(found[0].config):
+        told = ", ".join(f"{rev} at {size}" for rev, size in sizes.items() if size is not None)
+        hint = "say at which to read the pictures: image_size of a data set in a pipeline, --on PIPELINE.toml#NAME"
+        raise UsageError(f"the versions were trained on pictures of different sizes: {told} pixels", hint=hint)
+    return found[0]
+
+
+def trained_size(repo: Repository, rev: str) -> int | None:
+    """Returns the pixels to a side that a version, else its nearest ancestor that says so, was trained at."""
+    for entry in repo.log([rev]):
+        record = read_record(repo, entry.commit)
+        data = recorded_data(record) if record is not None else None
+        if data is not None:
+            return data.image_size
+    return None
+
+
+def parse_data_name(text: str, image_size: int | None = None) -> DataName:
+    """Returns the data set that `text` names; pictures that no settings go with are of `image_size`.
 
     Raises:
         RecipeError: the pipeline file is malformed. DataError: it names no such data set.
     """
     path, mark, name = text.partition("#")
     if not mark:
-        return DataName(Path(text).stem, DataConfig(path=text), 0, has_splits=False)
+        config = DataConfig(text) if image_size is None else DataConfig(text, image_size=image_size)
+        return DataName(Path(text).stem, config, 0, has_splits=False)
     pipeline = load_pipeline(Path(path))
     if name not in pipeline.data:
         raise DataError(f"{path} has no data set '{name}'", hint=f"data sets: {', '.join(pipeline.data) or 'none'}")

@@ -40,10 +40,13 @@ class Recipe:
         check("threads", self.threads, 0 <= self.threads <= 1024, "from 0 to 1024")
 
 
-def load_recipe(source: Path | Table, overrides: Sequence[str] = (), said: Table = NOTHING) -> Recipe:
+def load_recipe(
+    source: Path | Table, overrides: Sequence[str] = (), said: Table = NOTHING, image_size: int | None = None
+) -> Recipe:
     """Returns the recipe in a file, or in a table; paths of data are relative to the file's folder, or where we are.
 
-    `overrides` are those of the command line, `said` are keys with their values.
+    `overrides` are those of the command line, `said` are keys with their values; `image_size` is that of the data where
+    nothing sets it.
 
     Raises:
         RecipeError: the file is missing, no TOML, a pipeline, or says something that cannot be carried out.
@@ -53,6 +56,8 @@ def load_recipe(source: Path | Table, overrides: Sequence[str] = (), said: Table
     table = {key: dict(value) if isinstance(value, Mapping) else value for key, value in {**found, **said}.items()}
     for override in overrides:
         apply_override(table, override)
+    if image_size is not None and isinstance(data := table.get("data"), dict):
+        data.setdefault("image_size", image_size)
     return build_recipe(table, folder)
 
 

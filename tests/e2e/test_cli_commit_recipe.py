@@ -12,6 +12,7 @@ from test_examples_run import DOMAINS, modelgit, write_data
 
 import modelgit as package
 from modelgit.errors import DataError, DifferencesFound, DirtyWorktree, ModelgitError, RecipeError, UsageError
+from modelgit.porcelain.scores import data_for
 from modelgit.porcelain.training.rerunning import Retrained, rerun
 from modelgit.repo.repository import Repository
 from modelgit.train.networks.registry import build_network
@@ -69,6 +70,10 @@ def test_a_fine_tuning_is_committed_to_the_branch_and_can_be_done_again(place: P
     assert not list(Path("models/.git/modelgit/cache/runs").glob("*"))
     again = verified(str(place))
     assert (again.exact, again.first, again.notes) == (True, None, ())
+    git("commit", "--allow-empty", "-q", "-m", "The same")
+    repo = Repository.open(Path("models"))
+    assert data_for(repo, ["main"], "data.zip").config.image_size == 16  # as it was trained, not the default
+    assert data_for(repo, [str(base)], "data.zip").config.image_size == 64
 
 
 def test_a_commit_says_which_step_was_kept_if_not_the_last(place: Path) -> None:

@@ -13,7 +13,7 @@ from modelgit.porcelain.reporting.history import best_before
 from modelgit.porcelain.reporting.tallying import Asked, Bools, Floats, answered, asked, by_domain
 from modelgit.porcelain.reporting.values import Answered, Estimate
 from modelgit.porcelain.scorebook import all_scores
-from modelgit.porcelain.scores import DataName, known_model, parse_data_name, split_key, workbench
+from modelgit.porcelain.scores import DataName, data_for, known_model, split_key, workbench
 from modelgit.porcelain.training.adapting import state_at
 from modelgit.repo.repository import Repository
 from modelgit.train.answers import asker
@@ -60,7 +60,7 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str 
     Raises:
         DataError: the data is missing, or has other classes than the model. UsageError: `by` with a split.
     """
-    name, model, commit = told_apart(parse_data_name(data), by), known_model(repo, rev), repo.resolve(rev)
+    name, model, commit = told_apart(data_for(repo, [rev], data), by), known_model(repo, rev), repo.resolve(rev)
     examples, ask = asker(bench, model, name.config, name.frozen_stages, splits=name.has_splits)
     on, logits = asked(examples), ask(state_at(repo, commit)).logits
     known = dict(accuracies(on, logits, split=name.has_splits))

@@ -16,7 +16,7 @@ from modelgit.errors import DataError, DirtyWorktree, ModelgitError, RecipeError
 from modelgit.events import Listener, ignore
 from modelgit.formats.manifest import Manifest
 from modelgit.porcelain.records import read_record
-from modelgit.porcelain.scores import note_scores, split_images, split_values, workbench
+from modelgit.porcelain.scores import note_scores, split_images, split_values, trained_size, workbench
 from modelgit.porcelain.training.leaking import refuse_leaks
 from modelgit.porcelain.training.running import commit_result, run_file, train, weights_path
 from modelgit.porcelain.training.values import TrainRequest
@@ -61,6 +61,12 @@ class Trained:
     size_bytes: int
     stored_bytes: int
     kept_step: int | None = None
+
+
+def starting_size(repo: Repository) -> int | None:
+    """Returns the pixels to a side that HEAD was trained at: what a recipe goes on with where it sets none."""
+    head = repo.head()
+    return trained_size(repo, head) if head is not None else None
 
 
 def commit_recipe(repo: Repository, recipe: Recipe, listener: Listener = ignore, crew: Crew = SOLO) -> Trained:

@@ -119,13 +119,14 @@ def named_judge(
     repo: Repository, aim: Aim, commits: Mapping[str, str], listener: Listener, given: "Given | None"
 ) -> Judge:
     """Return the judge by one of the metrics that `evaluate` reports."""
-    from modelgit.porcelain.scores import gauge_of, parse_data_name, split_key
+    from modelgit.porcelain.scores import data_for, gauge_of, split_key
     from modelgit.store.objects import available_threads
     from modelgit.train.data.loading import load_dataset
     from modelgit.train.data.splits import split
     from modelgit.train.task import Workbench
 
-    name, model = given[0] if given is not None else parse_data_name(aim.data), model_of(repo, commits)
+    model = model_of(repo, commits)
+    name = given[0] if given is not None else data_for(repo, list(commits.values()), aim.data)
     dataset = load_dataset(name.config)
     check_classes(repo, commits, dataset.classes, aim.data)
     bench = given[1] if given is not None else Workbench("auto", None, available_threads(), listener)

@@ -57,4 +57,9 @@ def loader(kind: Source, path: Path) -> Load:
     return {**TABLES, **ARRAYS}.get(ending, load_images)
 
 
+def has_pixels(config: DataConfig) -> bool:
+    """Tells whether what `config` names is read as pictures of its size, as far as its name and kind say."""
+    return loader(config.kind, Path(config.path)) in (load_images, load_parquet, load_saved)
+
+
 ENDINGS = (*TABLES, *ARRAYS)

@@ -45,6 +45,11 @@ def test_paths_are_relative_to_the_file_and_defaults_are_a_pipelines(tmp_path: P
     assert (recipe.kind, recipe.device, recipe.message) == ("train", "auto", "Words")
 
 
+def test_pictures_keep_the_size_of_the_start_unless_one_is_set() -> None:
+    assert load_recipe({"data": DATA, "train": TRAIN}, image_size=32).data.image_size == 32
+    assert load_recipe({"data": DATA, "train": TRAIN}, ["data.image_size=48"], image_size=32).data.image_size == 48
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

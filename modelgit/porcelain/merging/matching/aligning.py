@@ -30,6 +30,7 @@ from modelgit.merge.engine.ways import conflict_error
 from modelgit.porcelain.merging.matching.running import Running, Sample, running, sample
 from modelgit.porcelain.merging.values import Align, Aligned, AlignedHead, Choices, MergedHead
 from modelgit.porcelain.records import read_record
+from modelgit.porcelain.scores import data_for
 from modelgit.porcelain.tensors import load_state
 from modelgit.porcelain.versions import weights_of
 from modelgit.repo.repository import Repository
@@ -101,7 +102,9 @@ def reference(repo: Repository, members: Sequence[MergedHead], align: Align) -> 
     if align.by == "activations" and network is None:
         hint = "--align weights needs no run; an architecture is known of versions that a pipeline made"
         raise UsageError("--align activations: no record says which network these are weights of", hint=hint)
-    images = sample(network, align.data) if align.by == "activations" and network is not None else None
+    images = None
+    if align.by == "activations" and network is not None:
+        images = sample(network, data_for(repo, commits, align.data))
     return Ours(align.to, source, state, network, spec, images)
 
 

@@ -128,12 +128,13 @@ def computed(
     repo: Repository, head: InformedHead, how: tuple[Informing, Kind, str], model: TensorSource, listener: Listener
 ) -> tuple[InformedHead, Statistics]:
     """Returns what data a version was looked at on, and its statistics, from the cache where they are there."""
-    from modelgit.porcelain.merging.matching.running import digest_of
-    from modelgit.porcelain.scores import parse_data_name, split_key
+    from modelgit.porcelain.scores import data_for, split_key
     from modelgit.porcelain.tensors import torch_version
+    from modelgit.train.data.loading import load_dataset
 
     asked, kind, data = how
-    name, digest = parse_data_name(data), digest_of(data)
+    name = data_for(repo, [head.commit], data)
+    digest = load_dataset(name.config).digest
     parts = [GENERATION, torch_version(), contents_id(repo.version(head.commit)), split_key(name.config, digest)]
     key = "\0".join([*parts, str(name.has_splits), kind, asked.labels, str(asked.images)])
     place = repo.git_dir / "modelgit" / CACHE_FOLDER / f"{blake3(key.encode()).hexdigest()}.safetensors"
@@ -155,6 +156,7 @@ def made(
     import torch
 
     from modelgit.porcelain.merging.matching.running import running, sample
+    from modelgit.porcelain.scores import data_for
     from modelgit.porcelain.tensors import load_state
     from modelgit.train.statistics import diagonal_fisher, input_products
 
@@ -170,7 +172,7 @@ def made(
         whole.network.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(f"{head.name}: its tensors are not those of a {record.architecture}") from error
-    images = sample(network, data, asked.images)
+    images = sample(network, data_for(repo, [head.commit], data), asked.images)
     if asked.labels == "data" and kind == "fisher" and images.classes != record.classes:
         hint = "--stats-labels model needs no labels of the data"
         raise DataError(f"{data}: other classes than {head.name} has: {', '.join(images.classes[:5])}", hint=hint)

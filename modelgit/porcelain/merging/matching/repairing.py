@@ -16,6 +16,7 @@ from modelgit.merge.align.repair import normalised, reestimate, restore
 from modelgit.merge.engine.execution import MergeResult, Outcome
 from modelgit.porcelain.merging.matching.running import Running, Sample, running, sample
 from modelgit.porcelain.merging.values import Prepared, Repaired
+from modelgit.porcelain.scores import data_for
 from modelgit.porcelain.tensors import dtype_name, tensor_bytes, tensor_of
 from modelgit.porcelain.trials.contenders import contenders, merged, require_whole
 from modelgit.repo.repository import Repository
@@ -49,7 +50,8 @@ def repair(
     if network is None:
         hint = "only versions made by a pipeline, or by merging such, say which network they are weights of"
         raise DataError("--repair: no record says which architecture these versions are of", hint=hint)
-    images = sample(network, prepared.choices.repair)
+    commits = [head.commit for head in prepared.heads]
+    images = sample(network, data_for(repo, commits, prepared.choices.repair))
     what, tensors = repaired_tensors(prepared, network, state, images)
     changed = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, state[name])}
     listener(Finished(TASK, f"{len(changed)} tensors"))

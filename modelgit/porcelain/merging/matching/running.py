@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from modelgit.errors import DataError
 from modelgit.porcelain.records import Record
-from modelgit.porcelain.scores import parse_data_name
+from modelgit.porcelain.scores import DataName, parse_data_name
 from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
@@ -86,13 +86,12 @@ class Sample:
     classes: tuple[str, ...]
 
 
-def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
+def sample(network: Running, name: DataName, most: int = IMAGES) -> Sample:
     """Returns up to `most` images in an order drawn once for all: of a pipeline's data set, training images alone.
 
     Raises:
         DataError: no such data, or fewer than two images.
     """
-    name = parse_data_name(data)
     dataset = load_dataset(name.config)
     chosen = np.arange(len(dataset.labels))
     if name.has_splits:
@@ -100,7 +99,7 @@ def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
     chosen = np.random.default_rng(SEED).permutation(chosen)[:most]
     whole = len(chosen) // BATCH * BATCH or len(chosen)  # a smaller last batch would count as much as the others
     if whole < 2:
-        raise DataError(f"{data}: {whole} images, expected at least 2")
+        raise DataError(f"{name.config.path}: {whole} images, expected at least 2")
     prepare = network.whole.network.prepare
     parts = [chosen[start : start + BATCH] for start in range(0, whole, BATCH)]
     batches = tuple(prepare(torch.from_numpy(arrays_of(dataset, part.tolist())), dataset.kind) for part in parts)
@@ -109,5 +108,5 @@ def sample(network: Running, data: str, most: int = IMAGES) -> Sample:
 
 
 def digest_of(data: str) -> str:
-    """Returns what identifies a data set. Raises DataError."""
+    """Returns what identifies a data set, at whatever size its pictures are read. Raises DataError."""
     return load_dataset(parse_data_name(data).config).digest

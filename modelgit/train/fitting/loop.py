@@ -177,6 +177,7 @@ def begin(member: Member) -> Clock:
     run, listener = member.run, member.listener
     listener(Started(run.task.name, run.config.steps, "steps"))
     if run.step:
+        listener(Noted(f"{run.task.name}: goes on from step {run.step} of {run.config.steps}"))
         listener(Advanced(run.task.name, run.step, "resumed"))
     elif run.config.keep == "best":
         found = member.validate()

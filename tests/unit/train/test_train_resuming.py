@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelgit.events import Advanced, Event
+from modelgit.events import Event, Noted
 from modelgit.train.choices import (
     Averaging,
     Coral,
@@ -140,7 +140,7 @@ def test_every_objective_average_and_optimiser_goes_on_in_the_same_bits(make_zip
     init, notes = build_network("mlp", 2).state_dict(), list[str]()
 
     def listener(event: Event) -> None:
-        notes.extend([event.note] if isinstance(event, Advanced) and event.note == "resumed" else [])
+        notes.extend([event.message] if isinstance(event, Noted) else [])
 
     bench = Workbench("cpu", listener=listener)
     for number, (objective, averaging) in enumerate(itertools.product(OBJECTIVES, AVERAGES), 1):
@@ -150,7 +150,7 @@ def test_every_objective_average_and_optimiser_goes_on_in_the_same_bits(make_zip
         bench.resume = tmp_path / f"{number}"
         whole = fine_tune(bench, init, "mlp", data, chosen, fresh_head=True)
         again = fine_tune(bench, init, "mlp", data, chosen, fresh_head=True)
-        assert len(notes) == number, chosen
+        assert len(notes) == number and "goes on from step " in notes[-1] and notes[-1].endswith(" of 9"), chosen
         assert all(torch.equal(whole.state[name], again.state[name]) for name in whole.state), chosen
         assert again.history == whole.history, chosen
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from modelgit import errors
 from modelgit.events import Advanced, Finished, Listener, Noted, Started
 from modelgit.pipeline.keys import step_key
-from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, StackDone
+from modelgit.pipeline.messages import Done, Failed, Request, ScoreRequest, StackDone, StackRequest
 from modelgit.pipeline.outcome import Row, StepScore, compared, table
-from modelgit.pipeline.stacking import Stacking, taken
+from modelgit.pipeline.stacking import Stacking, left_alone, taken
 from modelgit.pipeline.steps import Steps
 from modelgit.pipeline.workers.pool import Pool
 from modelgit.porcelain.training.values import TrainRequest
@@ -41,6 +41,7 @@ class Books:
     asked: dict[str, str] = field(default_factory=dict)  # key by step
     made: list[str] = field(default_factory=list)
     waiting: deque[Request] = field(default_factory=deque)
+    spread: str = ""  # what to say, once, where nothing was stacked
 
 
 class Coordinator:
@@ -52,7 +53,7 @@ class Coordinator:
         self._pool = pool
         self._say = listener
         self._stacking = stacking
-        self._books = Books()
+        self._books = Books(spread=stacking.spread)
 
     def run(self) -> Outcome:
         """Returns the outcome when every step has its commit and its scores.
@@ -142,7 +143,18 @@ class Coordinator:
 
     def _dispatch(self) -> None:
         while self._pool.free and self._books.waiting:
-            self._pool.submit(taken(self._books.waiting, self._stacking, self._pool.busy))
+            request = taken(self._books.waiting, self._stacking, self._pool.busy)
+            self._tell_spread(request)
+            self._pool.submit(request)
+
+    def _tell_spread(self, request: Request) -> None:
+        """Says, once, that runs that could be stacked have a worker each, unless there was a stack."""
+        books = self._books
+        alone = left_alone(request, books.waiting, self._stacking)
+        if alone and books.spread:
+            self._say(Noted(books.spread))
+        if alone or isinstance(request, StackRequest):
+            books.spread = ""
 
     def _hear(self) -> None:
         reply = self._pool.next_reply()

@@ -1,6 +1,7 @@
 """Which fine-tunings that are ready at the same time go to one worker, to share their passes through the network."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelgit.pipeline.messages import Request, StackRequest
@@ -10,10 +11,14 @@ from modelgit.train.fitting.together import go_together
 
 @dataclass(frozen=True, slots=True)
 class Stacking:
-    """At most how many fine-tunings go together; those that are ready are divided over the devices that are idle."""
+    """At most how many fine-tunings go together; those that are ready are divided over the devices that are idle.
+
+    `spread` is what to say where that leaves nothing to stack.
+    """
 
     most: int = 1
     devices: int = 1
+    spread: str = ""
 
 
 def taken(waiting: deque[Request], stacking: Stacking, busy: int) -> Request:
@@ -27,6 +32,13 @@ def taken(waiting: deque[Request], stacking: Stacking, busy: int) -> Request:
     for other in others:
         waiting.remove(other)
     return StackRequest((first, *others)) if others else first
+
+
+def left_alone(taken_: Request, waiting: Iterable[Request], stacking: Stacking) -> bool:
+    """Tells whether a fine-tuning was taken without those that could share its passes, for there is room for all."""
+    if stacking.most == 1 or not isinstance(taken_, TrainRequest):
+        return False
+    return any(isinstance(other, TrainRequest) and can_share(taken_, other) for other in waiting)
 
 
 def can_share(one: TrainRequest, other: TrainRequest) -> bool:

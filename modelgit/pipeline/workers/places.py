@@ -63,7 +63,8 @@ def this_machine(device: str, workers: int, together: int) -> Workplace:
     gpus = gpu_names(count, os.environ.get(GPUS))
     on_gpus = chosen.type == "cuda"
     size = workers or (GPU_WORKERS * max(1, count) if on_gpus else available_threads())
-    stacking = Stacking(together or GPU_TOGETHER, max(1, count)) if on_gpus else Stacking(together or 1, size)
+    spread = f"{size} workers, one run each: nothing to stack; --workers 1 puts them together" if together > 1 else ""
+    stacking = Stacking(together or GPU_TOGETHER, max(1, count)) if on_gpus else Stacking(together or 1, size, spread)
     return Workplace(size, lambda repo: Processes(worker_command(repo, str(chosen)), gpus), stacking)
 
 

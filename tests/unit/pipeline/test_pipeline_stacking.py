@@ -2,11 +2,14 @@
 
 from collections import deque
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
+from modelgit.events import Event, Noted
 from modelgit.pipeline.messages import Request, ScoreRequest, StackRequest
-from modelgit.pipeline.stacking import Stacking, can_share, taken
+from modelgit.pipeline.run import Coordinator
+from modelgit.pipeline.stacking import Stacking, can_share, left_alone, taken
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.train.config import DataConfig, FineTune
 
@@ -56,3 +59,29 @@ def test_no_device_is_left_without(devices: int, sizes: list[int]) -> None:
 def test_what_wants_other_kernels_or_its_own_bits_goes_alone(apart: TrainRequest) -> None:
     assert can_share(training("a"), training("b"))
     assert not can_share(training("a"), apart)
+
+
+def test_those_that_could_share_and_have_a_worker_each_are_noticed() -> None:
+    one, two = training("a"), training("b")
+    assert left_alone(one, [two], Stacking(2, 2))
+    assert not left_alone(one, [], Stacking(2, 2)) and not left_alone(one, [two], Stacking(1, 2))
+    assert not left_alone(one, [training("b", replace(CONFIG, steps=6))], Stacking(2, 2))
+
+
+class Silent:
+    """A pool of which nothing is asked but to take requests."""
+
+    def __init__(self, size: int) -> None:
+        self.free, self.busy = size, 0
+
+    def submit(self, _request: Request) -> None:
+        self.free, self.busy = self.free - 1, self.busy + 1
+
+
+@pytest.mark.parametrize(("ready", "said"), [(1, []), (2, [Noted("spread")]), (3, [])])
+def test_that_is_said_once(ready: int, said: list[Event]) -> None:
+    heard, nothing = list[Event](), cast(Any, None)
+    coordinator = Coordinator(nothing, nothing, cast(Any, Silent(2)), Stacking(2, 2, "spread"), heard.append)
+    coordinator._books.waiting.extend(training(str(number)) for number in range(ready))
+    coordinator._dispatch()
+    assert heard == said

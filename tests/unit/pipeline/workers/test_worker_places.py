@@ -36,7 +36,8 @@ def test_this_machine_has_a_worker_for_each_core() -> None:
     assert workplace("local", (), "cpu", 0).size == available_threads()
     assert workplace("local", (), "cpu", 3).size == 3
     assert workplace("local", (), "cpu", 3).stacking == Stacking(1, 3)
-    assert workplace("local", (), "cpu", 3, 4).stacking == Stacking(4, 3)
+    told = "3 workers, one run each: nothing to stack; --workers 1 puts them together"
+    assert workplace("local", (), "cpu", 3, 4).stacking == Stacking(4, 3, told)
     with pytest.raises(TrainingError, match="unknown device"):
         workplace("local", (), "abacus", 0)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.trials.values import Barriers
 
 LEARNING = "Training and scoring"
+WHERE = "A folder, .zip, table (.csv, …), arrays (.npz), RECIPE.toml or PIPELINE.toml#NAME."
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
@@ -93,7 +94,7 @@ def register_scores(app: typer.Typer) -> None:
     def evaluate(
         session: Session,
         rev: Annotated[str, typer.Argument(help="A version.")] = "HEAD",
-        on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
+        on: Annotated[str, typer.Option("--on", metavar="DATA", help=WHERE)] = "",
         device: Device = "auto",
         gates: Annotated[
             list[str] | None, typer.Option("--gate", metavar="'accuracy>=0.75'", help="A bar to clear; repeat.")
@@ -104,12 +105,12 @@ def register_scores(app: typer.Typer) -> None:
     ) -> "Evaluation":
         """Score a version on a data set.
 
-        A folder or zip (domain/class/name.png) gives the accuracy on each domain; a pipeline's data set gives those
-        on its validation splits and its held-out domain. Beside them stand who is served worst, gaps between domains
-        or groups, how sure the model is of itself, and what was forgotten since an ancestor's best noted score, with
-        95 % intervals of accuracies. The version's record says which network it is. With a gate
-        the exit code is 0 if every bar is cleared, 1 if not, and 125 for a version that cannot be scored: what
-        `modelgit bisect run` goes by.
+        A folder or zip (domain/class/name.png), a table or arrays give the accuracy on each domain; the data of a
+        recipe or a pipeline gives those on its validation splits and its held-out domain. Beside them stand who is
+        served worst, gaps between domains or groups, how sure the model is of itself, and what was forgotten since an
+        ancestor's best noted score, with 95 % intervals of accuracies. The version's record says which network it is,
+        and at which size pictures are read. With a gate the exit code is 0 if every bar is cleared, 1 if not, and 125
+        for a version that cannot be scored: what `modelgit bisect run` goes by.
         """
         from modelgit.errors import UsageError
         from modelgit.porcelain.reporting.evaluating import evaluation
@@ -134,7 +135,7 @@ def register_barrier(app: typer.Typer) -> None:
     def barrier(
         session: Session,
         revs: Annotated[list[str], typer.Argument(metavar="A B…", help="The versions between which paths lie.")],
-        on: Annotated[str, typer.Option("--on", metavar="DATA", help="A folder, a .zip, or PIPELINE.toml#NAME.")] = "",
+        on: Annotated[str, typer.Option("--on", metavar="DATA", help=WHERE)] = "",
         metric: Metric = None,
         lower_is_better: Lower = False,
         points: Annotated[int, typer.Option("--points", metavar="N", help="On each path, its ends included.")] = 11,

@@ -14,7 +14,8 @@ from modelgit.porcelain.scorebook import SCORES_REF, parse_row
 from modelgit.porcelain.tensors import Tensor
 from modelgit.porcelain.training.designs import design_of
 from modelgit.porcelain.training.leaking import recorded_data
-from modelgit.recipe.pipeline import load_pipeline
+from modelgit.recipe.pipeline import is_recipe, load_pipeline, read_toml
+from modelgit.recipe.single import load_recipe
 from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig
 from modelgit.train.data.loading import has_pixels
@@ -29,7 +30,7 @@ Gauge = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class DataName:
-    """A data set as a user names it: a folder or zip, or `PIPELINE.toml#NAME` with its splits."""
+    """A data set as a user names it: a folder or file; or a recipe's, or `PIPELINE.toml#NAME`, with its splits."""
 
     label: str
     config: DataConfig
@@ -56,7 +57,7 @@ def data_at(text: str, sizes: Mapping[str, int | None]) -> DataName:
     found = list(dict.fromkeys(parse_data_name(text, size) for size in known or [None]))
     if len(found) > 1 and has_pixels(found[0].config):
         told = ", ".join(f"{rev} at {size}" for rev, size in sizes.items() if size is not None)
-        hint = "say at which to read the pictures: image_size of a data set in a pipeline, --on PIPELINE.toml#NAME"
+        hint = "say at which to read the pictures: image_size of the data in a recipe, --on RECIPE.toml"
         raise UsageError(f"the versions were trained on pictures of different sizes: {told} pixels", hint=hint)
     return found[0]
 
@@ -78,6 +79,8 @@ def parse_data_name(text: str, image_size: int | None = None) -> DataName:
         RecipeError: the pipeline file is malformed. DataError: it names no such data set.
     """
     path, mark, name = text.partition("#")
+    if Path(path).suffix == ".toml" and (not mark or is_recipe(read_toml(Path(path), "recipe"))):
+        return recipe_data(Path(path), name, image_size)
     if not mark:
         config = DataConfig(text) if image_size is None else DataConfig(text, image_size=image_size)
         return DataName(Path(text).stem, config, 0, has_splits=False)
@@ -85,6 +88,20 @@ def parse_data_name(text: str, image_size: int | None = None) -> DataName:
     if name not in pipeline.data:
         raise DataError(f"{path} has no data set '{name}'", hint=f"data sets: {', '.join(pipeline.data) or 'none'}")
     return DataName(name, pipeline.data[name], pipeline.frozen_stages, has_splits=True)
+
+
+def recipe_data(path: Path, name: str, image_size: int | None) -> DataName:
+    """Returns the data of a recipe.
+
+    Raises:
+        RecipeError: it is malformed. DataError: it is no recipe, or a name is given, which its data has not.
+    """
+    if name:
+        raise DataError(f"{path} is a recipe, and its data has no name, got '{name}'", hint=f"--on {path}")
+    if not is_recipe(read_toml(path, "recipe")):
+        raise DataError(f"{path} is no recipe, whose data could be read", hint=f"of a pipeline: --on {path}#NAME")
+    recipe = load_recipe(path, image_size=image_size)
+    return DataName(Path(recipe.data.path).stem, recipe.data, recipe.train.frozen_stages, has_splits=True)
 
 
 def workbench(repo: Repository, device: str = "auto", threads: int = 1, listener: Listener = ignore) -> Workbench:

@@ -82,6 +82,9 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         RecipeError: the file is missing, no TOML, or says something that cannot be carried out.
     """
     table = read_toml(path, "pipeline")
+    if is_recipe(table):
+        told = f"{path}: this is a recipe, of one fine-tuning"
+        raise RecipeError(told, hint=f"carry it out: modelgit commit --recipe {path}")
     for override in overrides:
         apply_override(table, override)
     return build_pipeline(table, path.absolute().parent)
@@ -95,6 +98,12 @@ def read_toml(path: Path, kind: str) -> dict[str, object]:
         raise RecipeError(f"cannot read {kind} {path}: {error}", hint="name a .toml file") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
+
+
+def is_recipe(table: Table) -> bool:
+    """Tells whether a file is of one fine-tuning: its [data] is one data set, no table of them."""
+    data = table.get("data")
+    return isinstance(data, Mapping) and isinstance(data.get("path"), str) and not {"pipeline", "step"} & table.keys()
 
 
 def apply_override(table: dict[str, object], override: str) -> None:

@@ -92,3 +92,10 @@ def test_a_split_knows_no_other_groups(place: Path, capfd: pytest.CaptureFixture
     assert "--on FILE --by COLUMN" in capfd.readouterr().err
     assert main(["evaluate", "--on", "../points.npz", "--by", "height"]) != 0
     assert "height" in capfd.readouterr().err
+
+
+def test_a_recipe_names_its_data(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capfd, "--on", "../recipe.toml")
+    assert found["data"] == "points" and {"val_accuracy/lab", "val_accuracy/field"} < set(found["values"])
+    assert main(["run", "../recipe.toml"]) != 0
+    assert "commit --recipe ../recipe.toml" in capfd.readouterr().err

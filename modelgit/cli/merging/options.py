@@ -50,7 +50,9 @@ class How:
     ] = None
     data: Annotated[
         str | None,
-        typer.Option("--on", metavar="DATA", help="What models are measured on: a folder, a .zip, FILE.toml#NAME."),
+        typer.Option(
+            "--on", metavar="DATA", help="What models are measured on: a folder, .zip, table… (see evaluate)."
+        ),
     ] = None
 
     def choices(self) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def check_gate(repo: Repository, request: Request, revs: Sequence[str]) -> None:
         raise UsageError(f"--gate: no record says which architecture to run: {', '.join(unknown)}", hint=hint)
     place = Path(str(request.data).partition("#")[0])
     if not place.exists():
-        raise DataError(f"{place}: no such data set", hint="--on DATA: a folder, .zip, table, or FILE.toml#NAME")
+        hint = "--on DATA: a folder, .zip, table, arrays, RECIPE.toml, or PIPELINE.toml#NAME"
+        raise DataError(f"{place}: no such data set", hint=hint)
 
 
 def needs_data(choices: Choices) -> bool:

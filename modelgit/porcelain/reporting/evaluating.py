@@ -43,8 +43,9 @@ class Evaluation:
 def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
     """Returns the metrics of a version on `data`, by name; nothing is recorded.
 
-    A folder or zip gives `accuracy` (mean over its domains), `worst_domain_accuracy` and `accuracy/DOMAIN`;
-    `PIPELINE.toml#NAME` gives `val_accuracy` and, with a held-out domain, `ood_accuracy`. Both: see `evaluation`.
+    A folder or file gives `accuracy` (mean over its domains), `worst_domain_accuracy` and `accuracy/DOMAIN`;
+    `RECIPE.toml` and `PIPELINE.toml#NAME` give `val_accuracy` and, with a held-out domain, `ood_accuracy`. All: see
+    `evaluation`.
     """
     return evaluation(workbench(repo, listener=listener), repo, rev, data).values
 
@@ -79,7 +80,7 @@ def told_apart(name: DataName, by: str | None) -> DataName:
         return name
     if name.has_splits:
         hint = "name the file itself: --on FILE --by COLUMN"
-        raise UsageError(f"--by {by}: a pipeline's splits are by its own domains", hint=hint)
+        raise UsageError(f"--by {by}: splits are by the data's own domains", hint=hint)
     return replace(name, config=replace(name.config, columns=replace(name.config.columns, domain=by)))
 
 

@@ -33,7 +33,7 @@ def check_trial(trial: Trial, data: str | None) -> None:
     asked = {"--select": trial.select, "--search": trial.search, "--barrier-max": trial.barrier_max is not None}
     option = next((name for name, value in asked.items() if value), None)
     if option and not data:
-        raise UsageError(f"{option} needs data to measure models on", hint="--on DATA: a folder, .zip, FILE.toml#NAME")
+        raise UsageError(f"{option} needs data to measure models on", hint="--on DATA: a folder, .zip, table, …")
     if trial.barrier_max is not None and not 0 <= trial.barrier_max < float("inf"):
         raise UsageError(f"--barrier-max {trial.barrier_max}: expected a number of 0 or more")
     extra = {"--metric": trial.metric, "--lower-is-better": trial.lower_is_better, "--holdout": trial.holdout}

@@ -75,7 +75,8 @@ def choose(asked: Columns, known: Sequence[str], inputs: Sequence[str], path: st
             continue
         if found is None or found not in known:
             wanted = f"'{found}'" if found is not None else " or ".join(f"'{name}'" for name in usual)
-            hint = f"columns: {listed(known)}; say which to read: columns.{role}"
+            read = f"columns.{role} of [data] in a recipe, --on RECIPE.toml"
+            hint = f"columns: {listed(known)}; say which to read: {read}"
             raise DataError(f"{path}: no column {wanted}", hint=hint)
         chosen[role] = found
     return Columns(**chosen)

@@ -103,7 +103,8 @@ def test_arrays_that_are_wrong_say_where(arrays: dict[str, Array], said: str, tm
 def test_an_unknown_array_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'z'") as caught:
         load(npz(tmp_path / "a.npz"), columns=Columns(input="z"))
-    assert caught.value.hint == "columns: x, y, domain; say which to read: columns.input"
+    read = "say which to read: columns.input of [data] in a recipe, --on RECIPE.toml"
+    assert caught.value.hint == f"columns: x, y, domain; {read}"
 
 
 class Marker:

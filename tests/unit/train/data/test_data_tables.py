@@ -137,7 +137,8 @@ def test_json_lines_that_are_wrong_say_where(text: str, said: str, tmp_path: Pat
 def test_an_unknown_column_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'site'") as caught:
         load(csv_of(tmp_path / "t.csv", ROWS), columns=Columns(domain="site"))
-    assert caught.value.hint == "columns: text, label, domain, name; say which to read: columns.domain"
+    read = "say which to read: columns.domain of [data] in a recipe, --on RECIPE.toml"
+    assert caught.value.hint == f"columns: text, label, domain, name; {read}"
 
 
 def test_a_label_outside_the_classes_lists_the_classes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
-Unit = Literal["bytes", "objects", "steps", "tensors", "versions", "images", "jobs", "evaluations"]
+Unit = Literal["bytes", "objects", "steps", "tensors", "versions", "images", "examples", "jobs", "evaluations"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, fi
     """Computes clean and augmented features, each example read once; straight into `files` if there are any."""
     task = f"features of {Path(dataset.path).name}"
     everything = np.union1d(wanted.clean, wanted.viewed)
-    place.listener(Started(task, len(wanted.clean) + wanted.passes * len(wanted.viewed), "images"))
+    total = len(wanted.clean) + wanted.passes * len(wanted.viewed)
+    place.listener(Started(task, total, "images" if dataset.kind == "images" else "examples"))
     order, read = reader(network, dataset, everything)
     first = embedded(network, ready(network, dataset, read(order[:1])), place)
     shape = first.shape[1:]

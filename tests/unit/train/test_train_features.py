@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,12 @@ def test_disk_and_memory_give_the_same_and_the_second_time_nothing_is_computed(
     assert events == []
     for found in (first, second):
         assert torch.equal(found.clean, memory.clean) and torch.equal(found.views, memory.views)
+
+
+def test_what_is_no_image_is_counted_as_an_example(network: Network, dataset: Dataset) -> None:
+    events: list[Event] = []
+    features(network, replace(dataset, kind="arrays"), wanted(views=0), Place(2, CPU, None, events.append))
+    assert events[0] == Started("features of bars.zip", 12 + 6, "examples")
 
 
 def test_nothing_but_the_result_stays(network: Network, dataset: Dataset, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def computed(
     key = "\0".join([*parts, str(name.has_splits), kind, asked.labels, str(asked.images)])
     place = repo.git_dir / "modelgit" / CACHE_FOLDER / f"{blake3(key.encode()).hexdigest()}.safetensors"
     if asked.fresh or not intact(place):
-        listener(Started("statistics", None, "images"))
+        listener(Started("statistics", None, "examples"))
         tensors, images = made(repo, head, how, listener)
         listener(Finished("statistics", f"{head.name}: {images:,} images of {name.label}"))
         write(place, tensors, images)

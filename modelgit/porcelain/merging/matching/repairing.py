@@ -41,7 +41,7 @@ def repair(
     require_whole(prepared)
     torch.set_num_threads(1)
     pack, listener = to
-    listener(Started(TASK, None, "images"))
+    listener(Started(TASK, None, "examples"))
     plain = merged(repo, prepared.plans)
     if plain is None:
         raise MergeConflict("values beyond the range of their type", hint="merge with a smaller scale")

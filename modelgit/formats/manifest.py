@@ -22,7 +22,6 @@ from modelgit.formats.dtypes import DTYPES, size_bytes
 from modelgit.formats.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, check_name
 
 MAGIC = "modelgit manifest "
-quoted = json.JSONEncoder(ensure_ascii=False).encode
 VERSION = 1
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 OID = r"[0-9a-f]{64}"
@@ -30,6 +29,8 @@ NUMBER = r"0|[1-9][0-9]{0,18}"
 HEADER_LINE = re.compile(rf"header ({OID}) ({NUMBER})")
 SIZE_LINE = re.compile(rf"size ({NUMBER})")
 TENSOR_LINE = re.compile(rf'("(?:[^"\\]|\\.)*") ([A-Z0-9_]+) \[((?:{NUMBER})(?:,(?:{NUMBER}))*|)\] ({OID})')
+
+quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class TensorEntry(NamedTuple):
@@ -201,6 +202,11 @@ def parse_name(text: str) -> str:
     if not isinstance(name, str) or quoted(name) != text:
         raise FormatError(f"name {text[:120]} is not in canonical form")
     return name
+
+
+def by_name(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
+    """Returns the tensors of a manifest by their names."""
+    return {entry.name: entry for entry in manifest.tensors} if manifest is not None else {}
 
 
 def relatives(manifests: Mapping[str, Manifest], path: str) -> Manifest | None:

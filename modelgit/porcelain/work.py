@@ -19,7 +19,7 @@ from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import Manifest, followed, write
 from modelgit.porcelain.records import RECORD_PATH, Record, read_record, write_record
 from modelgit.repo import worktree
-from modelgit.repo.drivers import ATTRIBUTES_PATH, configure
+from modelgit.repo.drivers import ATTRIBUTES_PATH
 from modelgit.repo.filling import fill, left_over
 from modelgit.repo.merging.underway import paths_in_conflict, refuse_merge
 from modelgit.repo.repository import Repository
@@ -256,7 +256,6 @@ def arrive(repo: Repository, rev: str, *, created: bool, force: bool, listener: 
         if created and repo.branch() != rev:
             repo.git.attempt("branch", "--quiet", "-D", "--end-of-options", rev)
         raise
-    set_up(repo, made, listener)
     fill_in(repo, listener)
     kept = () if force else worktree.local_changes(repo, listener)
     return CheckedOut(made, repo.branch(), created, kept, before if before and is_lost(repo, before) else None)
@@ -295,15 +294,6 @@ def is_lost(repo: Repository, commit: str) -> bool:
     if repo.git.attempt("merge-base", "--is-ancestor", commit, "HEAD")[0] == 0:
         return False
     return not repo.git.run("for-each-ref", "--count=1", f"--contains={commit}")
-
-
-def set_up(repo: Repository, commit: str, listener: Listener) -> None:
-    """Sets up a clone by plain git that has weight files now: else git's next `add` would take them whole."""
-    if "modelgit.version" in repo.git.settings or not repo.version(commit).manifests:
-        return
-    with repo.git.taking_locks():
-        repo.hooked = configure(repo.git, repo.git_dir)
-    listener(Noted("set up this clone for weights, as modelgit init does: plain git stores manifests from now on"))
 
 
 def follow_remote_branch(repo: Repository, rev: str) -> bool:

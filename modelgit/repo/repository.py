@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from modelgit.errors import FormatError, RepositoryError, RevisionError, UsageError
+from modelgit.events import Listener, Noted, ignore
 from modelgit.formats.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest, parse_bytes, write
 from modelgit.repo.drivers import ATTRIBUTES, ATTRIBUTES_PATH, check_version, configure
 from modelgit.repo.gitdir import (
@@ -73,6 +74,18 @@ class Repository:
         from modelgit.store.objects import ObjectStore
 
         return ObjectStore(self.git_dir / STORE_FOLDER)
+
+    def set_up(self, listener: Listener = ignore) -> None:
+        """Sets up a repository that gets weights, as `init` does, if it is not; the listener hears of it.
+
+        In one that is not, as in a clone by plain git, git takes weights whole, and pushes history without objects.
+        """
+        if "modelgit.version" in self.git.settings:
+            return
+        with self.git.taking_locks():
+            self.hooked = configure(self.git, self.git_dir)
+        del self.git.settings
+        listener(Noted("set up this repository for weights, as modelgit init does: plain git stores manifests now"))
 
     def packed_bytes(self) -> int:
         """Returns the bytes of all packs, without opening the store."""
@@ -369,6 +382,8 @@ class Repository:
         """
         if not draft.message.strip():
             raise UsageError("empty commit message", hint='say what changed: -m "…"')
+        if any(path.endswith(WEIGHTS_SUFFIX) for path in draft.files):
+            self.set_up()
         tree = self.write_tree(draft.files)
         parents = [word for parent in draft.parents for word in ("-p", parent)]
         message = with_trailers(draft.message, draft.trailers).encode("utf-8", "replace")

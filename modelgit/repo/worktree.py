@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import DirtyWorktree, FormatError, MissingObject, RepositoryError, UsageError
 from modelgit.events import Listener, ignore
-from modelgit.formats.manifest import Manifest, TensorEntry, is_manifest, relatives
+from modelgit.formats.manifest import Manifest, TensorEntry, by_name, is_manifest, relatives
 from modelgit.repo.drivers import ATTRIBUTES_PATH, keep_current
 from modelgit.repo.files import (
     backdate,
@@ -153,6 +153,8 @@ def rewrite(
     refuse_linked_weights(target, files)
     refuse_obstacles(look.root, files, move.delete)
     refuse_missing(repo, [target.manifests[path] for path in move.write if path in target.manifests])
+    if target.manifests:
+        repo.set_up(listener)
     for path in move.delete:
         delete_path(look.root, path)
     previous = old.manifests if old else {}
@@ -320,6 +322,8 @@ def add(repo: Repository, paths: Sequence[str] | None = None, *, listener: Liste
     head = repo.head()
     parents, older = repo.version(head).manifests if head else {}, Earlier(repo, head)
     with pack_for(repo, changed) as pack:
+        if pack is not None:
+            repo.set_up(listener)
         for path, found in changed.items():
             files.pop(path, None)
             if found is not None:
@@ -367,11 +371,6 @@ class Earlier:
         for files, everything in self.versions:
             yield by_name(files.get(path))
             yield everything
-
-
-def by_name(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
-    """Returns the tensors of a manifest by their names."""
-    return {entry.name: entry for entry in manifest.tensors} if manifest is not None else {}
 
 
 def pack_for(

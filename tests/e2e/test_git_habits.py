@@ -266,7 +266,7 @@ def test_a_clone_by_plain_git_keeps_weights_out_of_git(repo: Repository, top: Pa
     else:
         work.switch(copy, "other", listener=heard.append)  # brings the objects, too
         assert (clone / MODEL).read_bytes() == (top / MODEL).read_bytes()
-    assert any(isinstance(e, Noted) and "set up this clone for weights" in e.message for e in heard)
+    assert any(isinstance(e, Noted) and "set up this repository for weights" in e.message for e in heard)
     write_model(clone / MODEL, 3.0)
     git(clone, "commit", "--quiet", "--all", "--message", "By plain git")
     assert git(clone, "show", f"HEAD:{MODEL}").startswith("modelgit manifest")

@@ -10,10 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plain_git import MODEL, clean, commit, copied, environment, git, leftovers, load, modelgit, moved, run, tensors
+from plain_git import (
+    MODEL,
+    clean,
+    commit,
+    copied,
+    environment,
+    git,
+    leftovers,
+    load,
+    modelgit,
+    moved,
+    run,
+    save,
+    tensors,
+)
 
 from modelgit.errors import DamageFound, MissingObject
 from modelgit.formats.manifest import is_manifest
+from modelgit.porcelain.python import Repository as Models
 from modelgit.porcelain.sharing import export
 from modelgit.porcelain.upkeep.damage import fsck
 from modelgit.repo import transport
@@ -64,6 +79,29 @@ def test_a_push_sends_objects_first_and_a_plain_clone_is_filled_in(place: Path) 
     git(clone, "push", "--quiet")
     git(place, "pull", "--quiet", "--ff-only", "origin", "main")
     assert same_bytes(clone, place) and clean(place), "a pull by plain git brings the objects it needs"
+
+
+@pytest.mark.parametrize("step", ["commit", "add", "pull", "merge", "python"])
+def test_a_plain_clone_that_gets_weights_sends_their_objects(place: Path, step: str) -> None:
+    """Whichever of modelgit's commands brings the first weights, plain git's next commit and push are safe."""
+    git(place, "push", "--quiet", "origin", "main")
+    git(place.parent, "clone", "--quiet", "origin.git", "clone")
+    clone = place.parent / "clone"
+    if step in ("pull", "merge"):
+        commit(place, OTHER, "other")
+        git(place, "push", "--quiet", "origin", "main")
+        modelgit(clone, "fetch")
+        modelgit(clone, *(["pull"] if step == "pull" else ["merge", "origin/main"]))
+    elif step == "python":
+        Models(clone).commit(OTHER, "other", branch="beside")  # the work tree is left alone
+    else:
+        save(clone, OTHER)
+        modelgit(clone, *(["commit", "-m", "other"] if step == "commit" else ["add", MODEL]))
+    save(clone, moved(OTHER, {"a.weight": 0.25}))
+    git(clone, "commit", "--quiet", "--all", "--message", "by plain git")
+    assert git(clone, "show", f"HEAD:{MODEL}").startswith("modelgit manifest")
+    git(clone, "push", "--quiet", "origin", "--all")
+    assert modelgit(place.parent / "origin.git", "fsck", "--full").startswith("ok ")
 
 
 def test_a_fetch_brings_what_a_plain_clone_lacks_of_earlier_versions(place: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 from modelgit.errors import FormatError
 from modelgit.events import Advanced, Finished, Listener, Started, ignore
 from modelgit.formats.dtypes import size_bytes
-from modelgit.formats.manifest import Manifest, TensorEntry
+from modelgit.formats.manifest import Manifest, TensorEntry, by_name
 from modelgit.formats.safetensors import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -33,11 +33,6 @@ WAITING = 4096  # tensors entered whose ids were not asked for yet
 RUN_BYTES, RUN_TENSORS = 1 << 20, 4096  # small tensors that are read and hashed at once
 
 
-def parents_of(parent: Manifest | None) -> Mapping[str, TensorEntry]:
-    """Return the tensors that differences may be stored to, by name."""
-    return {entry.name: entry for entry in parent.tensors} if parent is not None else {}
-
-
 def delta_parent(parents: Mapping[str, TensorEntry], name: str, dtype: str, shape: Sequence[int]) -> Oid | None:
     """Return the id of the tensor of that name, if its type and size are the same."""
     found = parents.get(name)
@@ -51,7 +46,7 @@ class Collected:
     """The tensors of a manifest in the making, some of whose ids are not known yet."""
 
     def __init__(self, parent: Manifest | None, listener: Listener, total: int | None, older: Older = ()) -> None:
-        self._parents, self._older, self._listener = [parents_of(parent)], iter(older), listener
+        self._parents, self._older, self._listener = [by_name(parent)], iter(older), listener
         self._waiting: deque[tuple[str, str, tuple[int, ...], Pending]] = deque()
         self._entries: list[TensorEntry] = []
         listener(Started("store weights", total, "bytes"))

@@ -24,17 +24,17 @@ def test_paths_and_file_urls_name_the_same_folder(tmp_path: Path) -> None:
 
 def test_bare_or_not_the_git_directory_is_found(tmp_path: Path) -> None:
     bare = git_folder(tmp_path / "bare.git")
-    inside = git_folder(tmp_path / "work" / ".git")
+    inside = git_folder(tmp_path / "whole" / ".git")
     assert git_directory_of(str(bare)) == bare.resolve()
-    assert git_directory_of(str(tmp_path / "work")) == inside.resolve()
+    assert git_directory_of(str(tmp_path / "whole")) == inside.resolve()
 
 
 def test_a_linked_work_tree_and_a_submodule_name_theirs(tmp_path: Path) -> None:
-    shared = git_folder(tmp_path / "work" / ".git")
+    shared = git_folder(tmp_path / "whole" / ".git")
     private = shared / "worktrees" / "linked"
     private.mkdir(parents=True)
     (private / "commondir").write_text("../..\n")
-    for name, text in (("linked", f"gitdir: {private}\n"), ("module", "gitdir: ../work/.git\n")):
+    for name, text in (("linked", f"gitdir: {private}\n"), ("module", "gitdir: ../whole/.git\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".git").write_text(text)
         assert git_directory_of(str(tmp_path / name)) == shared.resolve()

@@ -91,7 +91,6 @@ class Bundler:
     def enter(self, data: Bytes, width: int, parent: Oid | None) -> Pending:
         """Take in a small tensor; its data is copied."""
         self.drain()
-        data = data.copy()
         oid = identity.whole("tensor", data.data)
         self._add([Small(len(data), width, parent)], [oid], data)
         return Pending(self.drain, oid)

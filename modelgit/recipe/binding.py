@@ -71,9 +71,11 @@ def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
         return None
     if len(real := [option for option in options if option is not type(None)]) == 1:
         return convert(real[0], value, where)
-    named = {default_name(option): option for option in options if dataclasses.is_dataclass(option)}
-    if len(named) == len(options):
-        return convert_named(named, value, where)
+    shapes = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(shapes) == len(options):
+        return convert_named({default_name(option): option for option in shapes}, value, where)
+    if len(shapes) == 1 and isinstance(value, Mapping):  # what is wrong in the table is then told
+        return convert(shapes[0], value, where)
     for option in options:
         if option is type(None):
             continue

@@ -7,6 +7,7 @@ the value before in the list of `round`, and where there is none `first` is what
 
 import dataclasses
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,38 @@ class Outer:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusing:
+    """Weights that each run draws for the heads: exp(r u) each, u uniform from 0 to 1, r being the `fusing_range`.
+
+    So Ramé et al. 2022 (arXiv:2212.10445) mix auxiliary models to compare with fusing (Choshen et al. 2022,
+    arXiv:2204.03044).
+    """
+
+    fusing_range: float = 4.0
+
+    def __post_init__(self) -> None:
+        check("fusing_range", self.fusing_range, 0 < self.fusing_range <= 20, "above 0, at most 20")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What decides the weights that a merge draws, but for the names of its heads."""
+
+    fusing: Fusing
+    run: int
+    seed: int
+
+    def weights(self, names: Sequence[str]) -> tuple[float, ...]:
+        """Returns the heads' weights, which add up to 1; each head has a stream of its own, by its name.
+
+        Six digits, for every machine must have the same: `exp` is not the same to the last bit on all.
+        """
+        powers = PowerRange(0.0, self.fusing.fusing_range, math.e)
+        drawn = [float(draw(f"weight of {name}", powers, self.run, self.seed)) for name in names]
+        return tuple(float(f"{value / sum(drawn):.6g}") for value in drawn)
+
+
+@dataclass(frozen=True, slots=True)
 class StepTemplate:
     """A `[[step]]` table as written; which keys it may have depends on its kind.
 
@@ -73,7 +106,7 @@ class StepTemplate:
     heads: tuple[str, ...] = ()
     method: str = "linear"
     settings: dict[str, object] = field(default_factory=dict)
-    weights: Found = ()
+    weights: Found | Fusing = ()
     base: str | None = None
     outer: Outer | None = None
     select: Select = ""
@@ -91,8 +124,9 @@ class Job:
     """One step, fully decided.
 
     `needs` are the names of the steps whose commits it starts from; of these, `heads` are averaged, with `weights`
-    (none: all alike). `base` is the step that the method takes for the base, else the graph's. `validation_seen` says
-    that the examples it would be validated on were trained on, in another split: then it has no validation score.
+    (none: all alike), or those that are `drawn` once the heads are known. `base` is the step that the method takes for
+    the base, else the graph's. `validation_seen` says that the examples it would be validated on were trained on, in
+    another split: then it has no validation score.
     `seed` is that of an import that reads no file: untrained weights.
     """
 
@@ -110,6 +144,7 @@ class Job:
     method: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
     weights: Found = ()
+    drawn: Drawing | None = None
     base: str | None = None
     outer: Outer | None = None
     select: Select = ""
@@ -237,7 +272,8 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
         heads=heads,
         method=fill(template.method, bindings, where) if template.kind == "merge" else "",
         settings=filled(template.settings, bindings, where),
-        weights=tuple(template.weights) if not isinstance(template.weights, str) else template.weights,
+        weights=template.weights if not isinstance(template.weights, Fusing) else (),
+        drawn=drawing_of(template, bindings, where),
         base=base or (start if template.outer is not None else None),
         outer=template.outer,
         select=template.select,
@@ -247,6 +283,24 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
         drop_heads=template.drop_heads,
         evaluate=evaluated or data,
     )
+
+
+def drawing_of(template: StepTemplate, bindings: Bindings, where: str) -> Drawing | None:
+    """Returns what decides the weights of a merge that draws them, None for any other step."""
+    if not isinstance(template.weights, Fusing):
+        return None
+    return Drawing(template.weights, *run_and_seed(template, bindings, where))
+
+
+def run_and_seed(template: StepTemplate, bindings: Bindings, where: str) -> tuple[int, int]:
+    """Returns the numbers that a step's draws are seeded by."""
+    run, seed = fill(str(template.run), bindings, where), bindings.get("seed", 0)
+    if not isinstance(seed, int):
+        raise RecipeError(f"{where}: seed = {seed!r}: expected an integer")
+    try:
+        return int(run), seed
+    except ValueError as error:
+        raise RecipeError(f"{where}: run = {run!r}: expected an integer") from error
 
 
 def source_of(template: StepTemplate, bindings: Bindings, context: Context) -> tuple[str, int | None]:
@@ -275,7 +329,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "import": ("architecture", "file", "weights", "seed"),
     "probe": ("start", "first", "data", "train", "run"),
     "train": ("start", "first", "head", "data", "run", "train"),
-    "merge": ("heads", "drop_heads", *MERGED),
+    "merge": ("heads", "drop_heads", "run", *MERGED),
     "ensemble": ("heads", "weights", "on"),
 }
 
@@ -298,6 +352,9 @@ def check_weights(template: StepTemplate, where: str) -> None:
     """Refuses weights that are no numbers for the heads, nor a way to find them."""
     if template.kind == "import":
         return check_source(template, where)
+    if template.kind == "merge" and template.run != 0 and not isinstance(template.weights, Fusing):
+        hint = "run goes with weights = { fusing_range = 4.0 }"
+        raise RecipeError(f"{where}: run: nothing is drawn by it", hint=hint)
     words = (BY_POSTERIOR,) if template.kind == "ensemble" else (BY_EXAMPLES, BY_POSTERIOR)
     if isinstance(template.weights, str) and template.weights not in words:
         known = ", ".join(map(repr, words))
@@ -307,7 +364,7 @@ def check_weights(template: StepTemplate, where: str) -> None:
     if not isinstance(template.weights, str) and template.weights:
         if template.kind == "ensemble":
             raise RecipeError(f"{where}: weights: an ensemble takes the word {BY_POSTERIOR!r} alone")
-        if len(template.weights) != len(template.heads):
+        if not isinstance(template.weights, Fusing) and len(template.weights) != len(template.heads):
             told = f"{len(template.weights)} weights for {len(template.heads)} heads"
             raise RecipeError(f"{where}: {told}", hint="one for each pattern; all that match it have it")
     check_measuring(template, where)
@@ -355,9 +412,7 @@ def fine_tune_of(template: StepTemplate, bindings: Bindings, context: Context) -
     where = f"step '{template.name}'"
     if "seed" in context.train or "seed" in template.train:
         raise RecipeError(f"{where}: seed: the variable of that name decides", hint="[variables] seed = [0, 1, 2]")
-    run, seed = int(fill(str(template.run), bindings, where)), bindings.get("seed", 0)
-    if not isinstance(seed, int):
-        raise RecipeError(f"{where}: seed = {seed!r}: expected an integer")
+    run, seed = run_and_seed(template, bindings, where)
     drawn = {key: drawn_value(key, choices, run, seed) for key, choices in context.draws.items()} if run else {}
     own = filled(template.train, bindings, where)
     table = {**context.train, **drawn, **own, "seed": seed_hash(seed, run)}

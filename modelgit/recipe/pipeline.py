@@ -223,6 +223,8 @@ def resolved(job: Job, names: Sequence[str]) -> Job:
             heads.setdefault(name, float(weight))
     others = [name for pattern in job.needs if pattern not in job.heads for name in named_by(pattern, job, names)]
     weights: Found = job.weights if isinstance(job.weights, str) or not job.weights else tuple(heads.values())
+    if job.drawn is not None:
+        weights = job.drawn.weights(tuple(heads))
     return dataclasses.replace(job, needs=tuple(dict.fromkeys([*others, *heads])), heads=tuple(heads), weights=weights)
 
 

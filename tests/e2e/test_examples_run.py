@@ -102,6 +102,12 @@ def test_every_strategy_of_the_papers_table(place: Path) -> None:
     assert rows["erm-left-out"]["commits"][0] in {v["commit"] for v in report["versions"]}
     selection = json.loads(trailer(place, "soup-greedy/0", "Merge-Selection"))
     assert (selection["mode"], selection["metric"]) == ("greedy", "val_accuracy")
+    mixed = [json.loads(trailer(place, f"fused/0/{run}", "Merge-Weights")) for run in (0, 1)]
+    assert mixed == [[0.0773399, 0.0802779, 0.0539902, 0.788392], [0.0314143, 0.139654, 0.265029, 0.563903]]
+    assert rows["diwa-dagger"]["val_accuracy"] is rows["recycling-dagger"]["val_accuracy"] is None
+    daggers = [trailer(place, name, "Merge-Weights") for name in ("soup-dagger", "recycling-dagger")]
+    assert [len(json.loads(weights)) for weights in daggers] == [4, 8]  # of two splits, two and four runs of each
+    modelgit(place, "-C", "models", "verify", "--rerun", "fused/0/1")
     modelgit(place, "-C", "models", "verify", "--rerun", "soup-greedy/0")
     modelgit(place, "-C", "models", "verify", "--rerun", "recycling-dagger")
 
@@ -151,16 +157,16 @@ def check_outer_steps(place: Path) -> None:
 
 def test_an_examples_run_of_several_seeds_has_a_dagger_of_all(place: Path) -> None:
     report = carry_out(place, "strategies.toml", "--set", "variables.seed=[0,1]", "--only", "soup-dagger")
-    assert len(json.loads(trailer(place, "soup-dagger", "Merge-Weights"))) == 4
+    assert len(json.loads(trailer(place, "soup-dagger", "Merge-Weights"))) == 6
     trials = {json.loads(version)["trial"] for version in splits(place)}
-    assert trials == {0, 1}
+    assert trials == {0, 1, 100}
     dagger = next(version for version in report["versions"] if version["branch"] == "soup-dagger")
     assert dagger["val_accuracy"] is None and dagger["ood_accuracy"] is not None
 
 
 def splits(place: Path) -> list[str]:
     found = []
-    for rev in ("erm/0/0", "erm/1/1"):
+    for rev in ("erm/0/0", "erm/1/1", "other-erm/100/0"):
         command = ["git", "show", f"{rev}:.modelgit/record.json"]
         done = subprocess.run(command, cwd=place / "models", capture_output=True, text=True, check=True)
         found.append(json.dumps(json.loads(done.stdout)["details"]["data"]))

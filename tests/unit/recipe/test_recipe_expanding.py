@@ -1,5 +1,6 @@
 """Variables, rounds, weights: what a template's values become in each of its jobs."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,39 @@ def test_each_of_several_that_match_has_the_weight_of_its_pattern(tmp_path: Path
     assert dict(zip(job.heads, job.weights, strict=True)) == {"plain/0/0": 2.0, "plain/0/1": 2.0, "base": 0.5}
 
 
+FUSED = """
+[[step]]
+name = "fused/{seed}/{run}"
+kind = "merge"
+heads = ["base", "soup/*"]
+weights = { fusing_range = 4.0 }
+run = "{run}"
+drop_heads = true
+"""
+
+
+def test_a_run_draws_the_weights_of_what_it_fuses(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, HEAD + RUNS + FUSED)
+    assert pipeline.job("fused/0/0").heads == ("base", "soup/0", "soup/1")
+    assert pipeline.job("fused/0/0").weights == (0.0744628, 0.879903, 0.045634)
+    assert pipeline.job("fused/0/1").weights == (0.0728514, 0.140468, 0.786681)
+    assert pipeline.job("fused/1/1").weights == (0.687343, 0.0926794, 0.219978)
+
+
+def test_a_head_more_changes_the_share_of_the_others_alone(tmp_path: Path) -> None:
+    three = load(tmp_path, HEAD + RUNS + FUSED).job("fused/0/1").weights
+    two = load(tmp_path, HEAD + RUNS + FUSED.replace("soup/*", "soup/1")).job("fused/0/1").weights
+    assert not isinstance(two, str) and not isinstance(three, str)
+    assert two[0] / two[1] == pytest.approx(three[0] / three[2], rel=1e-5)
+    assert sum(two) == pytest.approx(1, abs=1e-5) and sum(three) == pytest.approx(1, abs=1e-5)
+
+
+def test_weights_are_as_far_apart_as_the_range_allows(tmp_path: Path) -> None:
+    near = load(tmp_path, HEAD + RUNS + FUSED.replace("4.0", "0.01")).job("fused/0/1").weights
+    assert not isinstance(near, str)
+    assert 1 < max(near) / min(near) < math.exp(0.01)
+
+
 def test_a_setting_is_drawn_from_a_range_of_powers_as_domainbed_draws(tmp_path: Path) -> None:
     text = HEAD.replace(
         "lr = [0.2, 0.3]", "lr = { low = -4.5, high = -2.5 }\nbatch = { low = 3, high = 9, power_of = 2 }"
@@ -96,6 +130,10 @@ MERGE = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["plain/0/*"]\n'
         (ROUNDS.replace('first = "base"\n', "", 1), r"there is no {seed-1} yet"),
         (MERGE + "weights = [1, 2]\n", "2 weights for 1 heads"),
         (MERGE + 'weights = "votes"\n', "weights = 'votes': expected numbers"),
+        (MERGE + "weights = { fusing_rang = 4.0 }\n", "weights: unknown key 'fusing_rang', did you mean"),
+        (MERGE + "weights = { fusing_range = 0.0 }\n", "fusing_range = 0.0: expected above 0, at most 20"),
+        (MERGE + "run = 1\n", "run: nothing is drawn by it"),
+        (MERGE + 'run = "x"\nweights = { fusing_range = 4.0 }\n', "run = 'x': expected an integer"),
         (MERGE + 'select = "greedy"\n', "select needs 'on'"),
         (MERGE + 'select = "best"\n', "select: expected one of"),
         (MERGE + 'on = "target"\n', "on: nothing is measured"),

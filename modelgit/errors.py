@@ -18,7 +18,8 @@ ModelgitError                  an error a person can act on
 ├── RemoteError           15   a remote that is absent, refuses, or lacks objects
 ├── RecipeError           16   a recipe or pipeline that cannot be carried out as written
 ├── DataError             17   a data set that is missing, empty, or does not fit the model
-├── TrainingError         18   a fine-tuning that went wrong (loss not finite, out of memory, no device)
+├── TrainingError         18   a fine-tuning that went wrong (loss not finite, no device)
+│   └── OutOfMemory       18   memory ran out in training, scoring, or whatever else is computed
 ├── DependencyMissing     19   an optional package that the step needs
 ├── ClusterError          20   a cluster that is out of reach, or does not take a job
 └── NotEvaluated         125   a version that a gate cannot be asked about; `git bisect run` skips it
@@ -150,6 +151,10 @@ class TrainingError(ModelgitError):
     """A fine-tuning that went wrong."""
 
     exit_code = 18
+
+
+class OutOfMemory(TrainingError):
+    """Memory ran out, the machine's or a GPU's; the hint says what to turn down."""
 
 
 class DependencyMissing(ModelgitError):

@@ -23,6 +23,7 @@ from modelgit.errors import (
     FormatError,
     MissingObject,
     ModelgitError,
+    OutOfMemory,
     RemoteError,
     RepositoryError,
     StorageFull,
@@ -225,6 +226,10 @@ def translated(error: Exception) -> ModelgitError:
         return UsageError(error.format_message(), hint=f"see {getattr(context, 'command_path', 'modelgit')} --help")
     if isinstance(error, typer.Abort):
         return UsageError("stopped")
+    from modelgit.train.memory import ANYTHING, ran_out, shortage
+
+    if ran_out(error):
+        return OutOfMemory(shortage(error), hint=ANYTHING)
     if isinstance(error, OSError) and error.errno in FULL:
         where = f"{error.filename}: " if error.filename else ""
         broken = "the disk reports an error, the system's log may say more; nothing that was done before is lost"

@@ -13,6 +13,7 @@ from typing import IO
 from modelgit.errors import ModelgitError
 from modelgit.events import Event
 from modelgit.pipeline.messages import Answer, Failed, Reply, Request, decode, encode
+from modelgit.train.memory import ANYTHING, memory_for
 
 Execute = Callable[[Request, Callable[[Event], None]], Answer]
 
@@ -42,6 +43,7 @@ def watch(requests: IO[str], inbox: "queue.SimpleQueue[str]") -> None:
 def answer(request: Request, execute: Execute, say: Callable[[Reply], None]) -> Answer:
     """Returns what came of the request; errors a person can act on travel as values."""
     try:
-        return execute(request, say)
+        with memory_for("its worker", ANYTHING):
+            return execute(request, say)
     except ModelgitError as error:
         return Failed(request.step, type(error).__name__, error.message, error.hint)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import CHUNK
 from modelgit.train.features import Features, Place, Wanted, features, run_stages
 from modelgit.train.fitting.passes import apply_head
+from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, evaluated, loaded
 
 Floats = npt.NDArray[np.float32]
@@ -59,6 +61,7 @@ def asker(bench: Workbench, model: Model, data: DataConfig, stages: int, *, spli
     indices = evaluated(bench.dataset(data)[1]) if splits else np.arange(len(dataset.labels))
     kept: list[Features] = []
 
+    @memory_for(f"scoring on {Path(data.path).name}", SCORING)
     def answers(state: Mapping[str, Tensor]) -> Answers:
         network = loaded(bench, model.design, state, len(dataset.classes))
         if splits:

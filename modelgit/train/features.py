@@ -24,6 +24,7 @@ from modelgit.errors import DataError, StorageFull
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.train.config import Augment, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers, arrays_of
+from modelgit.train.memory import FEATURES, memory_for, ran_out
 from modelgit.train.networks.network import Network
 
 CHUNK = 64
@@ -142,9 +143,15 @@ def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -
 
     Raises:
         DataError: an example cannot be read, or is nothing that the network takes.
-        StorageFull: the cache cannot be written.
+        StorageFull: the cache cannot be written. OutOfMemory.
     """
     check_kind(network, dataset)
+    with memory_for(f"features of {Path(dataset.path).name}", FEATURES):
+        return placed(network, dataset, wanted, place)
+
+
+def placed(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -> Features:
+    """Returns features on the device where they fit there."""
     if place.folder is None:
         arrays = compute(network, dataset, wanted, place, None)
     else:
@@ -174,6 +181,8 @@ def cached(network: Network, dataset: Dataset, wanted: Wanted, place: Place, fol
                 compute(network, dataset, wanted, place, files)
                 found = opened(files, wanted)
     except OSError as error:
+        if ran_out(error):  # a file that cannot be mapped
+            raise
         raise StorageFull(f"cannot keep features in {folder}: {error}", hint="free some space there") from error
     if found is None:
         raise StorageFull(f"features kept in {folder} cannot be read back", hint=f"remove {folder}")

@@ -1,6 +1,7 @@
 """Scoring many states on one data set: its images are decoded once."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import Accuracy, accuracy, class_scores
 from modelgit.train.features import Place, Wanted, features
 from modelgit.train.fitting.passes import scored_by
+from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.networks.registry import build_network
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, loaded
 
@@ -35,6 +37,7 @@ def domain_scorer(bench: Workbench, model: Model, data: DataConfig) -> Scorer:
     def score(state: Mapping[str, Tensor]) -> dict[str, Accuracy]:
         network = loaded(bench, model.design, state, classes)
         scored = scored_by(network, 0)
-        return {d: accuracy(class_scores(scored, found, rows), labels[rows]) for d, rows in members.items()}
+        with memory_for(f"scoring on {Path(data.path).name}", SCORING):
+            return {d: accuracy(class_scores(scored, found, rows), labels[rows]) for d, rows in members.items()}
 
     return score

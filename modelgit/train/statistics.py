@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from modelgit.events import Advanced, Listener, ignore
+from modelgit.train.memory import STATISTICS, memory_for
 
 EXACT = 64  # classes up to which the expectation over labels is a sum over all of them
 ROOM = 1 << 25  # numbers that the gradients of the images looked at together may take
@@ -17,6 +18,7 @@ AT_ONCE = 32  # images looked at together, at most
 SEED = 0
 
 
+@memory_for("statistics", STATISTICS)
 def diagonal_fisher(
     model: nn.Module, batches: Sequence[Tensor], labels: Sequence[Tensor] | None = None, listener: Listener = ignore
 ) -> dict[str, Tensor]:
@@ -89,6 +91,7 @@ def squares(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, lab
     return found
 
 
+@memory_for("statistics", STATISTICS)
 def input_products(model: nn.Module, batches: Sequence[Tensor], listener: Listener = ignore) -> dict[str, Tensor]:
     """Returns X^T X / n of the n inputs X (n, in) of every linear layer, single precision, by its weight's name.
 

@@ -27,6 +27,7 @@ from modelgit.train.fitting.passes import freeze, scored_by
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
+from modelgit.train.memory import NETWORK, PROBE, SCORING, TOGETHER, VALIDATING, memory_for, step_keys
 from modelgit.train.networks.lora import adapt, adapter_of
 from modelgit.train.networks.network import Design, Network, check_stages, head_tensors
 from modelgit.train.networks.registry import build_network
@@ -153,8 +154,17 @@ def loaded(bench: Workbench, design: Design | str, state: Mapping[str, Tensor], 
     Raises:
         DataError: the state is of another architecture, naming the first tensor that does not fit.
     """
-    network = build_network(design, classes)
     name = design if isinstance(design, str) else design.architecture
+    with memory_for(f"{name} on {bench.device}", NETWORK):
+        network = build_network(design, classes)
+        fill(network, name, state)
+        network.to(bench.device)
+    network.eval()
+    return network
+
+
+def fill(network: Network, name: str, state: Mapping[str, Tensor]) -> None:
+    """Gives a network called `name` the state's weights, as `loaded` does. Raises DataError."""
     wanted = network.state_dict()
     head = head_tensors(network)
     fitting = {key: tensor for key, tensor in state.items() if key not in head or tensor.shape == wanted[key].shape}
@@ -168,9 +178,6 @@ def loaded(bench: Workbench, design: Design | str, state: Mapping[str, Tensor], 
     if extra and not network.carries:
         raise DataError(f"tensor '{extra[0]}': {name} has none of that name")
     network.load_state_dict({key: filled[key] for key in wanted})
-    network.to(bench.device)
-    network.eval()
-    return network
 
 
 def probe(
@@ -198,16 +205,21 @@ def counts(parts: Split) -> dict[str, int]:
 
 def set_head(network: Network, ready: Prepared, config: FineTune) -> None:
     """Gives the network the head that linear probing finds."""
+    with memory_for(f"the linear probe on {Path(ready.dataset.path).name}", PROBE):
+        weight, bias = probed(network, ready, config)
+    names = head_tensors(network)
+    network.load_state_dict({**network.state_dict(), names[0]: weight, names[1]: bias})
+
+
+def probed(network: Network, ready: Prepared, config: FineTune) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of the head that linear probing finds."""
     indices = np.concatenate(list(ready.split.train.values()))
     rows = []
     with torch.no_grad():
         for start in range(0, len(indices), 256):
             x = ready.features.of(indices[start : start + 256])
             rows.append(run_stages(network, x, config.frozen_stages, None))
-    weight, bias = linear_probe(torch.cat(rows), ready.labels[indices], len(ready.dataset.classes))
-    state = network.state_dict()
-    names = head_tensors(network)
-    network.load_state_dict({**state, names[0]: weight, names[1]: bias})
+    return linear_probe(torch.cat(rows), ready.labels[indices], len(ready.dataset.classes))
 
 
 def draw_head(network: Network, seed: int) -> None:
@@ -267,9 +279,10 @@ def fine_tune(
     Raises:
         DataError: the data does not fit. TrainingError: the run went wrong.
     """
-    fitting = set_up(bench, design, data, Start(init, config, fresh_head, bench.listener, bench.resume))
-    fit(fitting.member)
-    return result_of(bench, fitting)
+    with memory_for(f"training on {Path(data.path).stem}", step_keys(config)):
+        fitting = set_up(bench, design, data, Start(init, config, fresh_head, bench.listener, bench.resume))
+        fit(fitting.member)
+        return result_of(bench, fitting)
 
 
 def fine_tune_many(
@@ -285,9 +298,10 @@ def fine_tune_many(
     for start_ in starts:
         if not go_together(starts[0].config, start_.config):
             raise TrainingError("these runs cannot go together", hint=f"equal in all: {', '.join(COMMON)}")
-    fittings = [set_up(bench, design, data, start_) for start_ in starts]
-    fit_together([fitting.member for fitting in fittings])
-    return [result_of(bench, fitting) for fitting in fittings]
+    with memory_for(f"{len(starts)} trainings together on {Path(data.path).stem}", TOGETHER):
+        fittings = [set_up(bench, design, data, start_) for start_ in starts]
+        fit_together([fitting.member for fitting in fittings])
+        return [result_of(bench, fitting) for fitting in fittings]
 
 
 def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Start) -> Fitting:
@@ -385,8 +399,9 @@ def evaluate(scored: Scored, ready: Prepared, *, test: bool = True) -> Outputs:
     def on(indices: Integers) -> tuple[Tensor, Tensor]:
         return class_scores(scored, ready.features, indices), ready.labels[indices]
 
-    held_out = on(ready.split.test) if test and len(ready.split.test) else None
-    return Outputs({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
+    with memory_for(f"scoring on {Path(ready.dataset.path).name}", VALIDATING):
+        held_out = on(ready.split.test) if test and len(ready.split.test) else None
+        return Outputs({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,8 +435,9 @@ def outputs(
     """
     dataset, _ = bench.dataset(data)
     check_classes(model, dataset)
-    network = loaded(bench, model.design, state, len(dataset.classes))
-    return evaluate(scored_by(network, frozen_stages), bench.prepare_scoring(network, data, frozen_stages))
+    with memory_for(f"scoring on {Path(data.path).name}", SCORING):
+        network = loaded(bench, model.design, state, len(dataset.classes))
+        return evaluate(scored_by(network, frozen_stages), bench.prepare_scoring(network, data, frozen_stages))
 
 
 def score_ensemble(

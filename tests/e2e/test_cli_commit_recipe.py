@@ -11,7 +11,15 @@ from safetensors.torch import load_file, save_file
 from test_examples_run import DOMAINS, modelgit, write_data
 
 import modelgit as package
-from modelgit.errors import DataError, DifferencesFound, DirtyWorktree, ModelgitError, RecipeError, UsageError
+from modelgit.errors import (
+    DataError,
+    DifferencesFound,
+    DirtyWorktree,
+    ModelgitError,
+    OutOfMemory,
+    RecipeError,
+    UsageError,
+)
 from modelgit.porcelain.scores import data_for
 from modelgit.porcelain.training.rerunning import Retrained, rerun
 from modelgit.repo.repository import Repository
@@ -170,6 +178,7 @@ def test_raw_weights_lie_below_their_average_and_a_probe_trains_a_head_alone(pla
         ("device=cuda:99", ModelgitError, "cuda|CUDA"),
         ("head=HEAD", DataError, "expected a head for bar, cup, hat, got none"),
         ("message=''", RecipeError, "expected some words"),
+        ("train.batch=1000000000000000", OutOfMemory, "step 1 of training on data: out of main memory, .* asked for"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused_and_nothing_changes(

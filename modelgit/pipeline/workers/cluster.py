@@ -18,7 +18,7 @@ from modelgit.errors import ClusterError, ModelgitError, StorageFull
 from modelgit.events import Noted
 from modelgit.pipeline.messages import Answer, Began, Ended, Reply, Request
 from modelgit.pipeline.workers.jobs import LOG, REPLIES, ROLL, Letters, Roll, write_job
-from modelgit.pipeline.workers.pool import Died, Hear
+from modelgit.pipeline.workers.pool import Died, Hear, told_of
 
 CLOSE_S = 5.0  # a scheduler that is being asked may take its time
 KEPT_S = 24 * 3600.0  # folders of runs that were killed are removed after a day
@@ -144,7 +144,7 @@ class Cluster:
                 elif isinstance(message, Began):
                     job.node = message.node
                 elif isinstance(message, Ended) and job.folder.name in self._jobs:
-                    self._lost(job, f"with exit code {message.code} on {job.node}", SHARED)
+                    self._lost(job, *told_of(message.code, f" on {job.node}", SHARED))
         except OSError:
             return
         except (ModelgitError, ValueError, KeyError, TypeError) as error:

@@ -6,11 +6,13 @@ A *launcher* knows how a worker is started (see `processes` and `cluster`); the 
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from signal import SIGKILL
 from typing import Protocol
 
 from modelgit.errors import ModelgitError, TrainingError
 from modelgit.events import Noted
 from modelgit.pipeline.messages import Answer, Reply, Request, StackRequest
+from modelgit.train.memory import KILLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,16 @@ class Died:
     request: Request
     how: str
     hint: str
+
+
+def told_of(code: int, where: str, otherwise: str) -> tuple[str, str]:
+    """Returns how a process with that exit code ended, and what may help: SIGKILL is what the kernel sends for memory.
+
+    A shell says 128 and the signal, Python the negative signal.
+    """
+    if code in (-SIGKILL, 128 + SIGKILL):
+        return f"with exit code {code}{where}: killed, as it is when memory runs out", KILLED
+    return f"with exit code {code}{where}", otherwise
 
 
 Heard = Reply | Died | ModelgitError

@@ -14,7 +14,7 @@ from typing import IO
 
 from modelgit.errors import ModelgitError
 from modelgit.pipeline.messages import Answer, Reply, Request, decode, encode
-from modelgit.pipeline.workers.pool import Died, Hear
+from modelgit.pipeline.workers.pool import Died, Hear, told_of
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 HINT = "not enough memory? try fewer workers: --workers 1"
@@ -94,7 +94,7 @@ class Processes:
                 self._workers.remove(worker)
             request = worker.request
         if request is not None:
-            hear(Died(request, f"with exit code {code}", HINT))
+            hear(Died(request, *told_of(code, "", HINT)))
 
 
 def freest(gpus: Sequence[str], used: Sequence[str | None]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from modelgit.errors import ClusterError, DependencyMissing, UsageError
 from modelgit.pipeline.workers.cluster import SHARED
 from modelgit.pipeline.workers.jobs import LOG, SCRIPT
+from modelgit.pipeline.workers.pool import told_of
 
 TOKEN = "one with a token wants RAY_AUTH_MODE=token and the token here too"
 RESOURCES = ("num_cpus", "num_gpus", "memory")
@@ -86,7 +87,7 @@ class Ray:
             code = self._ray.get(task, timeout=1)
         except self._ray.exceptions.RayError as error:
             return f"with its task: {first_sentence(error)}", SHARED
-        return f"with exit code {code}", SHARED
+        return told_of(code, "", SHARED)
 
     def cancel(self, jobs: Collection[str]) -> None:
         """Ends tasks, waiting or running."""

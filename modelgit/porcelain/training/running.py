@@ -21,6 +21,7 @@ from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.store.files.intake import store_tensors
 from modelgit.store.files.tensors import stored_header
+from modelgit.train.memory import ANYTHING, memory_for
 from modelgit.train.networks.factory import source_digest
 from modelgit.train.task import Start, TrainResult, Workbench, fine_tune, fine_tune_many, probe
 from modelgit.version import VERSION
@@ -29,6 +30,7 @@ RUNS_FOLDER = "cache/runs"
 CPU_INFO = Path("/proc/cpuinfo")
 
 
+@memory_for("training", ANYTHING)
 def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainResult:
     """Returns the outcome of a fine-tuning or a probe."""
     init, design = starting_state(repo, request), design_of(repo, request.start, request.architecture)
@@ -38,6 +40,7 @@ def train(repo: Repository, bench: Workbench, request: TrainRequest) -> TrainRes
     return fine_tune(bench, init, design, request.data, request.config, fresh_head=fresh)
 
 
+@memory_for("training", ANYTHING)
 def train_together(
     repo: Repository, bench: Workbench, requests: Sequence[TrainRequest], listeners: Sequence[Listener]
 ) -> list[TrainResult]:

@@ -11,6 +11,7 @@ from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.digits import load_coloured, load_rotated
 from modelgit.train.data.images import load_images
 from modelgit.train.data.tables import load_table
+from modelgit.train.memory import DATA, memory_for
 
 Load = Callable[[DataConfig], Dataset]
 TABLES: dict[str, Load] = {".csv": load_table, ".tsv": load_table, ".jsonl": load_table, ".ndjson": load_table,
@@ -30,12 +31,13 @@ def load_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         DataError: it is missing, empty, malformed, its domains have different classes, or none is the one held out.
-        DependencyMissing: an optional package that reads it.
+        DependencyMissing: an optional package that reads it. OutOfMemory.
     """
     path = Path(config.path)
     if not path.exists():
         raise DataError(f"{path}: no such data set", hint=f"expected a folder, or a file: .zip, {', '.join(ENDINGS)}")
-    dataset = loader(config.kind, path)(config)
+    with memory_for(f"reading {path}", DATA):
+        dataset = loader(config.kind, path)(config)
     if config.held_out is not None and config.held_out not in dataset.domains:
         hint = f"domains: {', '.join(dataset.domains)}"
         raise DataError(f"{dataset.path}: no domain is called '{config.held_out}'", hint=hint)

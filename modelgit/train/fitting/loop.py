@@ -28,6 +28,7 @@ from modelgit.train.fitting.norms import adapting, estimate, norms_of, statistic
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
 from modelgit.train.fitting.passes import Passes, Tail, compiled, dropped, freeze
+from modelgit.train.memory import memory_for, step_keys
 from modelgit.train.networks.lora import leave_to_factors
 from modelgit.train.networks.network import Network
 
@@ -322,7 +323,8 @@ def gradients(run: Run, number: int) -> Tensor:
 def explained(run: Run, number: int) -> Iterator[None]:
     """Says what to turn down when a step runs out of memory, or off when it cannot be compiled; as TrainingError."""
     try:
-        yield
+        with memory_for(f"step {number} of {run.task.name}", step_keys(run.config)):
+            yield
     except ValueError as error:
         if not run.norms:
             raise
@@ -331,12 +333,7 @@ def explained(run: Run, number: int) -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"step {number}: cannot compile: {reason}", hint="set compile = false") from error
-        if not out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"step {number}: out of memory on {run.task.labels.device}",
-            hint="turn down batch or views, freeze more stages, accumulate smaller batches, or set checkpoint = true",
-        ) from error
+        raise
 
 
 def step_of(run: Run, number: int, part: int) -> Step:
@@ -443,11 +440,6 @@ def give(places: Sequence[Tensor], values: Weights) -> None:
     with torch.no_grad():
         for place, value in zip(places, values, strict=True):
             place.copy_(value)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Tells whether an error of PyTorch means that memory ran out: a class on CUDA, words on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def culprit(network: Network) -> str:

@@ -1,26 +1,22 @@
 """Training: what is frozen stays, the same seed gives the same bits, and what goes wrong is said."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelgit.errors import RecipeError, TrainingError
 from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started
 from modelgit.train.choices import Coral, GroupDro, Irm, Mixup, Objective, Sma, Vrex
 from modelgit.train.config import DataConfig, FineTune, Trains
-from modelgit.train.features import Features
 from modelgit.train.fitting.averaging import Mean
-from modelgit.train.fitting.loop import Task, in_place, start, take_step
+from modelgit.train.fitting.loop import in_place
 from modelgit.train.fitting.optimisers import learning_rate
-from modelgit.train.networks.network import Stage
 from modelgit.train.networks.registry import build_network
-from modelgit.train.networks.small import Perceptron
 from modelgit.train.task import TrainResult, Workbench, fine_tune
 
 MakeZip = Callable[..., Path]
@@ -261,24 +257,6 @@ def test_a_last_step_that_breaks_the_weights_is_noticed(init: dict[str, Tensor],
     config = FineTune(steps=1, lr=9.0, weight_decay=10.0, warmup_steps=0, frozen_stages=1, views=0, batch=2)
     with pytest.raises(TrainingError, match="step 1: the loss is"):
         fine_tune(Workbench("cpu"), huge, "cnn", data, config, fresh_head=False)
-
-
-class Hungry(Perceptron):
-    """A network whose second stage asks for more memory than any machine has."""
-
-    def stages(self) -> list[tuple[Stage, Sequence[nn.Module]]]:
-        first, (_, modules) = super().stages()
-        return [first, (lambda x: x.repeat(1 << 40, 1), modules)]
-
-
-def test_out_of_memory_says_what_to_turn_down() -> None:
-    features = Features(torch.zeros(2, 768), torch.zeros(1, 2, 768), {0: 0, 1: 1}, {0: 0, 1: 1})
-    task = Task("hungry", features, torch.zeros(2, dtype=torch.long), {"one": np.arange(2)})
-    run = start(Hungry(2), task, FineTune(9, 1e-3))
-    run.step = 6
-    with pytest.raises(TrainingError, match="step 7: out of memory on cpu") as caught:
-        take_step(run)
-    assert caught.value.hint is not None and caught.value.hint.startswith("turn down batch or views, freeze more")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

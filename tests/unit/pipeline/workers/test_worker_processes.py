@@ -8,13 +8,14 @@ import pytest
 from modelgit.errors import TrainingError
 from modelgit.events import Advanced, Noted
 from modelgit.pipeline.messages import Done, Failed, ScoreRequest, StackDone, StackRequest
-from modelgit.pipeline.workers.pool import Pool
+from modelgit.pipeline.workers.pool import Pool, told_of
 from modelgit.pipeline.workers.processes import Processes, freest, gpu_names
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.train.config import DataConfig, FineTune
+from modelgit.train.memory import KILLED
 
 WORKER = """
-import os, sys, pathlib
+import os, signal, sys, pathlib
 from modelgit.errors import DataError
 from modelgit.events import Advanced
 from modelgit.pipeline.messages import Done, StackDone, StackRequest
@@ -31,6 +32,8 @@ def execute(request, say):
         os._exit(9)
     if request.step == "doomed":
         os._exit(9)
+    if request.step == "too large":
+        os.kill(os.getpid(), signal.SIGKILL)
     if request.step == "bad":
         raise DataError("no such data", hint="look elsewhere")
     say(Advanced(request.step, 3, "half way"))
@@ -96,6 +99,18 @@ def test_dying_twice_is_an_error_that_names_the_step(command: list[str]) -> None
         assert isinstance(pool.next_reply(), Noted)
         with pytest.raises(TrainingError, match="step 'doomed': its worker died twice, last with exit code 9"):
             pool.next_reply()
+
+
+def test_a_worker_that_the_kernel_kills_says_what_is_likely_and_what_to_turn_down(command: list[str]) -> None:
+    with Pool(Processes(command), 1) as pool:
+        pool.submit(request("too large"))
+        how = "with exit code -9: killed, as it is when memory runs out"
+        assert pool.next_reply() == Noted(f"too large: its worker died {how}; it is tried once more")
+        with pytest.raises(TrainingError, match=f"'too large': its worker died twice, last {how}") as caught:
+            pool.next_reply()
+    assert caught.value.hint == KILLED
+    assert told_of(137, " on node7", "")[0] == "with exit code 137 on node7: killed, as it is when memory runs out"
+    assert told_of(1, "", "look there") == ("with exit code 1", "look there")
 
 
 def test_workers_stop_when_their_input_ends(command: list[str]) -> None:

@@ -240,7 +240,7 @@ def register_looks(app: typer.Typer) -> None:
     def show(session: Session, rev: Rev = "HEAD") -> "VersionReport":
         """Show what one version holds.
 
-        Its files, tensors and parameters, its record, its scores; types and metadata that its first parent has not.
+        Files, tensors, its record, its scores, how it was trained; types and metadata that its first parent has not.
         """
         from modelgit.porcelain import versions
 

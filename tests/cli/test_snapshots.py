@@ -99,6 +99,37 @@ BLAMED = (
 )
 TWEETS = Answered("tweets", B, Estimate(0.75), {"noto": Estimate(0.5), "twemoji": Estimate(1.0)}, None, None, 0.125, ())
 COMPARED = Comparison("emoji", "f", "every domain", 40, ("noto",), "", (TWEETS,), TWEETS, (), (), None, (), 1)
+TRAINED = Record(
+    "train",
+    "mlp",
+    ("bar", "cup"),
+    ("head.weight",),
+    {
+        "start": A,
+        "config": {"steps": 140, "lr": 3e-4, "seed": 5, "precision": "float32"},
+        "data": {
+            "path": "emoji.zip",
+            "digest": "7d" * 32,
+            "held_out": "fluent",
+            "trial": 1,
+            "trained_on": {"noto": 1_039, "open\x1b[31mmoji": 39},
+        },
+        "device": "cpu",
+        "machine": {"cpu": "EPYC", "threads": 2, "together": 1},
+        "seconds": 61.25,
+        "versions": {"torch": "2.13.0", "modelgit": "0.1.0"},
+        "history": [
+            {"step": 0, "loss": None, "val_accuracy": 0.5, "val_loss": 0.7, "domains": {"noto": 0.25}},
+            *(
+                {"step": 10 * i, "loss": 1 / i, "val_accuracy": 0.5 + i / 100, "val_loss": 0.5 / i, "domains": {}}
+                for i in range(1, 14)
+            ),
+            {"step": 140, "loss": 1e9, "val_accuracy": float("nan"), "val_loss": "much", "domains": []},
+            "nothing",
+        ],
+        "kept_step": 80,
+    },
+)
 RESULTS: dict[str, object] = {
     "report": Report("models", ("tweets",), (), 3, (), COMPARED, "report.html"),
     "cherry-pick": Replayed("cherry-pick", B, "main", D, D, (PICKED,)),
@@ -179,6 +210,22 @@ RESULTS: dict[str, object] = {
         scores=SCORES,
         dtypes=(DtypeChange("F32", "BF16", 204),),
         metadata=None,
+    ),
+    "show-trained": VersionReport(
+        commit=C,
+        parents=(A,),
+        refs=("main",),
+        author="Ada <ada@example.org>",
+        date=DAY,
+        message="Fine-tune on emoji",
+        trailers={},
+        contents="e" * 64,
+        files=(FileReport("model.safetensors", True, 206_000, 6, 51_395),),
+        tensors=6,
+        parameters=51_395,
+        size_bytes=206_000,
+        record=TRAINED,
+        scores=(),
     ),
     "diff": Difference(
         A,

@@ -170,6 +170,8 @@ def version_report(result: "VersionReport") -> Iterator[Block]:
         yield from record_lines(result)
     if told := scores_text(result.scores):
         yield line("scores  ", Span(told, "good"))
+    if result.record is not None and not result.inherited:
+        yield from _learn.course_blocks(result.record)
     yield line("")
     for row in result.message.splitlines():
         yield line(f"    {row}" if row else "")
@@ -438,7 +440,7 @@ def verified(result: "Verified") -> Iterator[Block]:
         yield line(faint(f"  {told} as recorded; the same merge from its parents repeats the measuring"))
 
 
-from modelgit.cli.screen import learn_views as _learn  # noqa: E402, F401  enters its views
+from modelgit.cli.screen import learn_views as _learn  # noqa: E402  enters its views
 from modelgit.cli.screen import merge_views as _merges  # noqa: E402, F401
 from modelgit.cli.screen import replay_views as _replays  # noqa: E402, F401
 from modelgit.cli.screen import status_views as _status  # noqa: E402, F401

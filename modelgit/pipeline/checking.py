@@ -10,16 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelgit.errors import DataError, RecipeError, StorageFull
-from modelgit.merge.methods import make
+from modelgit.merge.methods import Method, make
 from modelgit.pipeline.steps import weights_file
 from modelgit.porcelain.training.leaking import seen
-from modelgit.recipe.expanding import Job
+from modelgit.recipe.expanding import BY_POSTERIOR, Job, StatisticsInfo
 from modelgit.recipe.pipeline import Pipeline
 from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset, contents_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.networks.registry import check_architecture, check_frozen, check_untrained, weights_bytes
+from modelgit.train.networks.registry import (
+    check_architecture,
+    check_frozen,
+    check_untrained,
+    is_ours,
+    weights_bytes,
+)
 
 NAMED = 4
 STORED = 0.25  # of a version's size, about what a fine-tuning takes as a difference
@@ -45,8 +51,7 @@ def checked(pipeline: Pipeline) -> Pipeline:
     for job in pipeline.jobs:
         if job.kind == "import":
             check_import(job)
-        if job.kind == "merge":
-            make(job.method, job.settings)  # type: ignore[arg-type]  # this is the check
+    pipeline = replace(pipeline, jobs=tuple(with_statistics(job) for job in pipeline.jobs))
     used = [data for job in pipeline.jobs for data in (job.data, job.on, job.evaluate) if data is not None]
     sets = {data: load_dataset(data) for data in dict.fromkeys(used)}
     loaded = {data: (dataset, split(dataset, data)) for data, dataset in sets.items()}
@@ -91,6 +96,36 @@ def check_import(job: Job) -> None:
     check_architecture(job.architecture)
 
 
+def with_statistics(job: Job) -> Job:
+    """Returns a job that says which statistics are computed first, where its method asks for some.
+
+    Raises:
+        RecipeError, UsageError: there is no such method or setting; data without a use, or a use without data.
+    """
+    if job.kind != "merge":
+        return job
+    where = f"step '{job.name}'"
+    method: Method = make(job.method, job.settings)  # type: ignore[arg-type]  # the settings are checked here
+    asks = hasattr(method, "statistics")
+    if asks and job.on is None:
+        hint = 'on = "DATA": the data set whose training examples they are computed on'
+        raise RecipeError(f"{where}: method {job.method} needs statistics of every version", hint=hint)
+    if asks and job.select:
+        hint = "search = 'weights' finds weights; other methods merge all that is named"
+        raise RecipeError(f"{where}: select chooses what a plain mean is made of, and not by {job.method}", hint=hint)
+    if job.statistics is not None and not asks:
+        raise RecipeError(f"{where}: statistics: method {job.method} asks for none", hint="for fisher, regmean")
+    if job.on is not None and not (asks or measures(job)):
+        hint = f"it goes with select, search, weights = '{BY_POSTERIOR}', and methods that ask for statistics"
+        raise RecipeError(f"{where}: on: nothing is measured", hint=hint)
+    return replace(job, statistics=job.statistics or StatisticsInfo()) if asks else job
+
+
+def measures(job: Job) -> bool:
+    """Tells whether versions are measured on validation examples before they are merged."""
+    return bool(job.select or job.search) or job.weights == BY_POSTERIOR or job.kind == "ensemble"
+
+
 def informed(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Job:
     """Returns the job with its architecture, and whether a validation score of it would mean anything."""
     lost = job.evaluate is not None and validation_seen(job, job.evaluate, known, loaded) is not None
@@ -119,9 +154,13 @@ def expect(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> Expected:
         told = some(f"{name} ({architecture})" for name, architecture in architectures.items())
         raise RecipeError(f"{where}: weights of different architectures do not go together: {told}")
     architecture = next(iter(architectures.values()))
+    if job.statistics is not None and not is_ours(architecture):
+        hint = "another method; or compute them yourself, and merge by hand: modelgit merge --stats FILE"
+        raise RecipeError(f"{where}: statistics of '{architecture}' cannot be computed", hint=hint)
     trained = {name: data for part in parts.values() for name, data in part.trained.items()}
     if job.data is None:
-        return Expected(architecture, merged_classes(job, known), trained)
+        looked_at = {job.name: job.on} if job.statistics is not None and job.on is not None else {}
+        return Expected(architecture, merged_classes(job, known), {**trained, **looked_at})
     classes = loaded[job.data][0].classes
     if job.head is not None and known[job.head].classes not in (classes, None):
         raise RecipeError(f"{where}: the head of '{job.head}' knows other classes than the data", hint="leave head out")
@@ -143,13 +182,24 @@ def merged_classes(job: Job, known: Mapping[str, Expected]) -> tuple[str, ...] |
 
 def check_measured(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> None:
     """Refuses to measure a version on classes that it does not know, or select by examples that were trained on."""
-    for what, data in (("evaluate", job.evaluate), ("on", job.on)):
-        classes = known[job.name].classes
+    classes = known[job.name].classes
+    for what, data in (("evaluate", job.evaluate), ("on", job.on if measures(job) else None)):
         if data is not None and classes is not None and classes != loaded[data][0].classes:
             raise RecipeError(f"step '{job.name}': {what}: the version knows other classes than {data.path}")
-    if job.on is not None and (name := validation_seen(job, job.on, known, loaded)) is not None:
+    if job.statistics is not None and job.statistics.labels == "data":
+        refuse_other_labels(job, known, loaded)
+    if job.on is not None and measures(job) and (name := validation_seen(job, job.on, known, loaded)) is not None:
         told = f"'{name}' was trained on examples that it would be judged by: another trial or fold"
         raise RecipeError(f"step '{job.name}': on: {told}", hint="average them all: leave select out")
+
+
+def refuse_other_labels(job: Job, known: Mapping[str, Expected], loaded: Loaded) -> None:
+    """Refuses statistics by the labels of data that a version does not know. Raises RecipeError."""
+    assert job.on is not None  # statistics are of data
+    for name in job.heads:
+        if known[name].classes not in (loaded[job.on][0].classes, None):
+            hint = 'labels = "model" needs no labels of the data'
+            raise RecipeError(f"step '{job.name}': on: '{name}' knows other classes than {job.on.path}", hint=hint)
 
 
 # ------------------------------------------------------------------------------------------------------ leaks

@@ -79,6 +79,7 @@ def merge_settings(job: Job, on_digest: str | None) -> dict[str, object]:
         "base": [job.needs.index(job.base)] if job.base else [],
         "select": job.select,
         "search": [job.search, job.evaluations] if job.search else [],
+        "statistics": [job.statistics.examples, job.statistics.labels] if job.statistics is not None else [],
         "on": [on_digest, data_settings(job.on)] if job.on is not None else [],
     }
     return {key: value for key, value in told.items() if value} if job.kind == "merge" else {}

@@ -8,7 +8,7 @@ from modelgit.events import Listener
 from modelgit.pipeline.messages import MergeRequest
 from modelgit.porcelain.merging.making import carry_out, draft_of
 from modelgit.porcelain.merging.preparing import common_bases, prepare
-from modelgit.porcelain.merging.values import Choices, Prepared
+from modelgit.porcelain.merging.values import Choices, Informing, Prepared
 from modelgit.porcelain.records import read_record
 from modelgit.porcelain.scores import DataName, known_model
 from modelgit.porcelain.training.adapting import state_at
@@ -39,6 +39,7 @@ def merge_commits(repo: Repository, request: MergeRequest, listener: Listener, b
         base=request.base,
         heads="drop" if request.drop_heads else "error",
         files="ours",
+        statistics=informing(request),
     )
     heads = dict(zip(request.names, request.commits, strict=True))
     prepared = prepare(repo, heads, choices, common_bases(repo, request.commits, choices), listener)
@@ -56,11 +57,25 @@ def tried_out(
     repo: Repository, request: MergeRequest, prepared: Prepared, listener: Listener, bench: Workbench | None
 ) -> Prepared:
     """Returns the merge of the versions, and with the setting, that score best where that is asked for."""
-    trial = Trial(request.select, request.search, request.evaluations)
-    if not trial.wanted or request.on is None or bench is None:
+    trial, name = Trial(request.select, request.search, request.evaluations), measured_on(request)
+    if not trial.wanted or name is None or bench is None:
         return prepared
-    name = DataName(Path(request.on.path).stem, request.on, request.frozen_stages, has_splits=True)
     return try_out(repo, prepared, trial, name.label, listener, (name, bench))
+
+
+def measured_on(request: MergeRequest) -> DataName | None:
+    """Returns the data that versions are measured on, and statistics computed; None if there is none."""
+    if request.on is None:
+        return None
+    return DataName(Path(request.on.path).stem, request.on, request.frozen_stages, has_splits=True)
+
+
+def informing(request: MergeRequest) -> Informing | None:
+    """Returns where a merge has its statistics from: the training examples of its data; None if it wants none."""
+    asked, name = request.statistics, measured_on(request)
+    if asked is None or name is None:
+        return None
+    return Informing(data=(name,), labels=asked.labels, images=asked.examples)
 
 
 def posterior_weights(repo: Repository, bench: Workbench, commits: tuple[str, ...], on: Measured) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from modelgit.events import Advanced, Event, Finished, Measured, Noted, Started
 from modelgit.porcelain.training.values import TrainRequest
 from modelgit.recipe.binding import bind
+from modelgit.recipe.expanding import StatisticsInfo
 from modelgit.train.config import DataConfig
 
 EVENTS: dict[str, type[Event]] = {
@@ -60,6 +61,7 @@ class MergeRequest:
     posterior: bool = False
     on: DataConfig | None = None
     frozen_stages: int = 0
+    statistics: StatisticsInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ class Steps:
             posterior=job.weights == BY_POSTERIOR,
             on=job.on,
             frozen_stages=frozen_stages,
+            statistics=job.statistics,
         )
 
     def _weights(self, job: Job, commits: Mapping[str, str]) -> tuple[float, ...]:

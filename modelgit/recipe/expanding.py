@@ -28,6 +28,7 @@ Select = Literal["", "uniform", "greedy", "greedier"]
 BY_EXAMPLES, BY_POSTERIOR = "examples", "posterior"
 PRETRAINED, RANDOM = "pretrained", "random"  # words for weights that are in no file of the recipe's
 OWN = ("name", "kind", "each", "evaluate")  # keys that every kind of step may have
+MOST_EXAMPLES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,20 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
+class StatisticsInfo:
+    """What a merge's statistics are of: how many training examples, at most, and whose labels of them.
+
+    `model`: those that each version expects itself, each as likely as it says; `data`: those that are true.
+    """
+
+    examples: int = 1024
+    labels: Literal["model", "data"] = "model"
+
+    def __post_init__(self) -> None:
+        check("statistics.examples", self.examples, 2 <= self.examples <= MOST_EXAMPLES, f"from 2 to {MOST_EXAMPLES}")
+
+
+@dataclass(frozen=True, slots=True)
 class StepTemplate:
     """A `[[step]]` table as written; which keys it may have depends on its kind.
 
@@ -112,6 +127,7 @@ class StepTemplate:
     select: Select = ""
     search: str = ""
     evaluations: int = 30
+    statistics: StatisticsInfo | None = None
     on: str | dict[str, object] | None = None
     drop_heads: bool = False
     each: tuple[object, ...] = ()
@@ -127,7 +143,8 @@ class Job:
     (none: all alike), or those that are `drawn` once the heads are known. `base` is the step that the method takes for
     the base, else the graph's. `validation_seen` says that the examples it would be validated on were trained on, in
     another split: then it has no validation score.
-    `seed` is that of an import that reads no file: untrained weights.
+    `seed` is that of an import that reads no file: untrained weights. `statistics` are those that the method asks
+    for, of the training examples of `on`.
     """
 
     name: str
@@ -150,6 +167,7 @@ class Job:
     select: Select = ""
     search: str = ""
     evaluations: int = 30
+    statistics: StatisticsInfo | None = None
     on: DataConfig | None = None
     drop_heads: bool = False
     evaluate: DataConfig | None = None
@@ -279,6 +297,7 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
         select=template.select,
         search=template.search,
         evaluations=template.evaluations,
+        statistics=template.statistics,
         on=context.data_of(filled(template.on, bindings, where), f"{where}.on"),
         drop_heads=template.drop_heads,
         evaluate=evaluated or data,
@@ -324,7 +343,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "merge": ("heads",),
     "ensemble": ("heads", "evaluate"),
 }
-MERGED = ("method", "settings", "weights", "base", "outer", "start", "first", "select", "search", "evaluations", "on")
+MERGED = ("method", "settings", "weights", "base", "outer", "start", "first", "select", "search", "evaluations", "on",
+          "statistics")  # fmt: skip
 ALLOWED: dict[str, tuple[str, ...]] = {
     "import": ("architecture", "file", "weights", "seed"),
     "probe": ("start", "first", "data", "train", "run"),
@@ -381,15 +401,17 @@ def check_source(template: StepTemplate, where: str) -> None:
 
 
 def check_measuring(template: StepTemplate, where: str) -> None:
-    """Refuses what measures without data, or data that nothing is measured on; and outer steps of more than heads."""
+    """Refuses what measures without data, and outer steps of more than heads.
+
+    Whether a merge measures anything on its data depends on its method, which may be a variable's.
+    """
     wants = {"select": template.select, "search": template.search, "weights": template.weights == BY_POSTERIOR}
     wanting = [key for key, value in wants.items() if value]
     if wanting and template.on is None:
         raise RecipeError(f"{where}: {wanting[0]} needs 'on', the data to measure models on")
-    if template.on is not None and not wanting:
-        hint = f"it goes with select, search, weights = '{BY_POSTERIOR}'"
-        raise RecipeError(f"{where}: on: nothing is measured", hint=hint)
     if template.kind != "merge":
+        if template.on is not None and not wanting:
+            raise RecipeError(f"{where}: on: nothing is measured", hint=f"it goes with weights = '{BY_POSTERIOR}'")
         return
     if (template.outer is None) != (template.start is None):
         raise RecipeError(f"{where}: outer and start belong together", hint="heads are what is merged")

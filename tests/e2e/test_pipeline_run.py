@@ -276,6 +276,46 @@ def test_scores_can_be_measured_again(ended: Path) -> None:
     assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
 
 
+FISHER = """
+[[step]]
+name = "fisher"
+kind = "merge"
+heads = ["plain/0/*", "recycled/0/*"]
+method = "fisher"
+on = { name = "target", trial = 1 }
+statistics = { examples = 40, labels = "data" }
+evaluate = "target"
+"""
+
+
+def test_a_merge_with_statistics_is_a_step_like_others(ended: Path) -> None:
+    (ended / "tiny.toml").write_text(PIPELINE + FISHER)
+    made = run_json(ended, "--workers", "1", "--only", "fisher")
+    assert (made["made"], run_json(ended, "--only", "fisher")["made"]) == (["fisher"], [])
+    told = json.loads(git(ended, "log", "-1", "--format=%(trailers:key=Merge-Statistics,valueonly,unfold)", "fisher"))
+    assert [(head["images"], head["split"]["held_out"], head["split"]["trial"]) for head in told["heads"]] == [
+        (40, "night", 1)
+    ] * 3
+    found = json.loads(
+        modelgit(ended, "-C", "models", "verify", "--rerun", "fisher", "--on", "../target.zip", "--json")
+    )
+    assert (found["method"], found["tensors"]) == ("fisher", 6)
+    (ended / "same.toml").write_text(PIPELINE.replace('group = "name"', 'group = "name"\ntrial = 1', 1))
+    words = (
+        "--method",
+        "fisher",
+        "--stats-on",
+        "../same.toml#target",
+        "--stats-images",
+        "40",
+        "--stats-labels",
+        "data",
+    )
+    modelgit(ended, "-C", "models", "switch", "-c", "by-hand", "plain/0/0")
+    modelgit(ended, "-C", "models", "merge", "plain/0/1", "recycled/0/other", *words)
+    assert git(ended, "rev-parse", "by-hand:model.safetensors") == git(ended, "rev-parse", "fisher:model.safetensors")
+
+
 def test_a_fine_tuning_is_verified_by_training_again(place: Path) -> None:
     settings = ("--set", 'train.averaging="ema"', "--set", "train.commit_raw=true", "--only", "plain/0/*")
     run_json(place, *settings, "--workers", "1", "--together", "2")

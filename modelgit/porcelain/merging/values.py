@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelgit.formats.manifest import Manifest
 from modelgit.merge.engine.execution import MergeResult
@@ -12,6 +12,9 @@ from modelgit.merge.methods.registry import Value
 from modelgit.porcelain.records import Record
 from modelgit.porcelain.trials.values import Findings, Trial
 from modelgit.repo.values import Blob, Version
+
+if TYPE_CHECKING:
+    from modelgit.porcelain.scores import DataName
 
 Kind = Literal["merge", "fast-forward", "up-to-date", "dry-run", "not-committed", "aborted"]
 Landing = Literal["commit", "leave", "forward"]
@@ -72,12 +75,14 @@ class Repaired:
 class Informing:
     """Where statistics of the models come from: a file for each, or data to compute them on, one for all or for each.
 
+    Data is what a user calls it, or already known with its splits.
+
     `labels` are those that the model expects itself, or the data's. `shared` says that the data is that which models
     are measured on too. With `fresh`, none are taken from the cache.
     """
 
     files: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
+    data: tuple["str | DataName", ...] = ()
     labels: Literal["model", "data"] = "model"
     images: int = 1024
     shared: bool = False
@@ -86,7 +91,10 @@ class Informing:
 
 @dataclass(frozen=True, slots=True)
 class InformedHead:
-    """One of the models with the digest of its statistics, and the data and number of images they are of."""
+    """One of the models with the digest of its statistics, and the data and number of images they are of.
+
+    `split` says how the data was split, where it was: of which only training examples were looked at.
+    """
 
     name: str
     commit: str
@@ -94,6 +102,7 @@ class InformedHead:
     data: str = ""
     data_digest: str = ""
     images: int = 0
+    split: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

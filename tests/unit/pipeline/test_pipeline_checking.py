@@ -9,6 +9,8 @@ from PIL import Image
 
 from modelgit.errors import DataError, ModelgitError, RecipeError
 from modelgit.pipeline.checking import checked
+from modelgit.pipeline.keys import step_key
+from modelgit.recipe.expanding import StatisticsInfo
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
 from modelgit.train.networks.registry import build_network
 
@@ -44,6 +46,7 @@ data = "target"
 """
 MERGED = '[[step]]\nname = "m"\nkind = "merge"\nheads = ["a", "b"]\n'
 SECOND = '[[step]]\nname = "b"\nkind = "train"\nstart = "base"\ndata = '
+MERGED_TWO = SECOND + '"target"\n' + MERGED
 
 
 def png(value: int) -> bytes:
@@ -115,11 +118,43 @@ def test_a_start_that_was_trained_on_the_held_out_domain_is_refused(tmp_path: Pa
             SECOND + '{ name = "target", trial = 1 }\n' + MERGED + 'select = "greedy"\non = "target"\n',
             "on: 'b' was trained on examples that it would be judged by",
         ),
+        (MERGED_TWO + 'on = "target"\n', "on: nothing is measured"),
+        (MERGED_TWO + 'method = "fisher"\n', "step 'm': method fisher needs statistics of every version"),
+        (MERGED_TWO + 'method = "fisher"\non = "target"\nselect = "greedy"\n', "not by fisher"),
+        (MERGED_TWO + 'method = "ties"\nstatistics = {}\n', "statistics: method ties asks for none"),
+        (MERGED_TWO + 'method = "fisher"\non = "other"\nstatistics = { labels = "data" }\n', "'a' knows other classes"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         look(tmp_path, TARGET + text)
+
+
+def test_statistics_are_of_training_domains_alone(tmp_path: Path) -> None:
+    fisher = TARGET + MERGED_TWO + 'method = "fisher"\nevaluate = "target"\n'
+    wanted = StatisticsInfo()
+    pipeline = look(tmp_path, fisher + 'on = { name = "target", trial = 1 }\n')
+    assert {job.name: job.statistics for job in pipeline.jobs if job.statistics} == {"m": wanted}
+    assert {job.name for job in pipeline.jobs if job.validation_seen} == {"m"}  # another split's training examples
+    assert not any(job.validation_seen for job in look(tmp_path, fisher + 'on = "target"\n').jobs)
+    with pytest.raises(DataError, match="step 'm' would be tested on what 'm' has seen: 20 examples of 'night'"):
+        look(tmp_path, fisher + 'on = { name = "target", held_out = "day" }\n')
+
+
+def test_statistics_decide_the_key_of_a_merge_and_of_no_other(tmp_path: Path) -> None:
+    def key(text: str) -> str:
+        job = look(tmp_path, TARGET + MERGED_TWO + text).job("m")
+        return step_key(job, ["one", "other"], None, "data" if job.on else None)
+
+    fisher = 'method = "fisher"\non = "target"\n'
+    told = {
+        key(fisher),
+        key(fisher + "statistics = { examples = 9 }\n"),
+        key(fisher + 'statistics = { labels = "data" }\n'),
+    }
+    assert len(told) == 3 and key(fisher + 'statistics = { labels = "model" }\n') in told
+    greedy = 'on = "target"\nselect = "greedy"\n'  # as they were before merges could have statistics
+    assert key("").startswith("df1d3fbd0bf99dae") and key(greedy).startswith("f6c60eee7ad2cd2a")
 
 
 def test_an_average_over_splits_has_no_validation_score(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a merge commit says of statistics, which anybody may have written, and how they are had again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,9 @@ from modelgit.errors import DataError, DifferencesFound, FormatError, UsageError
 from modelgit.merge.methods import make
 from modelgit.porcelain.merging.matching.informing import informing_of, places, recorded, refuse_others
 from modelgit.porcelain.merging.values import Align, Choices, Informed, InformedHead, Informing, Prepared
+from modelgit.porcelain.scores import DataName
 from modelgit.repo.values import LogEntry, Version, with_trailers
+from modelgit.train.config import DataConfig
 
 ONE = {"name": "one", "commit": "a" * 40, "digest": "d1", "data": "set", "data_digest": "e", "images": 3}
 TWO = {**ONE, "name": "two", "commit": "b" * 40, "digest": "d2"}
@@ -43,6 +46,7 @@ def found(*heads: InformedHead) -> Prepared:
         told(ONE, labels="others"),
         told(ONE, images="many"),
         told(ONE, images=None),
+        told({**ONE, "split": 3}),
     ],
 )
 def test_malformed_words_are_a_format_error(text: str) -> None:
@@ -64,6 +68,24 @@ def test_statistics_are_had_again_from_data_or_from_files() -> None:
     assert informing_of(version(None), None, "here") is None
     with pytest.raises(UsageError, match="merged without statistics"):
         informing_of(version(None), Informing(files=("x",)), None)
+
+
+def test_data_is_split_again_as_it_was() -> None:
+    split = {"held_out": "night", "trial": 2, "image_size": 16}
+    merge = version(told({**ONE, "split": split}, {**TWO, "split": split}))
+    again = informing_of(merge, None, "set.zip")
+    wanted = DataName("set", DataConfig("set.zip", held_out="night", trial=2, image_size=16), 0, has_splits=True)
+    assert again == Informing(data=(wanted, wanted), fresh=True)
+    assert informing_of(merge, Informing(data=("a.zip", "b.zip")), None) == Informing(
+        data=(
+            replace(wanted, config=replace(wanted.config, path="a.zip")),
+            replace(wanted, config=replace(wanted.config, path="b.zip")),
+        ),
+        fresh=True,
+    )
+    for wrong in ({"trial": "two"}, {"path": "elsewhere", "other": 1}):
+        with pytest.raises(FormatError, match="malformed merge trailers"):
+            informing_of(version(told({**ONE, "split": wrong})), None, "set.zip")
 
 
 def test_other_statistics_are_told_apart() -> None:

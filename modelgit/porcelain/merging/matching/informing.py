@@ -4,16 +4,25 @@ Only computing brings PyTorch. What they were is recorded, so that a merge can b
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import urandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from modelgit.errors import Conflict, DataError, DifferencesFound, FormatError, MergeConflict, StorageFull, UsageError
+from modelgit.errors import (
+    Conflict,
+    DataError,
+    DifferencesFound,
+    FormatError,
+    MergeConflict,
+    RecipeError,
+    StorageFull,
+    UsageError,
+)
 from modelgit.events import Finished, Listener, Started
 from modelgit.formats.source import TensorSource
 from modelgit.merge.engine.layers import layered
@@ -31,6 +40,8 @@ from modelgit.store.files.tensors import FileTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from modelgit.porcelain.scores import DataName
 
 CACHE_FOLDER, GENERATION = "cache/statistics", "1"  # the generation counts changes of how statistics are computed
 TRAILER = "Merge-Statistics"
@@ -89,7 +100,7 @@ def inform(
         model = weights_of(repo, member.commit)
         head = InformedHead(member.name, member.commit, "")
         if asked.files:
-            found = checked(kind, FileTensors(Path(place)), model, place)
+            found = checked(kind, FileTensors(Path(str(place))), model, str(place))
         else:
             head, found = computed(repo, head, (asked, kind, place), model, listener)
         known[member.commit] = found
@@ -99,7 +110,7 @@ def inform(
     return Informed(kind, tuple(heads), asked.labels, asked.images), known
 
 
-def places(asked: Informing, names: Sequence[str], choices: Choices) -> list[str]:
+def places(asked: Informing, names: Sequence[str], choices: Choices) -> "list[str | DataName]":
     """Returns the file or the data of each version. Raises UsageError."""
     order = f"in this order: {', '.join(names)}"
     if asked.files and asked.data:
@@ -125,7 +136,11 @@ def places(asked: Informing, names: Sequence[str], choices: Choices) -> list[str
 
 
 def computed(
-    repo: Repository, head: InformedHead, how: tuple[Informing, Kind, str], model: TensorSource, listener: Listener
+    repo: Repository,
+    head: InformedHead,
+    how: "tuple[Informing, Kind, str | DataName]",
+    model: TensorSource,
+    listener: Listener,
 ) -> tuple[InformedHead, Statistics]:
     """Returns what data a version was looked at on, and its statistics, from the cache where they are there."""
     from modelgit.porcelain.scores import data_for, split_key
@@ -133,34 +148,34 @@ def computed(
     from modelgit.train.data.loading import load_dataset
 
     asked, kind, data = how
-    name = data_for(repo, [head.commit], data)
+    name = data_for(repo, [head.commit], data) if isinstance(data, str) else data
     digest = load_dataset(name.config).digest
     parts = [GENERATION, torch_version(), contents_id(repo.version(head.commit)), split_key(name.config, digest)]
     key = "\0".join([*parts, str(name.has_splits), kind, asked.labels, str(asked.images)])
     place = repo.git_dir / "modelgit" / CACHE_FOLDER / f"{blake3(key.encode()).hexdigest()}.safetensors"
     if asked.fresh or not intact(place):
         listener(Started("statistics", None, "examples"))
-        tensors, images = made(repo, head, how, listener)
+        tensors, images = made(repo, head, (asked, kind, name), listener)
         listener(Finished("statistics", f"{head.name}: {images:,} images of {name.label}"))
         write(place, tensors, images)
     source = FileTensors(place)
     images = int(source.header.metadata[IMAGES])
     found = checked(kind, source, model, f"statistics of {head.name} on {name.label}")
-    return InformedHead(head.name, head.commit, "", name.label, digest, images), found
+    split = {key: value for key, value in asdict(name.config).items() if key != "path"} if name.has_splits else {}
+    return InformedHead(head.name, head.commit, "", name.label, digest, images, split), found
 
 
 def made(
-    repo: Repository, head: InformedHead, how: tuple[Informing, Kind, str], listener: Listener
+    repo: Repository, head: InformedHead, how: "tuple[Informing, Kind, DataName]", listener: Listener
 ) -> tuple[dict[str, "Tensor"], int]:
     """Returns the statistics of a version by its tensors' names, and of how many images they are. Raises DataError."""
     import torch
 
     from modelgit.porcelain.merging.matching.running import running, sample
-    from modelgit.porcelain.scores import data_for
     from modelgit.porcelain.tensors import load_state
     from modelgit.train.statistics import diagonal_fisher, input_products
 
-    asked, kind, data = how
+    asked, kind, name = how
     torch.set_num_threads(1)
     record, state = read_record(repo, head.commit), load_state(weights_of(repo, head.commit))
     network = running([record], state)
@@ -172,10 +187,12 @@ def made(
         whole.network.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(f"{head.name}: its tensors are not those of a {record.architecture}") from error
-    images = sample(network, data_for(repo, [head.commit], data), asked.images)
+    images = sample(network, name, asked.images)
     if asked.labels == "data" and kind == "fisher" and images.classes != record.classes:
         hint = "--stats-labels model needs no labels of the data"
-        raise DataError(f"{data}: other classes than {head.name} has: {', '.join(images.classes[:5])}", hint=hint)
+        raise DataError(
+            f"{name.config.path}: other classes than {head.name} has: {', '.join(images.classes[:5])}", hint=hint
+        )
     if kind == "gram":
         found = input_products(whole, images.batches, listener)
     else:
@@ -235,7 +252,8 @@ def recorded(version: Version) -> dict[str, Any] | None:
         return None
     try:
         table = dict(json.loads(version.entry.trailers[TRAILER][0]))
-        rows = [{key: str(row[key]) for key in ("commit", "digest", "data", "data_digest")} for row in table["heads"]]
+        words = ("commit", "digest", "data", "data_digest")
+        rows = [{**{w: str(row[w]) for w in words}, "split": dict(row.get("split", {}))} for row in table["heads"]]
         images, labels = int(table["images"]), str(table["labels"])
         if not rows or labels not in ("", "model", "data") or len({bool(row["data_digest"]) for row in rows}) > 1:
             raise ValueError(f"statistics of {len(rows)} models, labels {labels!r}")
@@ -256,12 +274,35 @@ def informing_of(version: Version, given: Informing | None, data: str | None) ->
             hint = "--stats FILE for each model, in the order of the commit's Merge-Input"
             raise UsageError(f"{short} was made with statistics from files: say where they are", hint=hint)
         return Informing(files=given.files)
-    places = given.data if given is not None and given.data else (data,) if data else ()
+    places: tuple[str | DataName, ...] = given.data if given is not None and given.data else (data,) if data else ()
     if not places:
         names = ", ".join(sorted({row["data"] for row in table["heads"]}))
         hint = "--on DATA; where each model had its own: --stats-on DATA for each, in order"
         raise UsageError(f"{short} was made with statistics of data '{names}': say where it is", hint=hint)
+    if any(row["split"] for row in table["heads"]) and len(places) in (1, len(table["heads"])):
+        each = places * len(table["heads"]) if len(places) == 1 else places
+        places = tuple(split_at(version, *pair) for pair in zip(table["heads"], each, strict=True))
     return Informing(data=places, labels=table["labels"], images=table["images"], fresh=True)
+
+
+def split_at(version: Version, row: Mapping[str, Any], place: "str | DataName") -> "str | DataName":
+    """Returns the data at a place, split as a merge commit says that it was; as it is called where it says nothing.
+
+    Raises:
+        FormatError: what it says is malformed.
+    """
+    if not row["split"] or not isinstance(place, str):
+        return place
+    from modelgit.porcelain.scores import DataName, parse_data_name
+    from modelgit.recipe.binding import bind
+    from modelgit.train.config import DataConfig
+
+    path = parse_data_name(place).config.path
+    try:
+        config = bind(DataConfig, {**row["split"], "path": path}, "split")
+    except RecipeError as error:
+        raise FormatError(f"commit {version.commit[:10]}: malformed merge trailers: {error.message}") from error
+    return DataName(row["data"], config, 0, has_splits=True)
 
 
 def refuse_others(version: Version, prepared: Prepared) -> None:

@@ -14,6 +14,21 @@ from modelgit.errors import RecipeError
 
 T = TypeVar("T")
 Table = Mapping[str, object]
+# What settings are called elsewhere (by PEFT, by transformers, in many a script), where no likeness leads to ours.
+ELSEWHERE = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "targets",
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "checkpoint",
+    "epochs": "steps",
+    "iterations": "steps",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "bf16": "precision",
+}
 
 
 def bind(shape: type[T], table: object, where: str) -> T:
@@ -37,9 +52,24 @@ def check_keys(values: Table, known: typing.Iterable[str], where: str) -> None:
     known = list(known)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            did_you_mean = f", did you mean '{near[0]}'?" if near else ""
+            near = nearest(key, known)
+            did_you_mean = f", did you mean '{near}'?" if near is not None else ""
             raise RecipeError(f"{where}: unknown key '{key}'{did_you_mean}", hint=f"known keys: {', '.join(known)}")
+
+
+def nearest(key: str, known: typing.Sequence[str]) -> str | None:
+    """Returns the known name that a key may stand for: what it means elsewhere, else one that is spelt alike."""
+    if (ours := ELSEWHERE.get(key)) in known:
+        return ours
+    return next(iter(difflib.get_close_matches(key, known, n=1)), None)
+
+
+def check_values(shape: type, table: Table, where: str) -> None:
+    """Checks keys and types of a table that is a part of a `shape`, which others complete. Raises as `bind`."""
+    hints = typing.get_type_hints(shape)
+    check_keys(table, hints, where)
+    for name, value in table.items():
+        convert(hints[name], value, f"{where}.{name}")
 
 
 def expect_table(value: object, where: str) -> Table:
@@ -83,7 +113,7 @@ def convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
             return convert(option, value, where)
         except RecipeError:
             continue
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    names = " or ".join(kind_of(option) for option in options if option is not type(None))
     raise RecipeError(f"{where}: expected {names}, got {describe(value)}")
 
 
@@ -122,8 +152,16 @@ def convert_scalar(hint: Any, value: object, where: str) -> Any:
     if hint is object:
         return value
     if type(value) is not hint:
-        raise RecipeError(f"{where}: expected {hint.__name__}, got {describe(value)}")
+        raise RecipeError(f"{where}: expected {kind_of(hint)}, got {describe(value)}")
     return value
+
+
+def kind_of(hint: Any) -> str:
+    """Returns what a type is called in messages."""
+    kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", tuple: "a list"}
+    shape = get_origin(hint) or hint
+    table = shape in (dict, Mapping) or dataclasses.is_dataclass(shape)
+    return "a table" if table else kinds.get(shape) or getattr(shape, "__name__", str(shape))
 
 
 def describe(value: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, expect_table
+from modelgit.recipe.places import beside
 from modelgit.train.choices import check
 from modelgit.train.config import DataConfig, FineTune, PowerRange, draw, seed_hash
 
@@ -326,7 +327,7 @@ def source_of(template: StepTemplate, bindings: Bindings, context: Context) -> t
     """Returns where an import has its weights from, its own or the model's: a file, or "" and the seed to draw by."""
     word = str(template.weights or context.model.weights)
     if template.file:
-        return str(context.folder / template.file), None
+        return beside(context.folder, template.file), None
     if word != RANDOM:
         return word, None
     seed = context.model.seed if template.seed is None else template.seed

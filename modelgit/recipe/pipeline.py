@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from modelgit.errors import RecipeError
-from modelgit.recipe.binding import Table, bind, check_keys, expect_table
+from modelgit.recipe.binding import Table, bind, check_keys, check_values, expect_table
 from modelgit.recipe.expanding import PRETRAINED, RANDOM, Context, Found, Job, ModelInfo, StepTemplate, expand
+from modelgit.recipe.places import beside
 from modelgit.train.choices import check
-from modelgit.train.config import DataConfig, PowerRange
+from modelgit.train.config import DataConfig, FineTune, PowerRange
 
 Pick = Literal["all", "best"]
 Leakage = Literal["refuse", "allow"]
@@ -129,13 +130,13 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
     check_keys(table, SECTIONS, "pipeline file")
     info = bind(PipelineInfo, table.get("pipeline", {}), "[pipeline]")
     model = bind_model(table.get("model", {}), folder)
-    templates = [bind(StepTemplate, t, f"[[step]] {i + 1}") for i, t in enumerate(expect_list(table, "step"))]
+    templates = [bind(StepTemplate, t, f"[[step]] {numbered(i, t)}") for i, t in enumerate(expect_list(table, "step"))]
     report = tuple(bind(ReportRow, t, f"[[report]] {i + 1}") for i, t in enumerate(expect_list(table, "report")))
     data = {name: bind_data(t, name, folder) for name, t in expect_table(table.get("data", {}), "[data]").items()}
     context = Context(
         model,
         data,
-        expect_table(table.get("train", {}), "[train]"),
+        bind_shared(table.get("train", {})),
         bind_draws(table.get("draws", {})),
         expect_lists(table.get("variables", {}), "[variables]"),
         folder,
@@ -146,6 +147,19 @@ def build_pipeline(table: Table, folder: Path) -> Pipeline:
     pipeline = Pipeline(info, model, tuple(jobs), report, data, frozen if isinstance(frozen, int) else 0)
     check_report(pipeline)
     return pipeline
+
+
+def numbered(place: int, table: object) -> str:
+    """Returns which of several tables one is: by its number and, where it has one, its name."""
+    name = table.get("name") if isinstance(table, Mapping) else None
+    return f"{place + 1} '{name}'" if isinstance(name, str) else str(place + 1)
+
+
+def bind_shared(value: object) -> Table:
+    """Returns the settings that trainings share, so that a mistake there is told as one of [train], not of a step."""
+    table = expect_table(value, "[train]")
+    check_values(FineTune, table, "[train]")
+    return table
 
 
 def expect_list(table: Table, key: str) -> list[object]:
@@ -168,6 +182,7 @@ def expect_lists(value: object, where: str) -> dict[str, Sequence[object]]:
 def bind_draws(value: object) -> dict[str, Sequence[object] | PowerRange]:
     """Returns what each setting is drawn from: a list, or a range of powers."""
     table = expect_table(value, "[draws]")
+    check_keys(table, [field.name for field in dataclasses.fields(FineTune)], "[draws]")
     ranges = {key: bind(PowerRange, v, f"[draws].{key}") for key, v in table.items() if isinstance(v, Mapping)}
     return {**expect_lists({key: v for key, v in table.items() if key not in ranges}, "[draws]"), **ranges}
 
@@ -176,13 +191,13 @@ def bind_model(table: object, folder: Path) -> ModelInfo:
     """Returns the model's settings; a weight file is relative to the pipeline's folder."""
     info = bind(ModelInfo, table, "[model]")
     words = (PRETRAINED, RANDOM)
-    return info if info.weights in words else dataclasses.replace(info, weights=str(folder / info.weights))
+    return info if info.weights in words else dataclasses.replace(info, weights=beside(folder, info.weights))
 
 
 def bind_data(table: object, name: str, folder: Path) -> DataConfig:
     """Returns the data set's settings, its path resolved against the pipeline's folder."""
     config = bind(DataConfig, table, f"[data.{name}]")
-    return dataclasses.replace(config, path=str(folder / config.path))
+    return dataclasses.replace(config, path=beside(folder, config.path))
 
 
 def resolve_heads(drafts: Sequence[Job]) -> list[Job]:

@@ -12,6 +12,7 @@ from typing import Literal
 from modelgit.errors import RecipeError
 from modelgit.recipe.binding import Table, bind, check_keys, expect_table
 from modelgit.recipe.pipeline import apply_override, read_toml
+from modelgit.recipe.places import beside
 from modelgit.train.choices import check
 from modelgit.train.config import DataConfig, FineTune
 
@@ -73,4 +74,4 @@ def build_recipe(table: Table, folder: Path) -> Recipe:
     if table.get("kind") == "probe":
         trained = {**PROBED, **trained}
     recipe = bind(Recipe, {**table, "train": trained}, "recipe")
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(folder / recipe.data.path)))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=beside(folder, recipe.data.path)))

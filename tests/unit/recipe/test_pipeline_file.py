@@ -84,6 +84,19 @@ def test_each_binds_variables_together_and_twins_share_their_draws(tmp_path: Pat
     assert job.config == pipeline.job("plain/1/1").config
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.headz=1", r"\[train\]: unknown key 'headz'"),
+        ("train.lr=fast", r"\[train\]\.lr: expected a number, got a string \('fast'\)"),
+        ("draws.lrr=[0.1]", r"\[draws\]: unknown key 'lrr', did you mean 'lr'"),
+    ],
+)
+def test_a_mistake_in_a_shared_table_is_told_as_one_of_that_table(tmp_path: Path, override: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{told}"):
+        load(tmp_path, HEAD + RUNS, override)
+
+
 def test_data_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     data = load(tmp_path, HEAD + RUNS).job("plain/0/0").data
     assert data is not None and data.path == str(tmp_path / "target.zip")
@@ -113,6 +126,7 @@ def test_overrides_reach_into_tables(tmp_path: Path) -> None:
         ('[[report]]\nstrategy="erm"\ntitle="x"\nof=["nobody/*"]\n', "no step matches nobody/*"),
         ('[[step]]\nname="x"\nkind="train"\nstart="base"\ndata="target"\ntrain={stepz=3}\n', "unknown key 'stepz'"),
         ("[extra]\n", "unknown key 'extra'"),
+        ('[[step]]\nname="x"\nkind="train"\nheadz="base"\n', "step.. 2 'x': unknown key 'headz', did you mean 'head'"),
         ("[[[\n", "not valid TOML"),
     ],
 )

@@ -19,6 +19,7 @@ from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset, contents_of
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
+from modelgit.train.fitting.beginnings import refuse_small_batch
 from modelgit.train.networks.registry import (
     check_architecture,
     check_frozen,
@@ -64,6 +65,7 @@ def checked(pipeline: Pipeline) -> Pipeline:
     informed_one = replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
     check_choices(informed_one)
     check_stages(informed_one)
+    check_batches(informed_one, loaded)
     return informed_one
 
 
@@ -85,6 +87,17 @@ def check_stages(pipeline: Pipeline) -> None:
             check_frozen(architecture, frozen)
         except RecipeError as error:
             raise RecipeError(f"step '{step}': {error.message}", hint=error.hint) from error
+
+
+def check_batches(pipeline: Pipeline, loaded: Loaded) -> None:
+    """Raises RecipeError for a training whose batches have no room for every domain."""
+    for job in pipeline.jobs:
+        if job.kind != "train" or job.config is None or job.data is None:
+            continue
+        try:
+            refuse_small_batch(job.config, list(loaded[job.data][1].train))
+        except RecipeError as error:
+            raise RecipeError(f"step '{job.name}': {error.message}", hint=error.hint) from error
 
 
 def check_import(job: Job) -> None:

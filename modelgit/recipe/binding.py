@@ -161,7 +161,7 @@ def kind_of(hint: Any) -> str:
     kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", tuple: "a list"}
     shape = get_origin(hint) or hint
     table = shape in (dict, Mapping) or dataclasses.is_dataclass(shape)
-    return "a table" if table else kinds.get(shape) or getattr(shape, "__name__", str(shape))
+    return "a table" if table else kinds.get(shape, str(shape))
 
 
 def describe(value: object) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modelgit.errors import DataError, RecipeError, TrainingError
-from modelgit.events import Listener, ignore
+from modelgit.events import Listener, Noted, ignore
 from modelgit.train.choices import Mixup
 from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers
@@ -21,6 +21,7 @@ from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
 from modelgit.train.evaluate import Outputs, Scored, Scores, average_outputs, class_scores, mix_outputs
 from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
+from modelgit.train.fitting.beginnings import fallen, head_at, refuse_small_batch, told_fallen, validated_start
 from modelgit.train.fitting.crews import SOLO, whole
 from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
 from modelgit.train.fitting.passes import freeze, scored_by
@@ -51,6 +52,7 @@ class TrainResult:
     raw: dict[str, Tensor] | None = None  # the weights before averaging, where they are wanted
     trained_on: Mapping[str, int] = field(default_factory=dict)  # examples of each domain
     together: int = 1  # how many runs shared passes
+    fell: bool = False  # its validation accuracy is below the start's
     kept_step: int | None = None  # of the weights that validated best, where these are kept
 
 
@@ -257,6 +259,7 @@ class Fitting:
     ready: Prepared
     member: Member
     init: Mapping[str, Tensor]
+    head: Mapping[str, Tensor]  # that it began with
     began: float
 
 
@@ -307,7 +310,8 @@ def fine_tune_many(
 def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Start) -> Fitting:
     """Returns a fine-tuning that is ready to go on from where it was saved, or to begin."""
     began, config = time.monotonic(), given.config
-    dataset, _ = bench.dataset(data)
+    dataset, parts = bench.dataset(data)
+    refuse_small_batch(config, list(parts.train))
     network = loaded(bench, design, given.init, len(dataset.classes))
     check_head(network, given.init, dataset, given.fresh_head)
     ready = bench.prepare(network, data, config)
@@ -326,12 +330,13 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
         scores = found.scores()
         return Validation(scores.val_accuracy, found.val_loss, {d: a.value for d, a in scores.validation.items()})
 
+    head = head_at(network)
     run = start(network, task, config, bench.crew)
     saved = Resume(given.resume) if given.resume is not None else None
     if saved is not None:
         saved.restore(run)
     member = Member(run, validate, given.listener, saved.save if saved is not None else forget)
-    return Fitting(network, ready, member, given.init, began)
+    return Fitting(network, ready, member, given.init, head, began)
 
 
 def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
@@ -343,9 +348,11 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
         give(run.changing, run.raw)
         raw = trained_state(fitting)
     names, seconds = head_tensors(network), time.monotonic() - fitting.began
-    history, device = tuple(run.points), str(bench.device)
+    history, device = validated_start(fitting.member, fitting.init, fitting.head), str(bench.device)
+    if fell := fallen(history, scores):
+        fitting.member.listener(Noted(f"{run.task.name}: {told_fallen(run.config, history, scores)}"))
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
-    found = replace(found, together=run.together, kept_step=run.kept_step)
+    found = replace(found, together=run.together, kept_step=run.kept_step, fell=fell)
     return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
 
 

@@ -326,6 +326,7 @@ RESULTS: dict[str, object] = {
         size_bytes=18_800_000,
         stored_bytes=9_300_000,
         kept_step=160,
+        start_accuracy=0.625,
     ),
     "fsck": Checked(4, 1200, full=False),
     "fsck-full": Checked(1, 1, full=True),

@@ -68,7 +68,7 @@ def test_a_fine_tuning_is_committed_to_the_branch_and_can_be_done_again(place: P
     record = json.loads(git("show", "HEAD:.modelgit/record.json"))
     details = record["details"]
     assert (record["kind"], record["architecture"], record["classes"]) == ("train", "mlp", ["bar", "cup", "hat"])
-    assert [point["step"] for point in details["history"]] == [3, 4]
+    assert [point["step"] for point in details["history"]] == [0, 3, 4]
     assert details["data"]["path"] == "data.zip" and len(details["data"]["digest"]) == 64
     assert set(details["data"]["trained_on"]) == {"noto", "openmoji", "twemoji"}
     assert (details["config"]["seed"], details["machine"]["threads"]) == (0, 1)

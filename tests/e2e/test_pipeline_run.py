@@ -354,7 +354,7 @@ def test_a_stack_becomes_a_commit_for_each_run_like_that_of_the_run_alone(ended:
     assert isinstance(made, StackDone) and [done.step for done in made.members] == ["run/0", "run/1"]
     told = [run_of(repo, done) for done in made.members]
     assert [(run["config"]["seed"], run["machine"]["together"]) for run in told] == [(0, 2), (1, 2)]
-    assert [len(run["history"]) for run in told] == [2, 2]
+    assert [len(run["history"]) for run in told] == [3, 3]
     measured = [event.task for event in events if isinstance(event, Measured)]
     assert sorted(set(measured)) == ["run/0: training on target", "run/1: training on target"]
     alone = execute(repo, bench, first, events.append)

@@ -27,6 +27,8 @@ def trained(result: "Trained") -> Iterator[Block]:
     kept = f"; kept step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
     yield line(f"  {steps}{result.data} took {result.seconds:,.1f} s on {result.device}{threads}{kept}")
     told = [f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.values.items() if name in METRICS]
+    before = f" (it began at {100 * result.start_accuracy:.1f} %)" if result.start_accuracy is not None else ""
+    told[:1] = [told[0] + before] if told else []
     yield line(f"  {', '.join(told)}")
     stored = f"{bytes_text(result.size_bytes)} of weights stored in {bytes_text(result.stored_bytes)}"
     yield line(faint(f"  tensors: {result.changed:,} changed, {result.same:,} shared; {stored}"))

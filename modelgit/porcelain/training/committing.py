@@ -41,6 +41,8 @@ class Trained:
     """A fine-tuning that was committed: where it went, on what it ran, what it scored (on how many examples each).
 
     `kept_step` is after which of the steps the weights were there, where those are kept that validated best, else None.
+    `start_accuracy` is the validation accuracy before the first step, where it is known; `fell` tells that the result's
+    is below it, by more than a standard error.
     `changed` and `same` count tensors; `stored_bytes` is what it added to the object store, of `size_bytes`.
     """
 
@@ -61,6 +63,8 @@ class Trained:
     size_bytes: int
     stored_bytes: int
     kept_step: int | None = None
+    start_accuracy: float | None = None
+    fell: bool = False
 
 
 def starting_size(repo: Repository) -> int | None:
@@ -216,4 +220,6 @@ def report(repo: Repository, request: TrainRequest, result: TrainResult, made: s
         size_bytes=sum(manifest.size_bytes for manifest in version.manifests.values()),
         stored_bytes=stored,
         kept_step=result.kept_step,
+        start_accuracy=next((point.val_accuracy for point in result.history if point.step == 0), None),
+        fell=result.fell,
     )

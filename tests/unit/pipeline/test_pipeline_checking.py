@@ -123,6 +123,10 @@ def test_a_start_that_was_trained_on_the_held_out_domain_is_refused(tmp_path: Pa
         (MERGED_TWO + 'method = "fisher"\non = "target"\nselect = "greedy"\n', "not by fisher"),
         (MERGED_TWO + 'method = "ties"\nstatistics = {}\n', "statistics: method ties asks for none"),
         (MERGED_TWO + 'method = "fisher"\non = "other"\nstatistics = { labels = "data" }\n', "'a' knows other classes"),
+        (
+            SECOND + '"target"\n[step.train]\nbatch = 1\nobjective = "irm"\n',
+            r"step 'b': batch = 1: expected at least 2, two examples of every training domain \(day\)",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(tmp_path: Path, text: str, message: str) -> None:

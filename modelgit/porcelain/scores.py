@@ -151,7 +151,10 @@ def split_values(scores: Scores) -> dict[str, float]:
     values = {"val_accuracy": scores.val_accuracy}
     if scores.ood_accuracy is not None:
         values["ood_accuracy"] = scores.ood_accuracy
-    return {**values, **{f"val_accuracy/{domain}": a.value for domain, a in scores.validation.items()}}
+    values |= {f"val_accuracy/{domain}": a.value for domain, a in scores.validation.items()}
+    if scores.worst_group is not None:
+        values["worst_group_accuracy"] = scores.worst_group.value
+    return values | ({"ece": scores.ece} if scores.ece is not None else {})
 
 
 def split_answers(scores: Scores) -> dict[str, str]:
@@ -167,6 +170,8 @@ def split_images(scores: Scores) -> dict[str, int]:
     tested: dict[str, Accuracy] = {f"val_accuracy/{domain}": a for domain, a in scores.validation.items()}
     if scores.held_out is not None:
         tested["ood_accuracy"] = scores.held_out
+    if scores.worst_group is not None:
+        tested["worst_group_accuracy"] = scores.worst_group
     return {name: accuracy.n for name, accuracy in tested.items()}
 
 

@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
+from modelgit.train.measuring.calibration import calibration_error
 
 CHUNK = 256
+FEWEST = 10  # examples in a group that can be the worst
 HELD_OUT = ""  # no domain is called so
 Scored = Callable[[Tensor], Tensor]  # features behind the frozen stages to class scores
 
@@ -39,11 +42,15 @@ class Scores:
     """Accuracies on the validation split of each training domain, and on the held-out domain if there is one.
 
     `answers` are the classes answered, in the order of the split, by the same names; HELD_OUT for the held-out domain.
+    Of the held-out domain, else of all validation splits, `ece` is the expected calibration error, and `worst_group`
+    the lowest accuracy on one class in one domain, of those with FEWEST examples or more.
     """
 
     validation: Mapping[str, Accuracy]
     held_out: Accuracy | None
     answers: Mapping[str, Integers] = field(default_factory=dict, compare=False)  # arrays: == of them is no truth
+    ece: float | None = None
+    worst_group: Accuracy | None = None
 
     @property
     def val_accuracy(self) -> float:
@@ -74,7 +81,19 @@ class Outputs:
         held_out = accuracy(*self.held_out) if self.held_out is not None else None
         pairs = {**self.validation, **({HELD_OUT: self.held_out} if self.held_out is not None else {})}
         answers = {name: logits.argmax(1).cpu().numpy() for name, (logits, _) in pairs.items()}
-        return Scores({domain: accuracy(*pair) for domain, pair in self.validation.items()}, held_out, answers)
+        inside = {domain: accuracy(*pair) for domain, pair in self.validation.items()}
+        return Scores(inside, held_out, answers, *self._served())
+
+    def _served(self) -> tuple[float | None, Accuracy | None]:
+        """Returns how far confidence is from accuracy, and the accuracy on the group that is served worst."""
+        pairs = [self.held_out] if self.held_out is not None else list(self.validation.values())
+        logits, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+        likely = torch.softmax(logits.double(), 1).numpy()
+        if not np.isfinite(likely).all():  # a model that was destroyed is sure of nothing
+            return None, None
+        groups = [accuracy(x[y == c], y[y == c]) for x, y in pairs for c in range(x.shape[1]) if (y == c).any()]
+        worst = min((group for group in groups if group.n >= FEWEST), key=lambda group: group.value, default=None)
+        return calibration_error(likely, labels.numpy()), worst
 
 
 def average_outputs(members: Sequence[Outputs]) -> Outputs:

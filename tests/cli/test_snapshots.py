@@ -97,7 +97,18 @@ BLAMED = (
     BlamedTensor("model.safetensors", "enc.0.weight", 6, A, "Ada <a@b>", DAY, "Fine-tune", False, 0.0123),
     BlamedTensor("model.safetensors", "head.weight", 6, C, "Bob <b@b>", DAY, "Average", True),
 )
-TWEETS = Answered("tweets", B, Estimate(0.75), {"noto": Estimate(0.5), "twemoji": Estimate(1.0)}, None, None, 0.125, ())
+TWEETS = Answered(
+    "tweets",
+    B,
+    Estimate(0.75),
+    {"noto": Estimate(0.5), "twemoji": Estimate(1.0)},
+    None,
+    None,
+    0.125,
+    (0.1, 0.2),
+    (),
+    (),
+)
 COMPARED = Comparison("emoji", "f", "every domain", 40, ("noto",), "", (TWEETS,), TWEETS, (), (), None, (), 1)
 TRAINED = Record(
     "train",

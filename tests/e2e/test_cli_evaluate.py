@@ -70,8 +70,29 @@ def test_groups_of_a_column_are_told_apart(place: Path, capfd: pytest.CaptureFix
     assert values["odds_gap"] > 0.7
     assert found["worst_group"][1] == "old"
     for metric, (low, high) in found["intervals"].items():
-        assert 0 <= low <= values[metric] <= high <= 1
+        assert (-1 if "gap" in metric else 0) <= low <= values[metric] <= high <= 1
     assert found["images"]["accuracy/old"] + found["images"]["accuracy/young"] == 240
+    assert [(gap["more"], gap["less"]) for gap in found["gaps"] if gap["kind"] == "accuracy"] == [("young", "old")]
+    assert found["intervals"]["accuracy_gap"][0] > 0.5
+    assert main(["evaluate", "--on", "../points.npz", "--by", "age"]) == 0
+    assert "accuracy gap: young above old\n" in capfd.readouterr().out
+
+
+def test_a_report_tells_the_groups_of_a_column_apart(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["commit", "--recipe", "../recipe.toml", "--set", "train.steps=80"]) == 0
+    capfd.readouterr()
+    assert main(["report", "HEAD~1", "HEAD", "--on", "../points.npz", "--by", "age", "--json", "-o", "r.html"]) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert (made["comparison"]["by"], made["comparison"]["domains"]) == ("age", ["old", "young"])
+    gaps = made["comparison"]["mean"]["gaps"]
+    assert [gap["kind"] for gap in gaps] == ["accuracy", "parity", "odds"]
+    assert gaps[0]["low"] > 0.5 and gaps[1]["low"] < gaps[1]["value"] < gaps[1]["high"]
+    (board,) = made["boards"]  # of the notes that the trainings left
+    assert [0 <= row["ece"] <= 1 and row["worst_group"]["n"] >= 10 for row in board["rows"]] == [True, True]
+    page = Path("r.html").read_text()
+    assert "Gaps between groups by age" in page and "young above old" in page and "Calibration error on points" in page
+    assert main(["report", "--by", "age"]) == 2
+    assert "--on FILE --by COLUMN" in capfd.readouterr().err
 
 
 def test_what_an_ancestor_knew_better_was_forgotten(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -34,20 +34,24 @@ def register(app: typer.Typer) -> None:
         ] = None,
         newest: Annotated[int, typer.Option("--newest", min=1, help="How many versions are shown.")] = NEWEST,
         points: Annotated[int, typer.Option("--points", metavar="N", help="On each path, its ends included.")] = POINTS,
+        by: Annotated[
+            str | None, typer.Option("--by", metavar="COLUMN", help="A table's column whose groups are told apart.")
+        ] = None,
         device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     ) -> "Report":
         """Write a page on the models of this repository.
 
-        Shows the lineage with scores, and what git notes tell of accuracy, worst domain, held-out domain and
-        forgetting: nothing is evaluated for that. With --on and two or more versions these are run on the data and
-        compared: straight paths, diversity, marginal gains of averaging, calibration, domains. The page is one HTML
-        file that needs no network. With --json it is written only to a file that -o names.
+        Shows the lineage with scores, and what git notes tell of accuracy, worst domain and group, held-out domain,
+        calibration and forgetting: nothing is evaluated for that. With --on and two or more versions these are run on
+        the data and compared: straight paths, diversity, marginal gains of averaging, calibration, domains, gaps
+        between them; with --by between the groups of a table's column. The page is one HTML file that needs no network.
+        With --json it is written only to a file that -o names.
         """
         from modelgit.porcelain.reporting.making import report as make
 
         path = output or (None if session.out.json else USUAL)
         check_place(path, named=output is not None)
-        made = make(session.repo(), revs or [], Wanted(on, newest, points, device), session.listener)
+        made = make(session.repo(), revs or [], Wanted(on, newest, points, device, by), session.listener)
         if path is None:
             return made
         write_page(made, path)

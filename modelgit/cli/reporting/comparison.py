@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from modelgit.cli.reporting import reading
 from modelgit.cli.reporting.words import decimals, percent, points, with_ends
 from modelgit.cli.screen.blocks import count_text
-from modelgit.porcelain.reporting.values import Answered, Comparison, Estimate, Line, Pair
+from modelgit.porcelain.reporting.values import Answered, Comparison, Estimate, GroupGap, Line, Pair
 from modelgit.report.drawing import BLUE, COLOURS, GREY, RED
 from modelgit.report.forest import Mark, Row, forest
 from modelgit.report.matrix import matrix
@@ -22,6 +22,7 @@ def comparison_sections(found: Comparison) -> list[Section]:
     return [
         accuracy_section(found),
         *domains_section(found),
+        *gaps_section(found),
         paths_section(found),
         diversity_section(found),
         gains_section(found),
@@ -71,6 +72,30 @@ def domain_row(one: Answered, domains: Sequence[str]) -> tuple[str, ...]:
     worst = min(domains, key=lambda domain: (one.domains[domain].value, domain))
     group = with_ends(None) if one.worst_group is None else f"{' in '.join(one.worst_group)} {with_ends(one.worst)}"
     return (one.name, *(with_ends(one.domains[domain]) for domain in domains), worst, group)
+
+
+def gaps_section(found: Comparison) -> list[Section]:
+    """Returns how much better versions serve one domain than another; nothing where there is one alone."""
+    if not found.mean.gaps:
+        return []
+    kinds = [gap.kind for gap in found.mean.gaps]
+    rows = [
+        Row(one.name, [Mark(100 * g.value, 100 * g.low, 100 * g.high, i) for i, g in enumerate(one.gaps)])
+        for one in everyone(found)
+    ]
+    title = f"Gaps between groups by {found.by}" if found.by else "Gaps between domains"
+    picture = Picture(forest(rows, title, Axis("gap, points"), kinds), title)
+    head = ("version", *(f"{kind}, points" for kind in kinds))
+    told = [(one.name, *map(gap_text, one.gaps)) for one in everyone(found)]
+    table = Table(head, told, strong=frozenset({len(found.versions)}))
+    return [Section(title, [reading.GAPS], [picture, table])]
+
+
+def gap_text(gap: GroupGap) -> str:
+    """Returns a gap, its interval, and between whom it is."""
+    of = f", {gap.answer}" * bool(gap.answer) + f" for {gap.label}" * bool(gap.label)
+    whom = f": {gap.more} above {gap.less}{of}" if gap.more != gap.less else ""
+    return f"{points(gap.value, gap.low, gap.high)}{whom}"
 
 
 # -------------------------------------------------------------------------------------------------- paths
@@ -229,7 +254,7 @@ def calibration_section(found: Comparison) -> Section:
     note = "" if len(drawn) == len(everyone(found)) else "Drawn are the best version, the last one and the mean."
     picture = Picture(plane(series, "Reliability", axes), "Reliability", note)
     rows = [
-        (one.name, f"{100 * one.ece:.1f}", percent(confidence(one)), percent(one.accuracy.value))
+        (one.name, with_ends(Estimate(one.ece, *one.ece_ends)), percent(confidence(one)), percent(one.accuracy.value))
         for one in everyone(found)
     ]
     table = Table(

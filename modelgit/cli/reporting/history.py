@@ -7,7 +7,7 @@ from modelgit.cli.reporting import reading
 from modelgit.cli.reporting.words import percent, points, with_ends
 from modelgit.cli.screen.blocks import count_text
 from modelgit.porcelain.reporting.values import Board, Estimate, Model, Report, Standing
-from modelgit.report.drawing import BLUE, GREEN, RED, Drawing
+from modelgit.report.drawing import BLUE, GREEN, ORANGE, RED, Drawing
 from modelgit.report.lineage import Kind, Node, lineage
 from modelgit.report.plane import Axis, Series, plane
 from modelgit.report.sheet import Picture, Section, Table
@@ -16,6 +16,7 @@ from modelgit.report.track import track
 WIDEST = 1500  # pixels up to which a lineage is drawn in columns
 MOST_BOARDS, MOST_ROWS = 8, 60
 LINKED = 200  # descendants are joined to their nearest scored ancestors up to so many versions
+LAST = ("worst group, %", "ECE, points", "forgotten, points")
 APART = 0.14  # how far the dots of one version are apart
 
 
@@ -108,7 +109,8 @@ def scores_section(report: Report) -> Section:
         sentences.append(f"Drawn are {MOST_BOARDS} of {len(several)} data sets, those with most scores.")
     parts = list[Picture | Table]()
     for board in several[:MOST_BOARDS]:
-        parts += [board_picture(report.versions, board), board_table(report.versions, board)]
+        parts += [board_picture(report.versions, board), *calibration_picture(report.versions, board)]
+        parts.append(board_table(report.versions, board))
     parts += [single_table(report.versions, single)] if single else []
     return Section("Scores across commits", sentences, parts)
 
@@ -120,6 +122,7 @@ def board_picture(versions: Sequence[Model], board: Board) -> Picture:
         (accuracy_name(board), BLUE, [(row.number, row.accuracy) for row in board.rows]),
         ("held-out domain", RED, [(row.number, row.held_out) for row in board.rows]),
         ("worst domain", GREEN, [(row.number, row.worst) for row in board.rows]),
+        ("worst group", ORANGE, [(row.number, row.worst_group) for row in board.rows]),
     ]
     seen = [one for one in shown if any(value for _, value in one[2])]
     series = [dots(name, found, (colour, APART * (i - 1)), links) for i, (name, colour, found) in enumerate(seen)]
@@ -130,6 +133,16 @@ def board_picture(versions: Sequence[Model], board: Board) -> Picture:
 def accuracy_name(board: Board) -> str:
     """Returns what the accuracy of a data set is of."""
     return "validation" if any(row.held_out for row in board.rows) else "accuracy"
+
+
+def calibration_picture(versions: Sequence[Model], board: Board) -> list[Picture]:
+    """Returns the calibration errors of one data set over the versions; nothing where no note tells them."""
+    found = [(row.number, Estimate(row.ece)) for row in board.rows if row.ece is not None]
+    if len(found) < 2:
+        return []
+    series = [dots("", found, (BLUE, 0.0), joined(versions, board))]
+    title = f"Calibration error on {board_name(board)}"
+    return [Picture(plane(series, title, (Axis("version", whole=True), Axis("ECE, points"))), title)]
 
 
 def dots(
@@ -174,7 +187,7 @@ def board_table(versions: Sequence[Model], board: Board) -> Table:
     rows = [board_row(by_number[row.number], row, held=held) for row in reversed(board.rows)][:MOST_ROWS]
     head = ["version", "#", "commit", "day", f"{accuracy_name(board)}, %", "worst domain, %"]
     head += ["held out, %"] if held else []
-    return Table([*head, "forgotten, points"], rows, caption=board_name(board))
+    return Table([*head, *LAST], rows, caption=board_name(board))
 
 
 def single_table(versions: Sequence[Model], boards: Sequence[Board]) -> Table:
@@ -192,7 +205,7 @@ def single_table(versions: Sequence[Model], boards: Sequence[Board]) -> Table:
         "accuracy, %",
         "worst domain, %",
         "held out, %",
-        "forgotten, points",
+        *LAST,
     )
     return Table(head, rows[:MOST_ROWS], words=2, caption="Data sets that one version was scored on")
 
@@ -202,7 +215,7 @@ def board_row(model: Model, row: Standing, *, held: bool) -> tuple[str, ...]:
     worst = f"{row.worst_domain} {with_ends(row.worst)}" if row.worst is not None else with_ends(None)
     about = (model.name, str(model.number), model.commit[:10], day(model.date), with_ends(row.accuracy), worst)
     lost = percent(None) if row.forgotten is None else points(row.forgotten)
-    return (*about, *([with_ends(row.held_out)] if held else []), lost)
+    return (*about, *([with_ends(row.held_out)] if held else []), with_ends(row.worst_group), percent(row.ece), lost)
 
 
 # --------------------------------------------------------------------------------------------- forgetting

@@ -38,6 +38,13 @@ DOMAINS = told("""
     A good mean may hide a domain that fails. Each dot is the accuracy on one domain, with its 95 % interval. The worst
     group is the class in one domain that is answered worst, among those with ten examples or more.
 """)
+GAPS = told("""
+    How much better the group served best fares than the one served worst: in accuracy; in how often one class is the
+    answer (demographic parity); and in how often it is among examples of one class (equalised odds, Hardt et al. 2016).
+    Brackets are bootstrap 95 % intervals over the things shown, of the two groups named: they were picked for being
+    furthest apart, so a gap looks wider than it is, most of all where groups are many and small. Where all of a group
+    are answered alike the bootstrap knows no doubt about it.
+""")
 PATHS = told("""
     Where no point lies below the straight line between the ends (linear mode connectivity), the two can be averaged; a
     valley is a barrier. The gap is the most that the path lacks, in points, with a bootstrap 95 % interval for that
@@ -68,5 +75,6 @@ OTHER_DATA = told("""
 CALIBRATION = told("""
     Examples are put together by how sure a version is of its answer. On the dashed line it is right as often as it is
     sure; below, it is overconfident. ECE is the mean distance from the line, weighted by examples (15 bins, Guo et al.
-    2017): 0 is best.
+    2017): 0 is best. Its interval is a bootstrap's over the things shown; with few examples even a perfectly calibrated
+    version has an ECE above 0.
 """)

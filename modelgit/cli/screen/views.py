@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.comparing import Difference, TensorChange
     from modelgit.porcelain.plumbing.headers import DtypeChange, MetadataChange
     from modelgit.porcelain.reporting.evaluating import Evaluation
+    from modelgit.porcelain.reporting.values import GroupGap
     from modelgit.porcelain.scorebook import Score
     from modelgit.porcelain.sharing import Cloned, Exported, Initialised, Transferred
     from modelgit.porcelain.versions import History, HistoryEntry, VersionReport
@@ -394,6 +395,16 @@ def evaluation(result: "Evaluation") -> Iterator[Block]:
     yield Table(("metric", "value>", "95%>", "examples>"), rows)
     if result.worst_group:
         yield line(f"worst group: class {result.worst_group[0]} in {result.worst_group[1]}")
+    for gap in result.gaps:
+        if gap.more != gap.less:
+            yield line(f"{gap.kind} gap: {gap_text(gap)}")
+
+
+def gap_text(gap: "GroupGap") -> str:
+    """Returns between whom a gap is, and in what."""
+    share = f", in how often the answer is {gap.answer}" if gap.answer else ""
+    of = f" to what is {gap.label}" if gap.label else ""
+    return f"{gap.more} above {gap.less}{share}{of}"
 
 
 # ---------------------------------------------------------------------------------------------------- sharing

@@ -9,6 +9,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import is_adapter
 from modelgit.merge.engine.plan import Head, content_key
 from modelgit.merge.selection.states import State
+from modelgit.porcelain.reporting.evaluating import told_apart
 from modelgit.porcelain.reporting.values import Wanted
 from modelgit.porcelain.scores import data_for, known_model, workbench
 from modelgit.porcelain.trials.measuring import as_torch
@@ -56,7 +57,7 @@ def panel(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: Liste
     for rev in revs:
         named.setdefault(repo.resolve(rev), rev)
     models = {rev: known_model(repo, rev) for rev in named.values()}
-    name = data_for(repo, list(models), wanted.on)
+    name = told_apart(data_for(repo, list(models), wanted.on), wanted.by)
     first = next(iter(models.values()))
     other = next((rev for rev, model in models.items() if model != first), None)
     if other is not None:

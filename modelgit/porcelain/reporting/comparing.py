@@ -97,6 +97,7 @@ def compare(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: Lis
         law=law([each.accuracy.value for each in gains]),
         paths=paths,
         evaluations=work.evaluations,
+        by=wanted.by,
     )
 
 

@@ -11,14 +11,13 @@ from modelgit.events import Listener, ignore
 from modelgit.porcelain.reporting.estimates import over_domains
 from modelgit.porcelain.reporting.history import best_before
 from modelgit.porcelain.reporting.tallying import Asked, Bools, Floats, answered, asked, by_domain
-from modelgit.porcelain.reporting.values import Answered, Estimate
+from modelgit.porcelain.reporting.values import Estimate, GroupGap
 from modelgit.porcelain.scorebook import all_scores
 from modelgit.porcelain.scores import DataName, data_for, known_model, split_key, workbench
 from modelgit.porcelain.training.adapting import state_at
 from modelgit.repo.repository import Repository
 from modelgit.train.answers import asker
 from modelgit.train.measuring.forgetting import forgetting
-from modelgit.train.measuring.groups import group_scores
 from modelgit.train.task import Workbench
 
 Domains = Mapping[str, tuple[int, int]]  # (correct, n)
@@ -27,9 +26,10 @@ SINGLE = ("ood_accuracy", "worst_group_accuracy")  # accuracies on one set of ex
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a version scored: metrics by name, on how many examples each accuracy rests, and its 95 % interval.
+    """What a version scored: metrics by name, on how many examples each accuracy rests, and 95 % intervals.
 
-    `worst_group` is the class and the domain with the lowest accuracy among those with ten examples or more.
+    `worst_group` is the class and the domain with the lowest accuracy among those with ten examples or more; `gaps`
+    name the domains that gaps are between.
     """
 
     commit: str
@@ -38,6 +38,7 @@ class Evaluation:
     images: Mapping[str, int]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     worst_group: tuple[str, str] | None = None
+    gaps: tuple[GroupGap, ...] = ()
 
 
 def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
@@ -55,7 +56,7 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str 
 
     On the held-out domain, where there is one, or on everything: `worst_group_accuracy` (class and domain together, ten
     examples or more), `ece` (expected calibration error, 15 bins); with several domains `accuracy_gap` between the best
-    and the worst served, `parity_gap` and `odds_gap` (`GroupScores`). `forgetting` is the best accuracy that a note of
+    and the worst served, `parity_gap` and `odds_gap` (`GroupGap`). `forgetting` is the best accuracy that a note of
     an ancestor tells on the same split, less this one's.
 
     Raises:
@@ -67,11 +68,14 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str 
     known = dict(accuracies(on, logits, split=name.has_splits))
     more = answered(rev, commit, on, logits)
     known |= {"worst_group_accuracy": more.worst} if more.worst is not None else {}
-    values = {metric: found.value for metric, found in known.items()} | served(more, on, logits)
+    values = {metric: found.value for metric, found in known.items()} | {"ece": more.ece}
+    values |= {f"{gap.kind}_gap": gap.value for gap in more.gaps}
     if name.has_splits:
         values |= forgotten(repo, commit, split_key(name.config, examples.digest), values["val_accuracy"])
     images = {m: e.n for m, e in known.items() if e.n is not None and ("/" in m or m in SINGLE)}
-    return Evaluation(commit, name.label, values, images, dict(intervals(known)), more.worst_group)
+    ends = dict(intervals(known)) | {"ece": more.ece_ends}
+    ends |= {f"{gap.kind}_gap": (gap.low, gap.high) for gap in more.gaps}
+    return Evaluation(commit, name.label, values, images, ends, more.worst_group, more.gaps)
 
 
 def told_apart(name: DataName, by: str | None) -> DataName:
@@ -105,15 +109,6 @@ def in_order(on: Asked, right: Bools, rows: Bools) -> Domains:
     return by_domain(right[rows], [domain for domain, wanted in zip(on.examples.domains, rows, strict=True) if wanted])
 
 
-def served(found: Answered, on: Asked, logits: Floats) -> dict[str, float]:
-    """Returns how sure the model is, and the gaps between domains where there are several."""
-    if len(set(on.domains)) < 2:
-        return {"ece": found.ece}
-    groups = group_scores(logits[on.rows].argmax(1), on.labels, on.domains, on.examples.classes)
-    gaps = {"accuracy_gap": groups.accuracy_gap, "parity_gap": groups.parity_gap, "odds_gap": groups.odds_gap}
-    return {"ece": found.ece, **gaps}
-
-
 def forgotten(repo: Repository, commit: str, split: str, accuracy: float) -> dict[str, float]:
     """Returns what was lost since the best ancestor that a note knows on the same split; nothing if there is none."""
     scores = all_scores(repo)
@@ -125,7 +120,7 @@ def forgotten(repo: Repository, commit: str, split: str, accuracy: float) -> dic
 
 
 def intervals(known: Mapping[str, Estimate]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yields the 95 % intervals (Wilson's) of accuracies."""
+    """Yields the 95 % intervals of accuracies (Wilson's)."""
     for metric, found in known.items():
         if found.low is not None and found.high is not None:
             yield metric, (found.low, found.high)

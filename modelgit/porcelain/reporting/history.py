@@ -148,6 +148,8 @@ def standing(number: int, score: Score, best: Bests) -> Standing:
         worst=None if worst is None else single(score, f"{metric}/{worst}"),
         held_out=single(score, "ood_accuracy"),
         forgotten=lost.get(score.split),
+        worst_group=single(score, "worst_group_accuracy"),
+        ece=fraction(score, "ece"),
     )
 
 

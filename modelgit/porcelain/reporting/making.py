@@ -18,6 +18,8 @@ def report(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: List
         DataError: the data is missing, or a version cannot be run on it.
     """
     commits = [repo.resolve(rev) for rev in revs]
+    if wanted.by is not None and not wanted.on:
+        raise UsageError("--by tells groups of data apart, and none is named", hint="--on FILE --by COLUMN")
     if wanted.on and len(set(commits)) < 2:
         raise too_few(repo, commits)
     entries = list(repo.log(commits, everything=not commits)) if commits or repo.refs("refs/heads") else []

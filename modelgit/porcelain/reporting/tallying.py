@@ -8,17 +8,28 @@ import numpy.typing as npt
 
 from modelgit.errors import DataError
 from modelgit.porcelain.reporting.estimates import counted, over_domains
-from modelgit.porcelain.reporting.values import Answered, Estimate, Gain, Law, Line, Pair, Place, Sureness
+from modelgit.porcelain.reporting.values import (
+    Answered,
+    Estimate,
+    Gain,
+    GroupGap,
+    Law,
+    Line,
+    Pair,
+    Place,
+    Sureness,
+)
 from modelgit.train.answers import Answers, Examples
-from modelgit.train.measuring.calibration import calibration_error, reliability
+from modelgit.train.evaluate import FEWEST
+from modelgit.train.measuring.calibration import reliability
 from modelgit.train.measuring.diversity import agreement, linear_cka
 from modelgit.train.measuring.groups import group_scores
 from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated
 from modelgit.train.measuring.paired import harmonic_fit
+from modelgit.train.measuring.serving import Gap, serving
 
 DRAWS = 2000  # of each bootstrap: an end of a 95 % interval is then sure to a twentieth of its width
 FEATURE_ROWS = 2000  # on how many examples features are compared
-FEWEST = 10  # examples in a group that can be the worst
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
@@ -95,6 +106,7 @@ def answered(name: str, commit: str | None, on: Asked, logits: Floats) -> Answer
     likely, labels = probabilities(logits[on.rows]), on.labels
     everywhere = by_domain(logits.argmax(1) == on.examples.labels, on.examples.domains)
     group, worst = worst_group(on, logits)
+    found = serving(likely, labels, on.domains, on.things, on.examples.classes)
     return Answered(
         name=name,
         commit=commit,
@@ -102,9 +114,17 @@ def answered(name: str, commit: str | None, on: Asked, logits: Floats) -> Answer
         domains={domain: counted(*pair) for domain, pair in everywhere.items()},
         worst_group=group,
         worst=worst,
-        ece=calibration_error(likely, labels),
+        ece=found.ece.mean,
+        ece_ends=(found.ece.low, found.ece.high),
+        gaps=tuple(gap_between(one) for one in found.gaps),
         reliability=tuple(Sureness(b.n, b.confidence, b.accuracy) for b in reliability(likely, labels)),
     )
+
+
+def gap_between(found: Gap) -> GroupGap:
+    """Returns a gap as a report has it."""
+    size = found.size
+    return GroupGap(found.kind, found.more, found.less, found.answer, found.label, size.mean, size.low, size.high)
 
 
 def worst_group(on: Asked, logits: Floats) -> tuple[tuple[str, str] | None, Estimate | None]:

@@ -11,7 +11,7 @@ NEWEST, POINTS = 60, 5
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a report is to be of; `on` names data on which the versions named are compared.
+    """What a report is to be of; `on` names data on which the versions named are compared, `by` a column of it.
 
     `newest` is how many versions it goes back, `points` how many places of a path are measured, ends included.
     """
@@ -20,6 +20,7 @@ class Wanted:
     newest: int = NEWEST
     points: int = POINTS
     device: str = "auto"
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a version's note says of it on one data set; `forgotten` is the best ancestor's accuracy less its own."""
+    """What a version's note says of it on one data set; `forgotten` is the best ancestor's accuracy less its own.
+
+    `worst_group` is the accuracy on a class in a domain, `ece` the expected calibration error: of the held-out domain
+    where there is one.
+    """
 
     number: int
     accuracy: Estimate | None
@@ -58,6 +63,8 @@ class Standing:
     worst: Estimate | None
     held_out: Estimate | None
     forgotten: float | None
+    worst_group: Estimate | None = None
+    ece: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,31 @@ class Sureness:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupGap:
+    """The widest gap between two groups, with its interval: of `kind` accuracy, parity or odds.
+
+    The groups are apart in how often they are answered right, how often `answer` is given, and how often it is given to
+    those whose label is `label`.
+    """
+
+    kind: str
+    more: str
+    less: str
+    answer: str
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """How a version, or a mean of them, does on the data that versions are compared on.
 
     `accuracy` is the mean over domains; `domains` are the accuracies of each, those for validation among them.
     `worst_group` is the class and domain with the lowest accuracy among those with enough examples.
-    `ece` is the expected calibration error.
+    `ece` is the expected calibration error, with the ends of its interval; `gaps` are between domains, where there are
+    several.
     """
 
     name: str
@@ -95,6 +121,8 @@ class Answered:
     worst_group: tuple[str, str] | None
     worst: Estimate | None
     ece: float
+    ece_ends: tuple[float, float]
+    gaps: tuple[GroupGap, ...]
     reliability: tuple[Sureness, ...]
 
 
@@ -165,7 +193,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Versions compared on data; `measured` says on which of its examples, `ordered_by` what ranks versions."""
+    """Versions compared on data; `measured` says on which of its examples, `ordered_by` what ranks versions.
+
+    `by` is the column whose values are the domains, where one was named.
+    """
 
     data: str
     digest: str
@@ -180,6 +211,7 @@ class Comparison:
     law: Law | None
     paths: tuple[Line, ...]
     evaluations: int
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

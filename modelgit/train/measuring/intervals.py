@@ -5,7 +5,7 @@ pictures. So things and domains are what is drawn anew, not single answers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from modelgit.errors import DataError
 DRAWS, LEVEL = 10_000, 0.95
 AT_ONCE = 1 << 24  # numbers drawn at once, at most
 Z = 1.959963984540054  # of the 95 % interval
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ def wilson(correct: int, n: int) -> Interval:
 class Table:
     """Values summed by domain and thing: `sums` and `counts` (domains, things)."""
 
-    sums: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.float64]
+    sums: Numbers
+    counts: Numbers
 
 
 def tabulated(values: npt.NDArray[np.floating], things: Sequence[str], domains: Sequence[str]) -> Table:
@@ -77,22 +78,33 @@ def bootstrap(table: Table, *, domains: bool, seed: int = 0, draws: int = DRAWS,
     2007, arXiv:0711.1080): what holds for other domains of the same kind, and not for these alone. A domain in which
     a draw has no value is left out of that draw.
     """
-    stream, count = np.random.default_rng(seed), table.sums.shape[1]
-    means, left = list[npt.NDArray[np.float64]](), draws
-    while left:
-        size = min(left, max(1, AT_ONCE // count))
-        drawn = stream.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-        means.append(over_domains(table, drawn, stream if domains else None))
-        left -= size
-    found = np.concatenate(means)
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+
+    def means(drawn: Numbers, stream: np.random.Generator) -> Numbers:
+        return over_domains(table, drawn, stream if domains else None)
+
+    count = table.sums.shape[1]
+    low, high = np.nanquantile(resampled(count, means, seed, draws), [(1 - level) / 2, (1 + level) / 2])
     whole = over_domains(table, np.ones((1, count)), None)
     return Interval(float(whole[0]), float(low), float(high))
 
 
-def over_domains(
-    table: Table, drawn: npt.NDArray[np.float64], stream: np.random.Generator | None
-) -> npt.NDArray[np.float64]:
+def resampled(
+    count: int, statistic: Callable[[Numbers, np.random.Generator], Numbers], seed: int = 0, draws: int = DRAWS
+) -> Numbers:
+    """Returns a statistic (draws, …) of so many things, drawn with replacement.
+
+    It is given how often each thing was drawn (some draws, things), and the stream for what else is drawn.
+    """
+    stream, found, left = np.random.default_rng(seed), list[Numbers](), draws
+    while left:
+        size = min(left, max(1, AT_ONCE // count))
+        drawn = stream.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+        found.append(statistic(drawn, stream))
+        left -= size
+    return np.concatenate(found)
+
+
+def over_domains(table: Table, drawn: Numbers, stream: np.random.Generator | None) -> Numbers:
     """Returns the mean over domains for each draw of things (draws, things); with a stream domains are drawn too."""
     counts = drawn @ table.counts.T  # (draws, domains)
     means = np.divide(drawn @ table.sums.T, counts, out=np.zeros_like(counts), where=counts > 0)

@@ -14,6 +14,7 @@ from modelgit.porcelain.reporting.values import (
     Comparison,
     Estimate,
     Gain,
+    GroupGap,
     Law,
     Line,
     Model,
@@ -44,16 +45,24 @@ VERSIONS = (
 )
 ROWS = (
     Standing(2, estimate(0.61), "noto", estimate(0.52), None, None),
-    Standing(3, estimate(0.71), "noto", estimate(0.62), estimate(0.43), -0.1),
-    Standing(4, estimate(0.68), "noto", estimate(0.58), estimate(0.47), 0.03),
+    Standing(3, estimate(0.71), "noto", estimate(0.62), estimate(0.43), -0.1, estimate(0.2), 0.093),
+    Standing(4, estimate(0.68), "noto", estimate(0.58), estimate(0.47), 0.03, estimate(0.21), 0.171),
 )
 BOARD = Board("emoji", "{}", "fluent", ROWS)
+
+
+GAPS = (
+    GroupGap("accuracy", "fluent", "noto", "", "", 0.2, 0.04, 0.36),
+    GroupGap("odds", "noto", "fluent", "cat", "dog", 0.5, 0.1, 0.9),
+)
 
 
 def answered(name: str, value: float) -> Answered:
     domains = {"fluent": estimate(value), "noto": estimate(value + 0.2)}
     bins = (Sureness(60, 0.9, 0.5), Sureness(40, 0.4, 0.35))
-    return Answered(name, None, estimate(value), domains, ("cat", "fluent"), estimate(0.125), 0.26, bins)
+    return Answered(
+        name, None, estimate(value), domains, ("cat", "fluent"), estimate(0.125), 0.26, (0.2, 0.33), GAPS, bins
+    )
 
 
 def comparison(count: int = 3) -> Comparison:
@@ -101,7 +110,15 @@ def test_the_history_alone_has_three_sections() -> None:
 def test_scores_stand_in_the_table_with_their_intervals() -> None:
     newest = table(section(REPORT, "Scores across commits"))[0]
     assert newest[:4] == ("main", "4", f"{4:040x}"[:10], "2023-11-14")
-    assert newest[4:] == ("68.0 (63.0–73.0)", "noto 58.0 (53.0–63.0)", "47.0 (42.0–52.0)", "+3.0")
+    assert newest[4:] == (
+        "68.0 (63.0–73.0)",
+        "noto 58.0 (53.0–63.0)",
+        "47.0 (42.0–52.0)",
+        "21.0 (16.0–26.0)",
+        "17.1",
+        "+3.0",
+    )
+    assert table(section(REPORT, "Scores across commits"))[-1][-3:] == ("–", "–", "–")  # of an older note
     assert table(section(REPORT, "Forgetting")) == [("main", "4", "1", "+3.0", "emoji, fluent held out +3.0")]
 
 
@@ -136,7 +153,12 @@ def test_every_measure_of_the_comparison_is_in_a_table() -> None:
     )  # fmt: skip
     gains = table(section(REPORT, "Marginal gains"))
     assert gains[2] == ("other", "3", "50.0 (45.0–55.0)", "52.0 (47.0–57.0)", "+1.5 (−2.0 to +4.0)")
-    assert table(section(REPORT, "Calibration"))[0] == ("run", "26.0", "70.0", "40.0")
+    assert table(section(REPORT, "Calibration"))[0] == ("run", "26.0 (20.0–33.0)", "70.0", "40.0")
+    assert table(section(REPORT, "Gaps between domains"))[0] == (
+        "run",
+        "+20.0 (+4.0 to +36.0): fluent above noto",
+        "+50.0 (+10.0 to +90.0): noto above fluent, cat for dog",
+    )
     domains = table(section(REPORT, "Domains and groups"))[-1]
     assert domains == (
         "mean of all", "45.0 (40.0–50.0)", "65.0 (60.0–70.0)", "fluent", "cat in fluent 12.5 (7.5–17.5)",
@@ -155,9 +177,9 @@ def test_the_page_is_html_with_a_picture_for_each_measure() -> None:
     html = sheet_html(page(REPORT))
     titles = re.findall(r"<svg[^>]*>\n<title>([^<]*)</title>", html)
     assert titles == [
-        "Accuracy", "Accuracy on each domain", "Paths between models, on emoji", "q-diversity", "ratio-error",
-        "CKA of features", "Marginal gains", "Reliability", "Lineage", "Accuracy on emoji, fluent held out",
-        "Forgetting",
+        "Accuracy", "Accuracy on each domain", "Gaps between domains", "Paths between models, on emoji",
+        "q-diversity", "ratio-error", "CKA of features", "Marginal gains", "Reliability", "Lineage",
+        "Accuracy on emoji, fluent held out", "Calibration error on emoji, fluent held out", "Forgetting",
     ]  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
 from modelgit.train.measuring.calibration import calibration_error
+from modelgit.train.measuring.serving import FEWEST
 
 CHUNK = 256
-FEWEST = 10  # examples in a group that can be the worst
 HELD_OUT = ""  # no domain is called so
 Scored = Callable[[Tensor], Tensor]  # features behind the frozen stages to class scores
 

@@ -20,13 +20,12 @@ from modelgit.porcelain.reporting.values import (
     Sureness,
 )
 from modelgit.train.answers import Answers, Examples
-from modelgit.train.evaluate import FEWEST
 from modelgit.train.measuring.calibration import reliability
 from modelgit.train.measuring.diversity import agreement, linear_cka
 from modelgit.train.measuring.groups import group_scores
 from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated
 from modelgit.train.measuring.paired import harmonic_fit
-from modelgit.train.measuring.serving import Gap, serving
+from modelgit.train.measuring.serving import FEWEST, Gap, serving
 
 DRAWS = 2000  # of each bootstrap: an end of a 95 % interval is then sure to a twentieth of its width
 FEATURE_ROWS = 2000  # on how many examples features are compared

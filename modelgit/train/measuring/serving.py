@@ -18,6 +18,7 @@ Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.object_]
 GapKind = Literal["accuracy", "parity", "odds"]
 DRAWS = 2000
+FEWEST = 10  # examples of one class in a group, below which the group says nothing of that class
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Gap:
     """The widest difference between two groups, `more` and `less`, in how often something is so of their examples.
 
     Of "accuracy", that the answer is right; of "parity", that it is `answer`; of "odds" the same among examples whose
-    label is `label`. `size` is that difference; its interval is of these two groups, which were chosen for being
-    furthest apart.
+    label is `label`, of groups with FEWEST such or more. `size` is that difference; its interval is of these two
+    groups, which were chosen for being furthest apart.
     """
 
     kind: GapKind
@@ -118,7 +119,18 @@ def contrasts(answers: Integers, labels: Integers, of: Names, words: Sequence[st
     inside = {name: of == name for name in sorted(set(of))}
     yield widest("accuracy", [("", everything)], (answers != labels).astype(np.int64), inside, ("",))
     yield widest("parity", [("", everything)], answers, inside, words)
-    yield widest("odds", [(word, labels == i) for i, word in enumerate(words)], answers, inside, words)
+    large = np.zeros(len(labels), bool)
+    for own in inside.values():
+        counts = np.bincount(labels[own], minlength=len(words))
+        large |= own & (counts >= FEWEST)[labels]
+    odds = [(word, large & (labels == i)) for i, word in enumerate(words) if compared(large & (labels == i), inside)]
+    if odds:
+        yield widest("odds", odds, answers, inside, words)
+
+
+def compared(among: Bools, inside: Mapping[str, Bools]) -> bool:
+    """Tells whether examples of two groups at least are among some."""
+    return sum(bool((own & among).any()) for own in inside.values()) > 1
 
 
 def widest(

@@ -5,9 +5,10 @@ from modelgit.train.measuring.calibration import calibration_error
 from modelgit.train.measuring.groups import group_scores
 from modelgit.train.measuring.serving import serving
 
-LABELS = np.array([0, 0, 1, 1, 0, 0, 1, 1])
-ANSWERS = np.array([0, 0, 1, 1, 0, 1, 0, 1])
-GROUPS = ["young"] * 4 + ["old"] * 4
+LABELS = np.tile([0, 0, 1, 1, 0, 0, 1, 1], 5)
+ANSWERS = np.tile([0, 0, 1, 1, 0, 1, 0, 1], 5)
+GROUPS = (["young"] * 4 + ["old"] * 4) * 5
+THINGS = [str(i) for i in range(40)]
 WORDS = ["no", "yes"]
 
 
@@ -19,7 +20,7 @@ def likely(answers: np.ndarray, sure: float = 0.9) -> np.ndarray:
 
 def test_gaps_name_the_groups_and_agree_with_the_scores_of_groups() -> None:
     found, scores = (
-        serving(likely(ANSWERS), LABELS, GROUPS, list("abcdefgh"), WORDS),
+        serving(likely(ANSWERS), LABELS, GROUPS, THINGS, WORDS),
         group_scores(ANSWERS, LABELS, GROUPS, WORDS),
     )
     accuracy, parity, odds = found.gaps
@@ -49,8 +50,13 @@ def test_intervals_hold_what_is_so_and_are_wide_where_things_are_few() -> None:
 
 
 def test_one_group_has_no_gaps_and_one_that_a_draw_lacks_is_left_out_of_it() -> None:
-    assert serving(likely(ANSWERS), LABELS, ["all"] * 8, list("abcdefgh"), WORDS).gaps == ()
-    lone = serving(likely(ANSWERS), LABELS, ["a"] * 7 + ["b"], list("abcdefgh"), WORDS).gaps[0]
+    assert serving(likely(ANSWERS), LABELS, ["all"] * 40, THINGS, WORDS).gaps == ()
+    lone = serving(likely(ANSWERS), LABELS, ["a"] * 39 + ["b"], THINGS, WORDS).gaps[0]
     assert (lone.more, lone.less) == ("b", "a")
     assert 0 <= lone.size.low <= lone.size.mean <= lone.size.high <= 1
-    assert lone.size.mean == pytest.approx(2 / 7)
+    assert lone.size.mean == pytest.approx(10 / 39)
+
+
+def test_classes_of_which_a_group_has_few_examples_say_nothing_of_odds() -> None:
+    few = serving(likely(ANSWERS[:36]), LABELS[:36], GROUPS[:36], THINGS[:36], WORDS).gaps
+    assert [gap.kind for gap in few] == ["accuracy", "parity"]

@@ -80,13 +80,21 @@ class Workbench:
         self._cache = cache
         self._datasets: dict[DataConfig, tuple[Dataset, Split]] = {}
         self._features: dict[str, Features] = {}
+        self._told = set[str]()  # what was said of data sets
 
     def dataset(self, config: DataConfig) -> tuple[Dataset, Split]:
         """Returns the data set and its split, loaded once."""
         if config not in self._datasets:
             dataset = load_dataset(config)
             self._datasets[config] = dataset, split(dataset, config)
+            for note in dataset.notes:
+                self._tell_once(note)
         return self._datasets[config]
+
+    def _tell_once(self, note: str) -> None:
+        if note not in self._told:
+            self.listener(Noted(note))
+            self._told.add(note)
 
     def prepare(self, network: Network, data: DataConfig, config: FineTune) -> Prepared:
         """Returns the data as `config` trains on it: every image in use, and views of the training images.

@@ -29,13 +29,17 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a table tells of each example beside its input; `inputs` are there where they were asked for."""
+    """What a table tells of each example beside its input; `inputs` are there where they were asked for.
+
+    `where` tells where an example stands, by index: it reads the table again up to there.
+    """
 
     inputs: list[object]
     labels: list[str]
     domains: list[str]
     names: list[str]
     named: bool
+    where: Callable[[int], str]
 
     def rows(
         self,
@@ -57,6 +61,7 @@ class Told:
             classes=table.classes,
             domain_names=table.domains,
             named=self.named,
+            where=self.where,
         )
 
 
@@ -107,6 +112,7 @@ def gather(table: Table, chosen: Columns, config: DataConfig, *, inputs: bool) -
         domains=words["domain"] or [Path(config.path).stem] * count,
         names=words["name"] or [str(number) for number in range(count)],
         named="name" in read,
+        where=lambda index: next(islice(table.rows([read["label"]]), index, None))[0],
     )
 
 
@@ -120,13 +126,13 @@ def texts(table: Table, config: DataConfig) -> Rows:
     """Returns a table's rows as texts. Raises DataError for a row that holds none."""
     chosen = choose(config.columns, table.columns, ("text",), config.path)
     told = gather(table, chosen, config, inputs=True)
-    found = [plain_text(value, number, chosen.input, config.path) for number, value in enumerate(told.inputs)]
+    found = [plain_text(value, number, chosen.input, told.where) for number, value in enumerate(told.inputs)]
     return told.rows(table, "text", (), lambda indices: [found[i] for i in indices], lambda i: found[i].encode())
 
 
-def plain_text(value: object, number: int, column: str | None, path: str) -> str:
+def plain_text(value: object, number: int, column: str | None, where: Callable[[int], str]) -> str:
     """Returns a text that can be written. Raises DataError for anything else."""
     if not isinstance(value, str) or not (value.isascii() or value.encode("utf-8", "replace").decode() == value):
         got = repr(value)[:60]
-        raise DataError(f"{path}: example {number + 1}: column '{column}': expected a text, got {got}")
+        raise DataError(f"{where(number)}: column '{column}': expected a text, got {got}")
     return value

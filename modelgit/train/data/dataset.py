@@ -21,7 +21,7 @@ class Dataset:
     """`n` examples by index; `digest` identifies their names, labels, domains and contents.
 
     `shape` is that of one input, () for a text. `read` gives the inputs at some indices; use `inputs`. `contents` are
-    digests of each example's, where loading found them: use `contents_of`.
+    digests of each example's, where loading found them: use `contents_of`. `notes` tell what looks odd in it.
     """
 
     path: str
@@ -35,6 +35,7 @@ class Dataset:
     shape: tuple[int, ...]
     read: Callable[[Sequence[int]], Inputs]
     contents: tuple[bytes, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def inputs(self, indices: Sequence[int]) -> Inputs:
         """Returns the examples at `indices`.

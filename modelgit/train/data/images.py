@@ -7,7 +7,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -37,7 +37,12 @@ class Item:
     domain: str
     label: str
     name: str
+    file: str
     read: Read
+
+    def where(self, path: str) -> str:
+        """Returns where the image stands in the data set at `path`."""
+        return f"{path}: {self.domain}/{self.label}/{self.file}"
 
 
 def load_images(config: DataConfig) -> Dataset:
@@ -51,7 +56,9 @@ def load_images(config: DataConfig) -> Dataset:
     if not items:
         raise DataError(f"{path}: no images", hint="expected files domain/class/name.png")
     check_amount(len(items), config.path)
-    return assemble(rows_of(items, config.image_size, config.path), config)
+    rows = rows_of(items, config.image_size, config.path)
+    empty = empty_classes(path, set(rows.labels)) if path.is_dir() else []
+    return assemble(replace(rows, notes=tuple(f"{path}: class '{name}' has no images" for name in empty)), config)
 
 
 def rows_of(items: Sequence[Item], size: int, path: str) -> Rows:
@@ -66,13 +73,14 @@ def rows_of(items: Sequence[Item], size: int, path: str) -> Rows:
         content=lambda index: items[index].read(),
         classes=tuple(sorted({item.label for item in items})),
         domain_names=tuple(sorted({item.domain for item in items})),
+        where=lambda index: items[index].where(path),
     )
 
 
 def decoded(items: Sequence[Item], size: int, path: str, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Returns the images at `indices` as (n, 3, size, size), RGB on white."""
     chosen = (items[index] for index in indices)
-    files = ((item.read(), f"{path}: {item.domain}/{item.label}/{item.name}") for item in chosen)
+    files = ((item.read(), item.where(path)) for item in chosen)
     return decode_all(files, len(indices), size)
 
 
@@ -105,7 +113,7 @@ def folder_items(path: Path) -> Iterator[Item]:
             domain, label, name = file.relative_to(path).parts
             check_name("/".join((domain, label, name)), path)
             found.add(domain)
-            yield Item(domain, label, Path(name).stem, partial(read_file, file))
+            yield Item(domain, label, Path(name).stem, name, partial(read_file, file))
     if found:
         check_domains(path, found)
 
@@ -117,6 +125,13 @@ def check_domains(path: Path, found: set[str]) -> None:
         if not skipped and folder.is_dir() and all(inner.is_dir() for inner in folder.iterdir()):
             hint = f"expected files {folder.name}/class/name.png, or no such folder"
             raise DataError(f"{path}: domain '{folder.name}' is empty", hint=hint)
+
+
+def empty_classes(path: Path, known: set[str]) -> list[str]:
+    """Returns the names of folders that stand where classes do, and hold images in no domain."""
+    folders = (folder for folder in path.glob("*/*") if folder.is_dir() and not folder.is_symlink())
+    names = {folder.name for folder in folders if not folder.name.startswith((".", "_"))}
+    return sorted(name for name in names - known if name.isprintable())
 
 
 def check_name(name: str, path: Path) -> None:
@@ -149,7 +164,7 @@ def zip_items(path: Path) -> Iterator[Item]:
     for entry in entries:
         check_name(entry.filename, path)
         domain, label, name = entry.filename.split("/")
-        yield Item(domain, label, PurePosixPath(name).stem, partial(read_entry, archive, entry, path))
+        yield Item(domain, label, PurePosixPath(name).stem, name, partial(read_entry, archive, entry, path))
 
 
 def check_amounts(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:

@@ -11,9 +11,11 @@ from blake3 import blake3
 from modelgit.errors import DataError
 from modelgit.train.config import DataConfig, seed_hash
 from modelgit.train.data.dataset import Dataset, Inputs, Integers, Kind
+from modelgit.train.data.doubts import alike, doubts
 
 MAX_EXAMPLES = 5_000_000
 MAX_NAME = 200
+GIVEN = "classes = […] in [data] refuses all others"
 SHOWN = 20  # how many known names an error lists
 
 
@@ -23,7 +25,8 @@ class Rows:
 
     `read` gives inputs by index, `content` the bytes of one that the digest is made of. `classes` and `domain_names`
     are those that the file announces, in order; without, they are what is found, sorted. `named` says that names are
-    the data's own, so that a split may go by them.
+    the data's own, so that a split may go by them. `where` tells where an example stands, by index; `notes` what looks
+    odd.
     """
 
     kind: Kind
@@ -36,6 +39,8 @@ class Rows:
     classes: tuple[str, ...] = ()
     domain_names: tuple[str, ...] = ()
     named: bool = True
+    where: Callable[[int], str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def assemble(rows: Rows, config: DataConfig) -> Dataset:
@@ -52,9 +57,12 @@ def assemble(rows: Rows, config: DataConfig) -> Dataset:
         raise DataError(f"{path}: no names to split by", hint=hint)
     classes = config.classes or rows.classes or ordered(rows.labels)
     domains = rows.domain_names or ordered(rows.domains)
-    labels = numbered(rows.labels, classes, f"{path}: label", "classes")
-    domain_ids = numbered(rows.domains, domains, f"{path}: domain", "domains")
+    where = rows.where or (lambda index: f"{path}: example {index + 1}")
+    labels = numbered(rows.labels, classes, where, ("label", "classes"))
+    domain_ids = numbered(rows.domains, domains, where, ("domain", "domains"))
     check_filled(labels, domain_ids, classes, domains, path)
+    odd = "" if config.classes else doubts(labels, classes)
+    notes = (f"{path}: mistyped? class {odd}; {GIVEN}",) if odd else ()
     kept = limited(rows, labels, domain_ids, config.limit_per_class)
     digest, contents = digest_of(rows, kept, heading(rows, classes, domains))
     return Dataset(
@@ -69,6 +77,7 @@ def assemble(rows: Rows, config: DataConfig) -> Dataset:
         shape=rows.shape,
         read=lambda indices: rows.read([int(kept[i]) for i in indices]),
         contents=contents,
+        notes=(*rows.notes, *notes),
     )
 
 
@@ -79,14 +88,17 @@ def ordered(found: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names))
 
 
-def numbered(values: Sequence[str], known: Sequence[str], what: str, plural: str) -> Integers:
+def numbered(
+    values: Sequence[str], known: Sequence[str], where: Callable[[int], str], what: tuple[str, str]
+) -> Integers:
     """Returns each value's place among the known. Raises DataError for one that is not there."""
     place = {name: number for number, name in enumerate(known)}
     found = np.fromiter((place.get(value, -1) for value in values), np.int64, len(values))
     if len(wrong := np.flatnonzero(found < 0)):
-        first = int(wrong[0])
-        hint = f"{plural}: {listed(known)}"
-        raise DataError(f"{what} {values[first]!r} of example {first + 1} is none of the {plural}", hint=hint)
+        (one, plural), first = what, int(wrong[0])
+        near = next((f", did you mean {name!r}?" for name in known if alike(values[first], name)), "")
+        told = f"{where(first)}: {one} {values[first]!r} is none of the {plural}{near}"
+        raise DataError(told, hint=f"{plural}: {listed(known)}")
     return found
 
 
@@ -103,7 +115,9 @@ def check_filled(
     pairs = ((d, c) for d in range(len(domains)) for c in range(len(classes)))
     missing = list(islice((f"{domains[d]}/{classes[c]}" for d, c in pairs if d * len(classes) + c not in found), 5))
     if missing:
-        raise DataError(f"{path}: domains have different classes: no examples in {', '.join(missing)}")
+        odd = doubts(labels, classes)
+        hint = f"mistyped? class {odd}" if odd else "classes that a domain lacks cannot be learned or tested there"
+        raise DataError(f"{path}: domains have different classes: no examples in {', '.join(missing)}", hint=hint)
 
 
 def limited(rows: Rows, labels: Integers, domain_ids: Integers, limit: int | None) -> Integers:

@@ -86,7 +86,7 @@ def test_the_digest_follows_numbers_labels_and_domains(tmp_path: Path) -> None:
         ({"x": np.array([["a"] * 2] * 8)}, "inputs of type <U1, expected numbers"),
         ({"y": Y[:5]}, r"array 'y': shape \(5,\), expected \(8,\) as there are inputs"),
         ({"y": Y + 0.5}, "example 1: column 'y': expected a word or a whole number"),
-        ({"y": Y * 2, "classes": np.array(["a", "b"])}, "label '2' of example 2 is none of the classes"),
+        ({"y": Y * 2, "classes": np.array(["a", "b"])}, "example 2: label '2' is none of the classes"),
         ({"domains": np.array(["p", "q", "r"])}, "domain 'r' is empty, expected examples of 2 classes"),
         ({"classes": np.array(["a", "a"])}, "array 'classes': a name stands there twice"),
         ({"classes": np.array([1, 2])}, "array 'classes': expected a list of names"),

@@ -5,6 +5,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: 
     for label in ("a", "b"):
         (tmp_path / "d" / label).mkdir(parents=True)
         (tmp_path / "d" / label / "x.png").write_bytes(png)
-    with pytest.raises(DataError, match=r"d/a/x: .*pixels.*64000000"):
+    with pytest.raises(DataError, match=r"d/a/x\.png: .*pixels.*64000000"):
         load_dataset(config(tmp_path)).inputs([0])
 
 
@@ -125,7 +126,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "d" / label).mkdir(parents=True)
         (tmp_path / "d" / label / "x.png").write_bytes(b"hello")
-    with pytest.raises(DataError, match=r"d/b/x: not an image"):
+    with pytest.raises(DataError, match=r"d/b/x\.png: not an image"):
         load_dataset(config(tmp_path)).inputs([1])
 
 
@@ -162,6 +163,27 @@ def test_a_class_that_a_domain_lacks_is_named(make_zip: MakeZip, tmp_path: Path)
     (tmp_path / "out" / "leaf" / "standing" / "standing-0.png").unlink()
     with pytest.raises(DataError, match="no examples in leaf/standing"):
         load_dataset(config(tmp_path / "out"))
+
+
+def test_an_image_of_no_class_is_named_with_its_file(make_zip: MakeZip, tmp_path: Path) -> None:
+    path = make_zip()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("ink/lyin/odd.jpeg", b"unread")
+    with pytest.raises(DataError, match=r"ink/lyin/odd\.jpeg: label 'lyin' is none of the classes") as caught:
+        load_dataset(replace(config(path), classes=("lying", "standing")))
+    assert caught.value.hint == "classes: lying, standing"
+
+
+def test_a_folder_of_a_class_without_images_is_noted(make_zip: MakeZip, tmp_path: Path) -> None:
+    with zipfile.ZipFile(make_zip()) as archive:
+        archive.extractall(tmp_path / "folder")
+    (tmp_path / "folder" / "ink" / "falling").mkdir()
+    (tmp_path / "folder" / "ink" / ".cache").mkdir()
+    found = load_dataset(config(tmp_path / "folder"))
+    assert (found.classes, found.notes) == (
+        ("lying", "standing"),
+        (f"{tmp_path / 'folder'}: class 'falling' has no images",),
+    )
 
 
 def test_without_pillow_the_package_to_install_is_named(make_zip: MakeZip, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from modelgit.errors import DataError
+from modelgit.events import Event, Noted
 from modelgit.train.config import Columns, DataConfig
 from modelgit.train.data import rows, tables
 from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import split
+from modelgit.train.task import Workbench
 
 HEAD = ("text", "label", "domain", "name")
 ROWS = [(f"{d}, {w} {i}", w, d, f"{w}-{i}") for d in ("web", "mail") for w in ("good", "bad") for i in range(6)]
@@ -119,9 +121,9 @@ def test_tables_that_are_wrong_say_where(text: str, said: str, tmp_path: Path) -
         ('{"text": "a", "label": "x"}\n{"text": "b"}\n', "line 2: no 'label', which the first line has"),
         ('{"text": "a", "label": 0.5}\n', r"line 1: column 'label': expected a word .*got 0\.5"),
         ('{"text": "a", "label": NaN}\n', "line 1: column 'label': expected a word .*got nan"),
-        ('{"text": 3, "label": "x"}\n', "example 1: column 'text': expected a text, got 3"),
-        ('{"text": null, "label": "x"}\n', "example 1: column 'text': expected a text, got None"),
-        ('{"text": "\\ud800", "label": "x"}\n', "example 1: column 'text': expected a text"),
+        ('{"text": 3, "label": "x"}\n', "line 1: column 'text': expected a text, got 3"),
+        ('{"text": null, "label": "x"}\n', "line 1: column 'text': expected a text, got None"),
+        ('{"text": "\\ud800", "label": "x"}\n', "line 1: column 'text': expected a text"),
         ("[1]\n", "line 1: expected an object"),
         ("{\n", "line 1: not JSON"),
         ("[" * 100_000 + "\n", "line 1: not JSON"),
@@ -143,10 +145,40 @@ def test_an_unknown_column_lists_the_known(tmp_path: Path) -> None:
 
 def test_a_label_outside_the_classes_lists_the_classes(tmp_path: Path) -> None:
     path = csv_of(tmp_path / "t.csv", [*ROWS, ("odd", "fair", "web", "x")])
-    with pytest.raises(DataError, match="label 'fair' of example 25 is none of the classes") as caught:
+    with pytest.raises(DataError, match="line 26: label 'fair' is none of the classes") as caught:
         load(path, classes=("good", "bad"))
     assert caught.value.hint == "classes: good, bad"
     assert load(csv_of(path, ROWS), classes=("good", "bad")).labels.tolist()[:12] == [0] * 6 + [1] * 6
+
+
+def test_a_mistyped_label_says_what_it_may_stand_for(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "t.csv", [*ROWS, ("odd", "godo", "web", "x")])
+    with pytest.raises(DataError, match="line 26: label 'godo' is none of the classes, did you mean 'good'"):
+        load(path, classes=("good", "bad"))
+    with pytest.raises(DataError, match="different classes: no examples in mail/godo") as caught:
+        load(path)
+    assert caught.value.hint == "mistyped? class 'godo' (1) looks like 'good' (12)"
+
+
+def test_where_one_domain_alone_would_show_it_a_mistyped_label_is_noted(tmp_path: Path) -> None:
+    rows = [(f"text {i}", ("good", "bad", "godo")[2 if i == 7 else i % 2]) for i in range(24)]
+    path = csv_of(tmp_path / "t.csv", rows, HEAD[:2])
+    told = "mistyped? class 'godo' (1) looks like 'good' (12); classes = […] in [data] refuses all others"
+    found = load(path)
+    assert (found.classes, found.notes) == (("bad", "godo", "good"), (f"{path}: {told}",))
+    events: list[Event] = []
+    bench = Workbench("cpu", listener=events.append)
+    for trial in range(2):
+        bench.dataset(DataConfig(str(path), trial=trial))
+    assert events == [Noted(f"{path}: {told}")]  # once
+    assert load(csv_of(path, [row for row in rows if row[1] != "godo"], HEAD[:2])).notes == ()
+
+
+def test_a_value_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n\n{"text": 3, "label": "y"}\n')
+    with pytest.raises(DataError, match=r"t\.jsonl: line 3: column 'text': expected a text, got 3"):
+        load(path)
 
 
 def test_names_to_split_by_must_be_there(tmp_path: Path) -> None:

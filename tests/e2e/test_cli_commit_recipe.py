@@ -201,9 +201,15 @@ def test_other_data_is_not_mistaken_for_the_recorded(place: Path) -> None:
     repository().train("recipe.toml", overrides=["train.steps=1"])
     Path("data.zip").rename("moved.zip")
     write_data(place / "data.zip", DOMAINS, 77)
-    with pytest.raises(DataError, match="is not here: expected digest"):
+    with pytest.raises(DataError, match=r"is not here: expected digest .*, got data\.zip \([0-9a-f]{16}…\)$"):
         verified("data.zip")
+    with pytest.raises(DataError, match=r"got .*/data\.zip \([0-9a-f]{16}…\)$"):  # beside the work tree, and other data
+        verified()
     assert verified(".").exact
+    Path("sets").mkdir()
+    Path("moved.zip").rename("sets/data.zip")
+    assert verified().exact
+    Path("sets/data.zip").rename("moved.zip")
     with pytest.raises(UsageError, match="no such file or folder"):
         verified("gone")
     Path("data.zip").unlink()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modelgit.errors import DifferencesFound, FormatError, RecipeError, UsageError
-from modelgit.events import Listener, ignore
+from modelgit.events import Listener, Noted, ignore
 from modelgit.porcelain.records import Record, read_record
 from modelgit.porcelain.scores import workbench
 from modelgit.porcelain.tensors import Tensor, load_state, torch_version
@@ -65,7 +65,7 @@ def rerun(
     request = request_of(repo, commit, record)
     place = find_data(repo, request.data, described(record, "data"), places, listener)
     request = replace(request, data=replace(request.data, path=place))
-    bench = workbench(repo, device, request.threads, listener)
+    bench = workbench(repo, device, request.threads, progress_alone(listener))
     copies = shared_by(record, "together")
     result = train(repo, bench, request) if copies == 1 else train_copies(repo, bench, request, copies)
     recorded = load_state(weights_of(repo, commit))
@@ -83,6 +83,11 @@ def rerun(
     largest = furthest(recorded, found, different[0])
     report = Retrained(commit, record.kind, result.device, len(recorded), False, apart)
     return replace(report, first=different[0], largest=largest, notes=notes)
+
+
+def progress_alone(listener: Listener) -> Listener:
+    """Returns a listener that is told how far things are: what is to be said of a training was said at the commit."""
+    return lambda event: None if isinstance(event, Noted) else listener(event)
 
 
 def train_copies(repo: Repository, bench: Workbench, request: TrainRequest, copies: int) -> TrainResult:

@@ -1,7 +1,8 @@
 """The training loop beside a loop written by hand, and beside the Trainer of transformers: speed, memory, start.
 
-    python -m benchmarks.train_speed [pictures|texts|small] [--rounds 8] [--steps 10] [--trainer] [--together 8]
-        [--device cuda --peak-tflops 989] [--starts 3] [--out build/bench-train.json]
+    python -m benchmarks.train_speed [pictures|texts|small] [--rounds 8] [--steps 10] [--trainer]
+        [--precision fp32|tf32|bf16] [--together 8 [--processes 2]] [--device cuda] [--no-compile]
+        [--peak-tflops 989.4] [--starts 3] [--out build/bench-train.json]
 
 One network, the same examples, batch, precision and optimiser for all. `pictures` is the demo's EfficientNet-Lite0
 behind nine frozen stages, `texts` MiniLM behind its embeddings and three layers, `small` a perceptron whose steps are
@@ -12,203 +13,96 @@ seconds, a ratio the median of the ratios within each round. The hand-written lo
 project: index a tensor, forward, cross-entropy, backward, fused AdamW; it validates nothing. `--trainer` adds the
 `Trainer`, as a careful user would set it up: the same tensors, indexed a batch at a time, normalisation frozen, nothing
 logged, kept or clipped; its own start and end are left out. `--together M` takes the steps of M runs one after another,
-and in one stack (as `fine_tune_many` does).
+in one stack (as `fine_tune_many` does), on streams (CUDA), and in processes (on a CPU as many as there are cores, with
+a thread each): there seconds are those of the clock, for processes share a machine.
+
+`--precision`: fp32 in all products, tf32 in those of CUDA's tensor cores, or bf16 by autocast; the same for all loops
+(of the `Trainer` its own setting for bf16).
 
 Peak memory is the resident set (CUDA: allocations) of a process that runs one loop alone. Linux is asked to forget the
 peak of the set-up, so that "set up" is what lies there before the first step (Python, PyTorch, network, examples) and
 "loop" what the steps add to it: gradients, the optimiser's state, activations.
 
 On CUDA seconds are those of the clock, up to the end of what was queued, and the hand-written step is compiled, as is
-ours; with the card's `--peak-tflops` the share of them that a loop makes use of is told (MFU; what autograd runs is
-counted by torch's FlopCounterMode).
+ours; with `--no-compile` neither is. The `Trainer`, which begins anew in each round, never is. MFU is the share of the
+card's peak at that precision that a loop makes use of. The peak is what the card's maker states (see `PEAKS`), or
+`--peak-tflops`; what autograd runs is counted by torch's FlopCounterMode.
 """
 
 import argparse
 import ctypes
+import datetime
 import gc
 import json
-import multiprocessing
-import random
+import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import get_args
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelgit.train.config import FineTune
-from modelgit.train.features import Features, Place, embedded, run_stages, shortened
-from modelgit.train.fitting.loop import Run, Task, start, take_step
-from modelgit.train.fitting.passes import apply_head, freeze
-from modelgit.train.fitting.together import Stack
-from modelgit.train.networks.network import Design, Inputs, Network
-from modelgit.train.networks.registry import build_network
-from modelgit.train.pretrained import pretrained_file
-
-EXAMPLES, SIZE, BATCH, CLASSES, RATE = 96, 64, 33, 10, 1e-5
-FEWEST, MOST = 4, 28  # words of a text
-T = TypeVar("T")
-Steps = Callable[[int], float]  # takes so many steps and returns the seconds they took
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained, behind how many frozen stages, and where."""
-
-    architecture: str
-    stages: int
-    device: str = "cpu"
-
-
-CASES = {"pictures": Case("efficientnet-lite0", 9), "texts": Case("all-minilm-l6-v2", 4), "small": Case("mlp", 0)}
-
-
-@dataclass(frozen=True)
-class Material:
-    """A network, what its frozen stages make of the examples, and their labels."""
-
-    case: Case
-    network: Network
-    features: Features
-    labels: Tensor
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inputs and labels as a loop written by hand takes them; texts are cut at the longest of the batch."""
-        x = self.features.clean[rows]
-        return shortened(x) if self.features.padded and x.device.type == "cpu" else x, self.labels[rows]
-
-
-def material(case: Case) -> Material:
-    """Returns what all loops begin with."""
-    torch.manual_seed(0)
-    device = torch.device(case.device)
-    network, inputs = minilm() if case.architecture == "all-minilm-l6-v2" else (pictured(case.architecture), pictures())
-    network = network.to(device)
-    place = Place(case.stages, device, None, lambda event: None)
-    clean = embedded(network, network.prepare(inputs), place).to(device)
-    clean = clean.contiguous(memory_format=torch.channels_last) if clean.dim() == 4 else clean
-    rows = {i: i for i in range(EXAMPLES)}
-    features = Features(clean, clean.half().unsqueeze(0), rows, rows, device, padded=network.takes == "text")
-    return Material(case, network, features, (torch.arange(EXAMPLES) % CLASSES).to(device))
-
-
-def again(given: Material) -> Material:
-    """Return the same examples for a network with the same weights, but of its own."""
-    return replace(given, network=deepcopy(given.network))
-
-
-def pictured(architecture: str) -> Network:
-    """Returns a network for pictures, its weights at random."""
-    return build_network(architecture, CLASSES)
-
-
-def pictures() -> Tensor:
-    """Returns random pictures."""
-    return torch.randint(0, 256, (EXAMPLES, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
-
-
-def minilm() -> tuple[Network, Inputs]:
-    """Returns MiniLM as it is installed, and texts of words that it knows."""
-    folder = pretrained_file("all-minilm-l6-v2")
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.json")}
-    network = build_network(Design("all-minilm-l6-v2", files), CLASSES)
-    known = load_file(folder / "model.safetensors")
-    network.load_state_dict({name: known.get(name, tensor) for name, tensor in network.state_dict().items()})
-    words = [word for word in json.loads(files["tokenizer.json"])["model"]["vocab"] if re.fullmatch("[a-z]{3,}", word)]
-    draws = random.Random(0)
-    texts = [" ".join(draws.choices(words, k=draws.randint(FEWEST, MOST))) for _ in range(EXAMPLES)]
-    return network, texts
-
+from benchmarks.training.material import (
+    BATCH,
+    CASES,
+    EXAMPLES,
+    RATE,
+    Case,
+    Material,
+    Precision,
+    Spent,
+    Steps,
+    again,
+    card_here,
+    compared,
+    flops_of_a_step,
+    fresh_run,
+    in_a_process,
+    material,
+    now,
+    peak_tflops,
+    ratios,
+    seconds,
+    set_up,
+    timed,
+)
+from benchmarks.training.together import cores, one_after_another, print_together, started
+from modelgit.train.features import run_stages
+from modelgit.train.fitting.passes import apply_head, autocast, freeze
+from modelgit.train.networks.network import Network
 
 # ------------------------------------------------------------------------------------------------------ the loops
 
 
-def seconds(case: Case) -> float:
-    """Return the CPU seconds of this process so far; on CUDA the clock, once all that was queued is done."""
-    if case.device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def timed(case: Case, take: Callable[[int], None]) -> Steps:
-    """Return what takes steps and tells how long they took."""
-
-    def steps(count: int) -> float:
-        began = seconds(case)
-        take(count)
-        return seconds(case) - began
-
-    return steps
-
-
-def fresh_run(given: Material, *, compiled: bool) -> Run:
-    """Return a run of modelgit's that has taken no step."""
-    train = {name: np.arange(EXAMPLES) for name in ("a", "b", "c")}
-    config = FineTune(steps=10**6, lr=RATE, batch=BATCH, frozen_stages=given.case.stages, compile=compiled)
-    return start(given.network, Task("benchmark", given.features, given.labels, train), config)
-
-
-def fresh_runs(given: Material, count: int) -> list[Run]:
-    """Return runs on the same examples, each with weights of its own."""
-    return [fresh_run(again(given), compiled=False) for _ in range(count)]
-
-
 def ours(given: Material) -> Steps:
     """Return modelgit's loop."""
-    return one_after_another([fresh_run(given, compiled=given.case.device != "cpu")], given.case)
-
-
-def one_after_another(runs: Sequence[Run], case: Case) -> Steps:
-    """Return the steps of runs, each by itself."""
-
-    def take(count: int) -> None:
-        for run in runs:
-            for _ in range(count):
-                take_step(run)
-            run.pending.clear()
-
-    return timed(case, take)
-
-
-def stacked(runs: Sequence[Run], case: Case) -> Steps:
-    """Return the steps of runs, side by side in one stack."""
-
-    def take(count: int) -> None:
-        with Stack(runs) as stack:
-            for _ in range(count):
-                stack.take_step()
-        for run in runs:
-            run.pending.clear()
-
-    return timed(case, take)
+    return one_after_another([fresh_run(given)], given.case)
 
 
 def by_hand(given: Material) -> Steps:
     """Return a loop written by hand."""
-    network, stages = given.network, given.case.stages
+    network, stages, case = given.network, given.case.stages, given.case
     freeze(network, stages)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], RATE, fused=True)
     draws = torch.Generator().manual_seed(0)
-    on_cpu = given.case.device == "cpu"
+    on_cpu, device = case.device == "cpu", given.labels.device
 
     def scores_of(x: Tensor) -> Tensor:
-        return apply_head(network, run_stages(network, x, stages, None))
+        with autocast(device, "bfloat16" if case.precision == "bf16" else "float32"):
+            return apply_head(network, run_stages(network, x, stages, None)).float()
 
-    forward = scores_of if on_cpu else torch.compile(scores_of, dynamic=False, mode="reduce-overhead")
+    mode = None if on_cpu else "reduce-overhead"
+    forward = torch.compile(scores_of, dynamic=False, mode=mode) if case.compiled else scores_of
 
     def take(count: int) -> None:
         for _ in range(count):
-            rows = torch.randint(EXAMPLES, (BATCH,), generator=draws).to(given.labels.device, non_blocking=True)
+            rows = torch.randint(EXAMPLES, (BATCH,), generator=draws).to(device, non_blocking=True)
             inputs, labels = given.batch(rows)
             optimiser.zero_grad(set_to_none=True)
             loss = functional.cross_entropy(forward(inputs), labels)
@@ -217,7 +111,7 @@ def by_hand(given: Material) -> Steps:
             if on_cpu and not bool(loss.isfinite()):
                 raise SystemExit("the loss is not finite")
 
-    return timed(given.case, take)
+    return timed(case, take)
 
 
 class Tail(nn.Module):
@@ -241,7 +135,7 @@ def by_trainer(given: Material) -> Steps:
     """Return the loop of transformers' Trainer; each call trains anew, its own start and end are left out."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    case, times = given.case, list[float]()
+    case, times = given.case, list[Spent]()
     freeze(given.network, case.stages)
 
     class Clock(TrainerCallback):
@@ -249,21 +143,22 @@ def by_trainer(given: Material) -> Steps:
 
         def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
             if not times:
-                times.append(seconds(case))
+                times.append(now(case))
 
         def on_train_end(self, args: object, state: object, control: object, **_: object) -> None:
-            times.append(seconds(case))
+            times.append(now(case))
 
     def collated(rows: Sequence[int]) -> dict[str, Tensor]:
         inputs, labels = given.batch(torch.tensor(rows, device=given.labels.device))
         return {"x": inputs, "labels": labels}
 
-    def steps(count: int) -> float:
+    def steps(count: int) -> Spent:
         times.clear()
         arguments = TrainingArguments(
             "build/bench-trainer", per_device_train_batch_size=BATCH, max_steps=count, learning_rate=RATE,
             lr_scheduler_type="constant", max_grad_norm=0.0, optim="adamw_torch_fused", remove_unused_columns=False,
             dataloader_drop_last=True, dataloader_pin_memory=False, use_cpu=case.device == "cpu",
+            bf16=case.precision == "bf16",
             save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
         )  # fmt: skip
         dataset = list(range(EXAMPLES // BATCH * BATCH))
@@ -271,7 +166,7 @@ def by_trainer(given: Material) -> Steps:
         trainer = Trainer(model, arguments, collated, dataset, callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return times[1] - times[0]
+        return Spent(times[1].cpu_s - times[0].cpu_s, times[1].clock_s - times[0].clock_s)
 
     return steps
 
@@ -283,32 +178,6 @@ LIBRARIES = {"modelgit": (), "by hand": ("torch._dynamo",), "transformers": ("tr
 # ------------------------------------------------------------------------------------------------------- measures
 
 
-def compared(loops: Mapping[str, Steps], arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of each loop in each round; the loops take turns, after two steps to warm up."""
-    for steps in loops.values():
-        steps(2)
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(arguments.rounds):
-        for name, steps in loops.items():
-            times[name].append(steps(arguments.steps))
-    return times
-
-
-def ratios(times: Mapping[str, Sequence[float]], name: str, other: str) -> list[float]:
-    """Return how many times faster a loop was than another, in each round, in order of size."""
-    return sorted(theirs / own for own, theirs in zip(times[name], times[other], strict=True))
-
-
-def flops_of_a_step(given: Material) -> int:
-    """Return the floating-point operations of a step, forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    run = fresh_run(given, compiled=False)
-    with FlopCounterMode(display=False) as counter:
-        take_step(run)
-    return int(counter.get_total_flops())
-
-
 def memory_alone(name: str, case: Case, count: int) -> tuple[float, float]:
     """Return the MB that lie in the memory of a fresh process when a loop is set up, and their peak in its steps."""
     for library in LIBRARIES[name]:  # once, for that process and for this one, which needs them later
@@ -316,15 +185,9 @@ def memory_alone(name: str, case: Case, count: int) -> tuple[float, float]:
     return in_a_process(memory_here, name, case, count)
 
 
-def in_a_process(work: Callable[..., T], *arguments: object) -> T:
-    """Return what work gives in a process that begins as a copy of this one, as long as nothing was computed here."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(work, arguments)
-
-
 def memory_here(name: str, case: Case, count: int) -> tuple[float, float]:
     """Return the MB that lie in the memory of this process when a loop is set up, and their peak in its steps."""
-    torch.set_num_threads(1)
+    set_up(case)
     steps = LOOPS[name](material(case))
     gc.collect()
     if case.device == "cuda":
@@ -348,10 +211,11 @@ def peak_mb() -> float:
 
 def first_step_here(case: Case) -> tuple[float, float]:
     """Return the CPU seconds of this process until a training is ready for its first step, and of that step."""
-    torch.set_num_threads(1)
+    case = replace(case, compiled=False)
+    set_up(case)
     steps = ours(material(case))
     ready = time.process_time()
-    return ready, steps(1)
+    return ready, steps(1).cpu_s
 
 
 # --------------------------------------------------------------------------------------------------------- tables
@@ -361,8 +225,11 @@ def print_loops(case: Case, arguments: argparse.Namespace) -> dict[str, object]:
     """Print and return what the loops come to."""
     names = ["modelgit", "by hand", *(["transformers"] if arguments.trainer else [])]
     alone = {name: memory_alone(name, case, arguments.steps) for name in names}  # first, as processes are forked
+    apart = started(case, arguments.together, arguments.processes) if arguments.together else {}
+    set_up(case)
     given = material(case)
-    times = compared({name: LOOPS[name](again(given)) for name in names}, arguments)
+    loops = {name: LOOPS[name](again(given)) for name in names}
+    times = seconds(compared(loops, arguments.rounds, arguments.steps), case)
     rate = {name: BATCH * arguments.steps / statistics.median(found) for name, found in times.items()}
     print("| loop | samples / s | modelgit / it (all rounds) | MB set up + loop | modelgit / it: peak, loop |")
     print("|---|---|---|---|---|")
@@ -375,27 +242,14 @@ def print_loops(case: Case, arguments: argparse.Namespace) -> dict[str, object]:
     table: dict[str, object] = {"seconds": times, "samples_per_s": rate, "set_up_and_peak_mb": alone}
     if arguments.peak_tflops:
         each = flops_of_a_step(given) / BATCH
+        table["flops_of_a_sample"] = each
         shares = {name: each * value / arguments.peak_tflops / 1e12 for name, value in rate.items()}
         print("\nshare of the peak (MFU): " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
         table["mfu"] = shares
     if arguments.together:
-        table["together_s"] = print_together(given, arguments)
+        counts = arguments.together, arguments.rounds, arguments.steps
+        table["together_s"] = print_together(given, apart, counts, arguments.peak_tflops)
     return table
-
-
-def print_together(given: Material, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Print and return what runs come to in turn, and in one stack."""
-    count = arguments.together
-    loops = {
-        "one after another": one_after_another(fresh_runs(given, count), given.case),
-        "together": stacked(fresh_runs(given, count), given.case),
-    }
-    times = compared(loops, arguments)
-    print(f"\n| {count} runs | samples / s | of one after another |\n|---|---|---|")
-    for name, found in times.items():
-        rate = count * BATCH * arguments.steps / statistics.median(found)
-        print(f"| {name} | {rate:.0f} | {statistics.median(ratios(times, name, 'one after another')):.2f} |")
-    return times
 
 
 def parsed() -> argparse.Namespace:
@@ -405,12 +259,31 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--trainer", action="store_true", help="add the Trainer of transformers")
-    parser.add_argument("--together", type=int, default=0, metavar="M", help="add M runs, in turn and in one stack")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of all loops alike")
+    parser.add_argument("--together", type=int, default=0, metavar="M", help="add M runs in several ways")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="for M runs; 0: cores, on CUDA M")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="steps; left out: on CUDA alone")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device at this precision: tells MFU")
     parser.add_argument("--starts", type=int, default=3, help="how often the first step is timed")
     parser.add_argument("--out", type=Path, default=Path("build/bench-train.json"))
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.precision == "tf32" and found.device == "cpu":
+        parser.error("tf32 is a way of CUDA's tensor cores: --device cuda")
+    found.compile = found.device == "cuda" if found.compile is None else found.compile
+    return found
+
+
+def machine(arguments: argparse.Namespace) -> dict[str, object]:
+    """Print and return what was measured on, and when; fill the peak in where the card's is known."""
+    name = in_a_process(card_here) if arguments.device == "cuda" else f"{cores()} cores, {platform.machine()}"
+    if arguments.device == "cuda" and not arguments.peak_tflops:
+        arguments.peak_tflops = peak_tflops(name, arguments.precision)
+    today = datetime.date.today().isoformat()
+    peak = f", peak {arguments.peak_tflops:g} TFLOP/s" if arguments.peak_tflops else ""
+    steps = "compiled" if arguments.compile else "not compiled"
+    print(f"{name}{peak}, torch {torch.__version__}, {today}: {arguments.case}, {arguments.precision}, {steps}\n")
+    return {"device": name, "torch": torch.__version__, "date": today}
 
 
 def main() -> None:
@@ -418,9 +291,10 @@ def main() -> None:
     imported_s = time.process_time()
     arguments = parsed()
     torch.set_num_threads(1)
-    chosen = CASES[arguments.case]
-    case = Case(chosen.architecture, chosen.stages, arguments.device)
-    table: dict[str, object] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    kind = {"device": arguments.device, "precision": arguments.precision, "compiled": arguments.compile}
+    case = replace(CASES[arguments.case], **kind)
+    table: dict[str, object] = machine(arguments)
+    table["arguments"] = {key: str(value) for key, value in vars(arguments).items()}
     starts = [in_a_process(first_step_here, case) for _ in range(arguments.starts)]
     ready_s, step_s = (statistics.median(each) for each in zip(*starts, strict=True))
     table["first_step_cpu_s"] = {"imports": imported_s, "network and examples": ready_s, "first step": step_s}

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -121,7 +120,8 @@ def minilm() -> tuple[Network, Inputs]:
     network = build_network(Design("all-minilm-l6-v2", files), CLASSES)
     known = load_file(folder / "model.safetensors")
     network.load_state_dict({name: known.get(name, tensor) for name, tensor in network.state_dict().items()})
-    words = [word for word in json.loads(files["tokenizer.json"])["model"]["vocab"] if re.fullmatch("[a-z]{3,}", word)]
+    vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]
+    words = [word for word in vocabulary if len(word) > 2 and word.isascii() and word.isalpha() and word.islower()]
     draws = random.Random(0)
     texts = [" ".join(draws.choices(words, k=draws.randint(FEWEST, MOST))) for _ in range(EXAMPLES)]
     return network, texts

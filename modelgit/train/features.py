@@ -57,13 +57,12 @@ class Features:
         rows = torch.tensor([self.position[int(i)] for i in indices], device=self.clean.device)
         return self._laid_out(self.clean[rows].to(self.device))
 
-    def augmented(self, rows: Tensor, view: Tensor, send: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Returns the features of an augmented view of each example: `rows` (n,) of `views`, `view` (n,) which.
+    def augmented(self, rows: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns the features of augmented examples: `rows` (n,) of all views, one view after another.
 
         `send` brings them to where they are wanted, while they are still in half precision.
         """
-        found = self.views[view, rows]
-        return self._laid_out(found if send is None else send(found))
+        return self._laid_out(send(self.views.flatten(0, 1).index_select(0, rows)))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         x = laid_out(x.float() if x.is_floating_point() else x)

@@ -5,8 +5,10 @@ Features that lie on the GPU are gathered there. Those that do not fit stay in t
 works at one step the host gathers the next batch, pins it, and sends it on a stream of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -15,28 +17,39 @@ from modelgit.train.data.dataset import Integers
 from modelgit.train.features import Features
 from modelgit.train.fitting.objectives import Domain
 
-Source = Sequence[Tensor]  # of every domain (2, n): rows of the features' views, and labels; on the CPU
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where all training examples stand in a view, and their labels, (2, n), on the CPU; one domain after another."""
+
+    examples: Tensor
+    bounds: tuple[tuple[int, int], ...]  # of every domain: its first example, and the first of the next
 
 
 def source_of(features: Features, labels: Tensor, train: Mapping[str, Integers]) -> Source:
-    """Returns where the examples of every domain stand among the views, and their labels."""
+    """Returns what batches are drawn from: the training examples of every domain."""
     known = labels.cpu()
     rows = [torch.tensor([features.viewed[int(i)] for i in ids]) for ids in train.values()]
-    return [torch.stack([found, known[ids]]) for found, ids in zip(rows, train.values(), strict=True)]
+    parts = [torch.stack([found, known[ids]]) for found, ids in zip(rows, train.values(), strict=True)]
+    bounds = pairwise(accumulate((part.shape[1] for part in parts), initial=0))
+    return Source(torch.cat(parts, 1), tuple(bounds))
 
 
 def drawn(features: Features, source: Source, share: int, draws: torch.Generator) -> Domain:
     """Returns `share` examples of every domain, one after another, drawn with replacement, each in a random view."""
-    chosen = [torch.randint(pairs.shape[1], (share,), generator=draws) for pairs in source]
-    view = torch.randint(features.views.shape[0], (share * len(chosen),), generator=draws)
-    picked = [pairs.index_select(1, which) for pairs, which in zip(source, chosen, strict=True)]
-    rows, labels = torch.cat(picked, 1).unbind(0)
+    chosen = torch.empty(len(source.bounds), share, dtype=torch.int64)
+    for which, (first, end) in zip(chosen.unbind(0), source.bounds, strict=True):
+        which.random_(first, end, generator=draws)
+    views, each = features.views.shape[:2]
+    view = torch.empty(chosen.numel(), dtype=torch.int64).random_(0, views, generator=draws)
+    picked = source.examples.index_select(1, chosen.flatten())
+    picked[0].add_(view, alpha=each)
     device = features.device
     if features.views.device == device:
-        view, rows, labels = sent(torch.stack([view, rows, labels]), device).unbind(0)
+        rows, labels = sent(picked, device).unbind(0)
     else:
-        labels = sent(labels, device)
-    return features.augmented(rows, view, lambda found: sent(found, device)), labels
+        rows, labels = picked[0], sent(picked[1], device)
+    return features.augmented(rows, lambda found: sent(found, device)), labels
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

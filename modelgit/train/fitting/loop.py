@@ -209,7 +209,7 @@ def say_how_far(member: Member, clock: Clock) -> None:
     run = member.run
     name, loss = run.task.name, settled(run)[-1]
     rate = (run.step - clock.first) / (time.monotonic() - clock.began)
-    rate *= share_of(run) * len(run.source) * run.config.accumulate
+    rate *= share_of(run) * len(run.source.bounds) * run.config.accumulate
     done = (run.step - clock.first - 1) % REPORT_EVERY + 1
     member.listener(Advanced(name, done, f"loss {loss:.3f}, {rate:,.0f} samples/s"))
     lr = learning_rate(run.config, run.step)
@@ -340,13 +340,12 @@ def step_of(run: Run, number: int, part: int) -> Step:
     """Returns what a step is told: its batch is equal parts of every domain."""
     share = share_of(run)
     x, labels = drawn(run.task.features, run.source, share, run.draws)
-    domains = list(zip(torch.split(x, share), torch.split(labels, share), strict=True))
-    return Step(number, (run.config.seed, part), domains, run.carried, (x, labels))
+    return Step(number, (run.config.seed, part), x, labels, share, run.carried)
 
 
 def share_of(run: Run) -> int:
     """Returns how many examples of each domain a batch has."""
-    return run.config.batch_per_domain or max(1, run.config.batch // len(run.source))
+    return run.config.batch_per_domain or max(1, run.config.batch // len(run.source.bounds))
 
 
 def forward(run: Run, number: int, part: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ an objective carries from step to step (GroupDRO's weights) can be saved and giv
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,26 +22,22 @@ Domain = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,)
 
 @dataclass(slots=True)
 class Step:
-    """One step: its number from 1, what seeds it, the batch of each domain, what objectives carry.
+    """One step: its number from 1, what seeds it, its batch (n, ...) with labels (n,), what objectives carry.
 
-    `whole` is the batch before it was parted, where it is at hand: one copy of it less.
+    The batch holds `share` examples of every domain, one domain after another.
     """
 
     number: int
     seed: object
-    domains: Sequence[Domain]
+    inputs: Tensor
+    labels: Tensor
+    share: int
     carried: dict[str, Tensor] = field(default_factory=dict)
-    whole: Domain | None = None
 
     @property
-    def inputs(self) -> Tensor:
-        """The inputs of all domains, (n, ...)."""
-        return self.whole[0] if self.whole is not None else torch.cat([x for x, _ in self.domains])
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels of all domains, (n,)."""
-        return self.whole[1] if self.whole is not None else torch.cat([y for _, y in self.domains])
+    def domains(self) -> list[Domain]:
+        """The part of each domain."""
+        return list(zip(torch.split(self.inputs, self.share), torch.split(self.labels, self.share), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +49,8 @@ class Outputs:
 
     def by_domain(self, step: Step) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Returns features, class scores and labels of each domain."""
-        labels = [y for _, y in step.domains]
-        sizes = [len(y) for y in labels]
-        return list(zip(torch.split(self.features, sizes), torch.split(self.scores, sizes), labels, strict=True))
+        parts = (torch.split(each, step.share) for each in (self.features, self.scores, step.labels))
+        return list(zip(*parts, strict=True))
 
 
 def loss_of(objective: Objective, step: Step, forward: Forward) -> Tensor:
@@ -111,9 +106,10 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def mixture(objective: Mixup, step: Step) -> list[tuple[Domain, Domain, float]]:
     """Returns a random ring of domains: each, its neighbour, cut to one length, and the share of the first."""
     draws = torch.Generator().manual_seed(seed_hash("mixup", step.seed, step.number))
-    ring = torch.randperm(len(step.domains), generator=draws).tolist()
+    domains = step.domains
+    ring = torch.randperm(len(domains), generator=draws).tolist()
     shares = beta(objective.alpha, len(ring), draws)
-    pairs = [(step.domains[i], step.domains[j]) for i, j in zip(ring, [*ring[1:], ring[0]], strict=True)]
+    pairs = [(domains[i], domains[j]) for i, j in zip(ring, [*ring[1:], ring[0]], strict=True)]
     counts = [min(len(y), len(target)) for (_, y), (_, target) in pairs]
     return [
         ((x[:n], y[:n]), (other[:n], target[:n]), share)

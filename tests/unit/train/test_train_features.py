@@ -100,23 +100,23 @@ def test_other_weights_or_amounts_are_kept_apart(network: Network, dataset: Data
     assert not torch.equal(first.clean, changed.clean)
 
 
-def row_of(found: Features) -> Tensor:
-    """Returns where image 8 stands among the views."""
-    return torch.tensor([found.viewed[8]])
+def augmented(found: Features, view: int) -> Tensor:
+    """Returns a view of image 8."""
+    return found.augmented(torch.tensor([view * found.views.shape[1] + found.viewed[8]]), lambda rows: rows)
 
 
 def test_a_view_of_an_image_does_not_depend_on_the_others(network: Network, dataset: Dataset) -> None:
     place = Place(2, CPU, None, lambda event: None)
     many = features(network, dataset, wanted(), place)
     few = features(network, dataset, Wanted(np.array([8]), np.array([8]), 3, Augment()), place)
-    view = torch.tensor([2])
-    assert torch.allclose(few.augmented(row_of(few), view), many.augmented(row_of(many), view), atol=1e-3)
+    assert torch.equal(augmented(many, 2), many.views[2, many.viewed[8]].unsqueeze(0).float())
+    assert torch.allclose(augmented(few, 2), augmented(many, 2), atol=1e-3)
 
 
 def test_no_views_means_the_images_as_they_are(network: Network, dataset: Dataset) -> None:
     found = features(network, dataset, wanted(views=0), Place(2, CPU, None, lambda event: None))
     assert found.views.shape[0] == 1
-    assert torch.equal(found.augmented(row_of(found), torch.tensor([0])), found.of(np.array([8])).half().float())
+    assert torch.equal(augmented(found, 0), found.of(np.array([8])).half().float())
 
 
 def test_amounts_of_zero_change_nothing() -> None:

@@ -27,7 +27,12 @@ def domains(count: int = 3, size: int = 6) -> list[Domain]:
 
 
 def step(number: int = 1, count: int = 3, carried: dict[str, Tensor] | None = None) -> Step:
-    return Step(number, 7, domains(count), {} if carried is None else carried)
+    return step_on(domains(count), number, carried=carried)
+
+
+def step_on(parts: list[Domain], number: int = 1, seed: int = 7, carried: dict[str, Tensor] | None = None) -> Step:
+    x, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Step(number, seed, x, labels, len(parts[0][1]), {} if carried is None else carried)
 
 
 def entropies(count: int = 3) -> list[float]:
@@ -42,12 +47,9 @@ def test_every_choice_has_its_arithmetic() -> None:
         assert bool(loss_of(choice, step(count=1), forward).isfinite())
 
 
-def test_a_batch_at_hand_in_one_piece_gives_what_its_parts_give() -> None:
-    whole = (torch.cat([x for x, _ in domains()]), torch.cat([y for _, y in domains()]))
-    for choice in (ERM, Coral(), Mixup(), GroupDro(), Irm(), Vrex()):
-        given = Step(1, 7, domains(), whole=whole)
-        assert torch.equal(loss_of(choice, given, forward), loss_of(choice, step(), forward))
-    assert Step(1, 7, domains(), whole=whole).inputs is whole[0]
+def test_the_domains_of_a_batch_are_its_parts_of_one_size() -> None:
+    for (x, labels), (own, known) in zip(step().domains, domains(), strict=True):
+        assert torch.equal(x, own) and torch.equal(labels, known)
 
 
 def test_erm_is_the_mean_over_all_examples() -> None:
@@ -101,7 +103,7 @@ def test_irm_penalises_the_gradient_of_a_factor_on_the_scores() -> None:
 
 def test_gradients_of_the_irm_penalty_reach_the_weights() -> None:
     weight = W.clone().requires_grad_()
-    given = Step(1, 0, domains())
+    given = step_on(domains())
     loss_of(Irm(anneal=0), given, lambda x: (x, x @ weight.T)).backward()  # type: ignore[no-untyped-call]
     plain = W.clone().requires_grad_()
     loss_of(ERM, given, lambda x: (x, x @ plain.T)).backward()  # type: ignore[no-untyped-call]
@@ -111,9 +113,9 @@ def test_gradients_of_the_irm_penalty_reach_the_weights() -> None:
 
 def test_mixup_of_equal_domains_is_erm_and_its_draws_follow_the_seed() -> None:
     x, y = domains(1)[0]
-    same = Step(3, 7, [(x, y), (x, y), (x, y)])
+    same = step_on([(x, y), (x, y), (x, y)], 3)
     assert float(loss_of(Mixup(), same, forward)) == pytest.approx(entropies(1)[0], rel=1e-5)
-    first, again, other = (float(loss_of(Mixup(), Step(3, seed, domains()), forward)) for seed in (7, 7, 8))
+    first, again, other = (float(loss_of(Mixup(), step_on(domains(), 3, seed), forward)) for seed in (7, 7, 8))
     assert first == again != other
 
 
@@ -126,6 +128,6 @@ def test_a_mixture_lies_between_its_parts() -> None:
 
     zeros, ones = torch.zeros(4, 2), torch.ones(4, 2)
     labels = torch.zeros(4, dtype=torch.long)
-    loss_of(Mixup(alpha=0.5), Step(1, 3, [(zeros, labels), (ones, labels)]), watch)
+    loss_of(Mixup(alpha=0.5), step_on([(zeros, labels), (ones, labels)], seed=3), watch)
     shares = seen[0].view(2, 4, 2)
     assert all(bool((pair == pair[0, 0]).all()) and 0 <= float(pair[0, 0]) <= 1 for pair in shares)

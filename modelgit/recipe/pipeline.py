@@ -304,6 +304,11 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
     return list(done.values())
 
 
+def families(names: Sequence[str]) -> list[str]:
+    """Returns names, those that begin alike as one pattern each: `plain/*/*` for all of `plain/noto/0`."""
+    return list(dict.fromkeys("/".join([first, *("*" for _ in rest)]) for first, *rest in (n.split("/") for n in names)))
+
+
 def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:
     """Returns the steps that match any pattern, with all that they need, and the rows of the table about them.
 
@@ -312,8 +317,11 @@ def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:
     """
     for pattern in patterns:
         if not pipeline.matching([pattern]):
-            steps = ", ".join(job.name for job in pipeline.jobs)
-            raise RecipeError(f"--only {pattern}: no step is called so", hint=f"steps: {steps}")
+            names = families([job.name for job in pipeline.jobs])
+            raise RecipeError(
+                f"--only {pattern}: no step is called so",
+                hint=f"a * stands for what is between two slashes; steps: {', '.join(names)}",
+            )
     wanted = set(pipeline.matching(patterns))
     for job in reversed(pipeline.jobs):
         if job.name in wanted:

@@ -172,7 +172,7 @@ def test_a_part_is_the_steps_that_match_and_all_they_need(tmp_path: Path) -> Non
     assert [job.name for job in part_of(pipeline, ["base", "plain/0/0"]).jobs] == ["base", "plain/0/0"]
     with pytest.raises(RecipeError, match="--only coral: no step is called so") as caught:
         part_of(pipeline, ["base", "coral"])
-    assert "soup/1" in str(caught.value.hint)
+    assert str(caught.value.hint).endswith("steps: base, plain/*/*, soup/*, ensemble/*")
 
 
 def test_nothing_starts_from_an_ensemble(tmp_path: Path) -> None:

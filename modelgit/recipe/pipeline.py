@@ -306,7 +306,8 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
 
 def families(names: Sequence[str]) -> list[str]:
     """Returns names, those that begin alike as one pattern each: `plain/*/*` for all of `plain/noto/0`."""
-    return list(dict.fromkeys("/".join([first, *("*" for _ in rest)]) for first, *rest in (n.split("/") for n in names)))
+    parts = (name.split("/") for name in names)
+    return list(dict.fromkeys("/".join([first, *("*" for _ in rest)]) for first, *rest in parts))
 
 
 def part_of(pipeline: Pipeline, patterns: Sequence[str]) -> Pipeline:

@@ -25,12 +25,12 @@ from modelgit.repo.values import Blob, CommitDraft, Version
 from modelgit.repo.worktree import Earlier
 from modelgit.store.files.intake import store_file, store_tensors
 from modelgit.store.writing import PackWriter
-from modelgit.train.networks.encoders.layouts import LAYOUTS
 
 MAX_ORDINARY_BYTES = 100 * 1024 * 1024
 LEFT_OUT = (".git", ".cache")
 PYTORCH_MODEL, INDEX_SUFFIX = "pytorch_model", ".index.json"
 SHARD = re.compile(r"-\d+-of-\d+(?=\.safetensors$)")
+READERS = {"preprocessor_config.json", "tokenizer.json"}  # what models of transformers read with
 GIT_SETTINGS = (ATTRIBUTES_PATH, ".gitignore")  # how a repository is kept, which is no part of a model
 Files = dict[str, Manifest | Blob | bytes]
 
@@ -279,11 +279,11 @@ def ordinary(file: Path, path: str) -> bytes:
 def imported_record(source: Path, files: Files, part: str | None = None) -> Record:
     """Returns the record of an import; classes are those that a Hugging Face config names.
 
-    The architecture is `transformers` for an encoder of texts whose layout the trainer knows, `timm` for a folder of
-    that library.
+    The architecture is `transformers` for a folder of that library with what reads texts or pictures, `timm` for one of
+    timm's.
     """
     config = files.get("config.json")
-    known = "tokenizer.json" in files and word_in(config, "model_type") in LAYOUTS
+    known = word_in(config, "model_type") and (files.keys() & READERS or word_in(config, "image_size"))
     pictured = not known and word_in(config, "architecture") and word_in(config, "pretrained_cfg")
     details = {"source": source.name} | ({"part": part} if part is not None else {})
     architecture = "transformers" if known else "timm" if pictured else None

@@ -29,7 +29,7 @@ from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.fitting.together import COMMON, fit_together, go_together
 from modelgit.train.memory import NETWORK, PROBE, SCORING, TOGETHER, VALIDATING, memory_for, step_keys
-from modelgit.train.networks.lora import adapt, adapter_of
+from modelgit.train.networks.lora import adapt, adapter_of, keeps_turned
 from modelgit.train.networks.network import Design, Network, check_stages, head_tensors
 from modelgit.train.networks.registry import build_network
 
@@ -54,6 +54,7 @@ class TrainResult:
     together: int = 1  # how many runs shared passes
     fell: bool = False  # its validation accuracy is below the start's
     kept_step: int | None = None  # of the weights that validated best, where these are kept
+    turned: bool = False  # whether an adapter's layers keep their matrices turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +361,8 @@ def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     if fell := fallen(history, scores):
         fitting.member.listener(Noted(f"{run.task.name}: {told_fallen(run.config, history, scores)}"))
     found = TrainResult(state, history, scores, dataset.classes, names, dataset.digest, device, seconds)
-    found = replace(found, together=run.together, kept_step=run.kept_step, fell=fell)
+    turned = keeps_turned(network)
+    found = replace(found, together=run.together, kept_step=run.kept_step, fell=fell, turned=turned)
     return replace(found, raw=raw, trained_on=counts(fitting.ready.split))
 
 

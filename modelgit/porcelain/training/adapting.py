@@ -80,13 +80,16 @@ def refuse_adapter(source: StoredTensors, commit: str) -> None:
         raise UsageError(f"{commit[:10]} is an adapter, which is not trained further", hint=hint)
 
 
-def written(lora: Lora, adapter: Mapping[str, Tensor], head: tuple[str, str], base: str) -> bytes:
-    """Returns the adapter_config.json of an adapter that was trained from the commit `base`."""
+def written(lora: Lora, adapter: Mapping[str, Tensor], head: tuple[str, str], base: str, *, turned: bool) -> bytes:
+    """Returns the adapter_config.json of an adapter that was trained from the commit `base`.
+
+    `turned` tells that its layers keep their matrices (inputs, outputs), as those of GPT-2.
+    """
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     table = {
         "base_model_name_or_path": base,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": turned,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": alpha,

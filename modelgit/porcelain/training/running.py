@@ -157,7 +157,7 @@ def place_of(repo: Repository, request: TrainRequest, result: TrainResult, part:
         return path, parent, stored_header(repo.store, parent).metadata, kept
     kept = {path: blob for path, blob in kept.items() if not path.endswith(WEIGHTS_SUFFIX)}
     head = (result.head[0], result.head[1])
-    table = adapter_config(lora, part.state, head, request.start)
+    table = adapter_config(lora, part.state, head, request.start, turned=result.turned)
     return ADAPTER_FILE, repo.version(part.near).manifests.get(ADAPTER_FILE), {"format": "pt"}, {**kept, CONFIG: table}
 
 

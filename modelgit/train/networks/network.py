@@ -82,12 +82,27 @@ class Design:
     """What a network is built from.
 
     `files` are small files of its version by path: configuration and tokenizer. `room` is how many numbers the version
-    holds: more are never allocated for it.
+    holds: more are never allocated for it. `tensors` are the names of what it holds, empty where they are not known.
     """
 
     architecture: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     room: int | None = None
+    tensors: frozenset[str] = frozenset()
+
+
+class Direct(nn.Module):
+    """What a module holds itself, without its parts."""
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        share(self, of)
+
+
+def share(holder: nn.Module, of: nn.Module) -> None:
+    """Has a holder hold the parameters and buffers that a module holds itself."""
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        holder.__dict__[name] = of.__dict__[name]
 
 
 def head_tensors(network: Network) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelgit.errors import DataError, DependencyMissing, FormatError, RecipeError
 from modelgit.train.data.dataset import Kind
 from modelgit.train.networks.encoders.texts import Table, table_in
-from modelgit.train.networks.network import Design, Inputs, Network, Stages, Takes, pictures_of, tried
+from modelgit.train.networks.network import Design, Direct, Inputs, Network, Stages, Takes, pictures_of, share, tried
 
 NAME = "timm"
 FORM = re.compile(r"[a-z0-9_]{1,100}", re.ASCII)
@@ -34,8 +34,8 @@ class Pictured(nn.Module):
 
     def __init__(self, base: nn.Module, head_name: str, said: Table, identity: str) -> None:
         super().__init__()
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
-            self.__dict__[name] = base.__dict__[name]
+        share(self, base)
+        self.__dict__["_modules"] = base.__dict__["_modules"]
         self._base = [base]  # in a list: it is no part of itself
         self.head_name, self.identity = head_name, identity
         self.feature_size = int(cast(nn.Linear, self.get_submodule(head_name)).in_features)
@@ -72,15 +72,6 @@ class Pictured(nn.Module):
         base: Any = self._base[0]
         found: Tensor = base.forward_head(base.forward_features(x), pre_logits=True)
         return found
-
-
-class Direct(nn.Module):
-    """What a module holds itself, without its parts."""
-
-    def __init__(self, of: nn.Module) -> None:
-        super().__init__()
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            self.__dict__[name] = of.__dict__[name]
 
 
 def parts_before(module: nn.Module, head: nn.Module) -> Iterator[nn.Module]:

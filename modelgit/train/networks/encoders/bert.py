@@ -6,6 +6,7 @@ weights are its weights and outputs and gradients its bits. There is no dropout 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelgit.errors import FormatError
+from modelgit.train.networks.encoders.texts import Reading, pooled, with_mask
+from modelgit.train.networks.network import Stages
 
 PARTS = ("query", "key", "value")
 ELSEWHERE = ("chunk_size_feed_forward", "embedding_size", "is_encoder_decoder")  # what only the library can do
@@ -147,3 +150,36 @@ class Closing(nn.Module):
         """Returns (n, length, inputs) as (n, length, d), added to what came before it and normalised."""
         result: Tensor = self.LayerNorm(self.dense(x) + before)
         return result
+
+
+class BertStages:
+    """A BERT as stages: its embeddings, and each layer; the last pools."""
+
+    sized = False
+
+    def __init__(self, base: BertModel, read: Reading, pooling: str) -> None:
+        self._base, self._read, self._pooling = base, read, pooling
+        self.feature_size = base.config.hidden_size
+
+    def stages(self) -> Stages:
+        """Returns the stages."""
+        embeddings, layers = self._base.embeddings, list(self._base.encoder.get_submodule("layer").children())
+        others = ((partial(self._layer, layer, layer is layers[-1]), [layer]) for layer in layers)
+        return [(self._embed, [embeddings]), *others]
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """Returns the features of tokens."""
+        x = tokens
+        for stage, _ in self.stages():
+            x = stage(x)
+        return x
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self._base.embeddings(self._read.ids_of(tokens))
+        return with_mask(hidden, tokens.ne(0))
+
+    def _layer(self, layer: nn.Module, last: bool, x: Tensor) -> Tensor:
+        hidden, mask = x[..., :-1], x[..., -1].detach()  # kernels for attention have no gradient for a mask
+        apart = (1.0 - mask)[:, None, None, :] * torch.finfo(hidden.dtype).min
+        hidden = layer(hidden, apart)
+        return pooled(hidden, mask, self._pooling) if last else with_mask(hidden, mask)

@@ -42,7 +42,7 @@ def test_minilm_gives_what_the_library_gives() -> None:
 def test_bert_is_the_librarys_bit_for_bit(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     files = encoder_files(**changed)
     ours = build_network(Design("transformers", files), 2)
-    monkeypatch.setattr("modelgit.train.networks.encoders.encoder.is_bert", lambda table: False)
+    monkeypatch.setattr("modelgit.train.networks.encoders.family.is_bert", lambda table: False)
     library = build_network(Design("transformers", files), 2)
     draws = torch.Generator().manual_seed(0)
     state = {name: torch.randn(t.shape, generator=draws) for name, t in library.state_dict().items()}
@@ -89,7 +89,13 @@ def test_pooling_is_what_the_name_or_the_files_say() -> None:
     ("changed", "said"),
     [
         ({"model_type": "made-up"}, "transformers has no such model"),
-        ({"model_type": "t5"}, "no encoder of texts"),
+        ({"model_type": "t5"}, "'t5' is an encoder with a decoder"),
+        ({"model_type": "clip"}, "'clip' reads image and text, not texts alone or pictures alone"),
+        ({"model_type": "wav2vec2"}, "'wav2vec2' reads audio"),
+        ({"model_type": "timm_wrapper"}, "'timm_wrapper' is a network of timm"),
+        ({"model_type": "detr"}, "'detr' is several models in transformers"),
+        ({"model_type": "dpt", "backbone": "facebook/dinov2-base"}, "backbone names another model, and nothing is"),
+        ({"model_type": "swin", "depths": [1, 10**9]}, "depths: 1000000000, expected at most 1024"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, expected at most 1024"),
         ({"vocab_size": 10**9}, "vocab_size: 1000000000, expected at most"),
         ({"hidden_size": 7}, "no encoder of type 'bert': hidden_size is '7', expected a multiple of num_attention_"),

@@ -153,7 +153,7 @@ class Cut:
         """Looks at a run of one example. Raises Uncut if the model cannot be cut between these layers."""
         self._model, self._layers = model, list(layers)
         self.whole, self.feature_size = whole.whole, whole.feature_size
-        self._passed = torch.compiler.disable(passed)  # layers themselves are compiled
+        self._passed: Callable[..., Pass] = torch.compiler.disable(passed)  # type: ignore[no-untyped-call]  # layers themselves are compiled
         self._behind = set[nn.Module]()
         self._seen = self._looked_at(example)
         self.sized = not model.masked and any(map(says_something, self._seen.calls))  # calls fit this size alone
@@ -190,8 +190,8 @@ class Cut:
         last = len(self._layers) - 1
         parts = [[layer, *(behind if number == last else [])] for number, layer in enumerate(self._layers)]
         known = Known()
-        others = ((partial(self._layer, known, number), part) for number, part in enumerate(parts))
-        return [(partial(self._first, known), before), *others]
+        layers = ((partial(self._layer, known, number), part) for number, part in enumerate(parts))
+        return [(partial(self._first, known), before), *layers]
 
     def _first(self, known: "Known", x: Tensor) -> Tensor:
         """Returns what the first layer is given."""

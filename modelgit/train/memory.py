@@ -36,10 +36,11 @@ KILLED = (
 )
 
 
-def step_keys(config: FineTune) -> str:
+def step_keys(config: FineTune, *, texts: bool = False) -> str:
     """Returns what can be turned down so that a step takes less memory: what is not there already."""
     batch = "batch_per_domain" if config.batch_per_domain is not None else "batch"
-    smaller = f"turn down {batch} (accumulate makes up for it), views or image_size, raise frozen_stages"
+    pictures = "" if texts else ", views or image_size"
+    smaller = f"turn down {batch} (accumulate makes up for it){pictures}, raise frozen_stages"
     more = [] if config.checkpoint else ["checkpoint = true"]
     more += [] if config.precision == "bfloat16" else ["precision = 'bfloat16'"]
     return f"{smaller}, or set {' and '.join(more)}" if more else smaller

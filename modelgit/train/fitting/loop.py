@@ -323,7 +323,7 @@ def gradients(run: Run, number: int) -> Tensor:
 def explained(run: Run, number: int) -> Iterator[None]:
     """Says what to turn down when a step runs out of memory, or off when it cannot be compiled; as TrainingError."""
     try:
-        with memory_for(f"step {number} of {run.task.name}", step_keys(run.config)):
+        with memory_for(f"step {number} of {run.task.name}", step_keys(run.config, texts=run.task.features.padded)):
             yield
     except ValueError as error:
         if not run.norms:

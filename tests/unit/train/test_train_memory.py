@@ -73,6 +73,7 @@ def test_a_step_says_what_to_turn_down() -> None:
 def test_what_is_turned_down_already_is_not_named_again() -> None:
     assert step_keys(CONFIG).endswith("or set checkpoint = true and precision = 'bfloat16'")
     assert step_keys(CONFIG).startswith("turn down batch (")
+    assert "image_size" in step_keys(CONFIG) and "image_size" not in step_keys(CONFIG, texts=True)
     saving = replace(CONFIG, batch_per_domain=2, checkpoint=True, precision="bfloat16")
     assert step_keys(saving).startswith("turn down batch_per_domain (")
     assert step_keys(saving).endswith("raise frozen_stages")

@@ -323,10 +323,11 @@ def test_a_fine_tuning_is_verified_by_training_again(place: Path) -> None:
     for rev in ("plain/0/1", "plain/0/1^", "probe"):
         found = json.loads(modelgit(place, "-C", "models", "verify", "--rerun", rev, "--on", "../target.zip", "--json"))
         assert (found["exact"], found["apart"], found["device"]) == (True, 0.0, "cpu")
+    (place / "target.zip").rename(place / "renamed.zip")  # else it is found beside the repository
     said = modelgit(place, "-C", "models", "verify", "--rerun", "plain/0/1", "--json", code=2)
     assert json.loads(said)["error"]["hint"].startswith("--data PATH/TO/target.zip")
     said = modelgit(place, "-C", "models", "verify", "--rerun", "plain/0/1", "--on", "../other.zip", "--json", code=17)
-    assert "is not here: expected digest" in said and "other.zip (no data set)" in said
+    assert "is not here: expected digest" in said and "no data set at ../other.zip" in said
 
 
 def stack(repo: LowRepository, place: Path, *changes: dict[str, Any]) -> tuple[StackRequest, TrainRequest]:

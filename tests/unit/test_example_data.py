@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,20 @@ def test_auxiliary_sets_have_one_domain_and_the_classes_the_readme_counts() -> N
 def test_no_auxiliary_image_is_an_emoji() -> None:
     target = pixel_hashes("emojidg")
     assert all(not target & pixel_hashes(archive) for archive in AUXILIARY)
+
+
+def test_fortunes_are_told_apart_by_the_largest_files(tmp_path: Path) -> None:
+    spec = spec_from_file_location("texts", DATA / "texts.py")
+    assert spec is not None and spec.loader is not None
+    texts = module_from_spec(spec)
+    spec.loader.exec_module(texts)
+    folder = tmp_path / "fortunes/usr/share/games/fortunes"
+    folder.mkdir(parents=True)
+    for number in range(28):
+        (folder / f"f{number:02}.dat").touch()
+        sayings = [f"saying {n} of\n\t{number}" for n in range(number)]
+        (folder / f"f{number:02}").write_text("\n%\n".join([*sayings, "the same", "the same", ""]))
+    rows = list(texts.fortunes(tmp_path))
+    assert {row[1] for row in rows} == {f"f{number:02}" for number in range(2, 28)}
+    assert ("saying 3 of 9", "f09", "fortunes", "f09-3") in rows
+    assert len(rows) == sum(range(2, 28)) + 1 and len({row[0] for row in rows}) == len(rows)

@@ -58,7 +58,12 @@ def memory_for(doing: str, remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if not ran_out(error):
             raise
-        raise OutOfMemory(f"{doing}: {shortage(error)}", hint=remedy) from error
+        raise out_of_memory(doing, error, remedy) from error
+
+
+def out_of_memory(doing: str, error: BaseException, remedy: str) -> OutOfMemory:
+    """Returns what is told of memory that ran out."""
+    return OutOfMemory(f"{doing}: {shortage(error)}", hint=remedy)
 
 
 def ran_out(error: BaseException) -> bool:

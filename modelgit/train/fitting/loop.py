@@ -28,7 +28,7 @@ from modelgit.train.fitting.norms import adapting, estimate, norms_of, statistic
 from modelgit.train.fitting.objectives import Step, begins_afresh, loss_of
 from modelgit.train.fitting.optimisers import learning_rate, optimiser_for
 from modelgit.train.fitting.passes import Passes, Tail, compiled, dropped, freeze
-from modelgit.train.memory import memory_for, step_keys
+from modelgit.train.memory import out_of_memory, ran_out, step_keys
 from modelgit.train.networks.lora import leave_to_factors
 from modelgit.train.networks.network import Network
 
@@ -323,13 +323,15 @@ def gradients(run: Run, number: int) -> Tensor:
 def explained(run: Run, number: int) -> Iterator[None]:
     """Says what to turn down when a step runs out of memory, or off when it cannot be compiled; as TrainingError."""
     try:
-        with memory_for(f"step {number} of {run.task.name}", step_keys(run.config, texts=run.task.features.padded)):
-            yield
+        yield
     except ValueError as error:
         if not run.norms:
             raise
         raise TrainingError(f"step {number}: {error}", hint="a larger batch, or batch_norm = 'frozen'") from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            remedy = step_keys(run.config, texts=run.task.features.padded)
+            raise out_of_memory(f"step {number} of {run.task.name}", error, remedy) from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"step {number}: cannot compile: {reason}", hint="set compile = false") from error

@@ -10,7 +10,7 @@ PIP_ARGS ?=
 # An index with PyTorch's CPU builds, used where there is no GPU. Without it pip takes the build its registry has.
 TORCH_INDEX ?=
 
-.PHONY: demo test lint types pytest evidence setup setup-test setup-evidence clean
+.PHONY: demo test lint types pytest gpu evidence setup setup-test setup-evidence clean
 
 demo: setup
 	$(BIN)/modelgit run examples/ratatouille.toml $(DEMO_ARGS)
@@ -29,6 +29,16 @@ types: lint
 pytest: lint
 	$(BIN)/python -m compileall -q modelgit
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
+
+# On a machine with an NVIDIA card: that CUDA does what the CPU does, then every figure for docs/benchmarks.md, in build/gpu.
+gpu: setup-test
+	$(BIN)/pytest tests/gpu $(TEST_ARGS)
+	mkdir -p build/gpu
+	for case in pictures texts small; do for precision in fp32 tf32 bf16; do \
+		$(BIN)/python -m benchmarks.train_speed $$case --device cuda --precision $$precision --rounds 12 --steps 50 \
+			--trainer --together 8 --out build/gpu/$$case-$$precision.json \
+			> build/gpu/$$case-$$precision.md || exit 1; \
+		cat build/gpu/$$case-$$precision.md; done; done
 
 # The paper's protocol and claims on real data: build/evidence/evidence.html. EVIDENCE_ARGS="--size paper" takes a night.
 evidence: setup-evidence

@@ -23,6 +23,7 @@ from modelgit.errors import ClusterError
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.pipeline.workers.slurm import Slurm
 
+PYTHON = sys.executable  # itself: the warm one starts commands where it is, not in the network of a cluster
 PIPELINE = """
 [pipeline]
 name = "little"
@@ -95,7 +96,8 @@ def run(
     place: Path, repo: str, *words: str, inside: Sequence[str] = (), more: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Carries the pipeline out in a new repository; returns the result, and what was noted on the way."""
-    command = [*inside, sys.executable, "-m", "modelgit", "run", "little.toml", "--repo", repo, "--device", "cpu"]
+    python = PYTHON if inside else sys.executable
+    command = [*inside, python, "-m", "modelgit", "run", "little.toml", "--repo", repo, "--device", "cpu"]
     done = subprocess.run(
         [*command, *words, "--json"],
         cwd=place,

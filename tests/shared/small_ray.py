@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def missing() -> str:
 @contextmanager
 def small_ray(place: Path) -> Iterator[SmallRay]:
     """Runs a Ray of two nodes of one CPU, with its files in a folder of a short path."""
-    ray = str(Path(sys.executable).with_name("ray"))
+    ray = str(Path(sysconfig.get_path("scripts")) / "ray")
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **QUIET}
     with ExitStack() as stack:
         inside = stack.enter_context(own_network())

@@ -45,7 +45,7 @@ def drawn(features: Features, source: Source, share: int, draws: torch.Generator
     picked = source.examples.index_select(1, chosen.flatten())
     picked[0].add_(view, alpha=each)
     device = features.device
-    if features.views.device == device:
+    if is_there(features.views.device, device):
         rows, labels = sent(picked, device).unbind(0)
     else:
         rows, labels = picked[0], sent(picked[1], device)
@@ -54,7 +54,7 @@ def drawn(features: Features, source: Source, share: int, draws: torch.Generator
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Returns values on the device; a copy from host to GPU is queued beside its kernels, and not waited for."""
-    if values.device == device or device.type != "cuda":
+    if is_there(values.device, device) or device.type != "cuda":
         return values.to(device)
     beside, now = side_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(beside):
@@ -62,6 +62,11 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     now.wait_stream(beside)
     arriving.record_stream(now)
     return arriving
+
+
+def is_there(place: torch.device, wanted: torch.device) -> bool:
+    """Tells whether what lies at a place is where it is wanted: `cuda` is the GPU in use, whose tensors have one."""
+    return place.type == wanted.type and wanted.index in (None, place.index)
 
 
 @lru_cache(maxsize=16)

@@ -52,11 +52,14 @@ def scored_by(network: Network, frozen_stages: int) -> Callable[[Tensor], Tensor
 
 
 def compiled(tail: Tail, config: FineTune) -> Passes:
-    """Returns how a step runs the tail: as it is, or compiled, on CUDA into graphs that are replayed."""
+    """Returns how a step runs the tail: as it is, or compiled, on CUDA into graphs that are replayed.
+
+    A graph leaves gradients in memory of its own, over which the next replay writes: none where they are added up.
+    """
     if not config.compile:
         return tail
-    on_gpu = next(tail.parameters()).is_cuda
-    passes: Passes = torch.compile(tail, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    graphs = next(tail.parameters()).is_cuda and config.accumulate == 1
+    passes: Passes = torch.compile(tail, dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def replayed(x: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # what the last replay left in the graph's memory is not needed

@@ -20,8 +20,10 @@ def main() -> None:
     """Trains as told, each run a second time from where it was saved last; writes weights and curves."""
     told = json.loads(sys.argv[1])
     notes: list[str] = []
-    bench = Workbench("cpu", listener=lambda event: notes.append(event.note) if isinstance(event, Advanced) else None)
-    bench.crew = Crew(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    device = told.get("device", "cpu")
+    bench = Workbench(device, listener=lambda event: notes.append(event.note) if isinstance(event, Advanced) else None)
+    rank = int(os.environ["RANK"])
+    bench.crew = Crew(rank, int(os.environ["WORLD_SIZE"]), local=rank)
     join(bench.crew, told["place"], bench.device)
     data, folder = bind(DataConfig, told["data"], "data"), Path(told["out"])
     for name, table in told["configs"].items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modelgit.train.features import Features
-from modelgit.train.fitting.batches import drawn, source_of
+from modelgit.train.fitting.batches import drawn, is_there, source_of
 
 SIZES = {"a": 50, "b": 7, "c": 120}
 ENDS = np.cumsum([0, *SIZES.values()])
@@ -39,3 +39,18 @@ def test_examples_views_and_labels_are_drawn_domain_by_domain_then_views(feature
 def test_a_seed_draws_what_it_drew_in_earlier_versions(features: Features) -> None:
     _, known = drawn(features, source_of(features, LABELS, TRAIN), 4, torch.Generator().manual_seed(7))
     assert known.tolist() == [150, 420, 210, 360, 510, 540, 560, 510, 850, 980, 1750, 880]
+
+
+@pytest.mark.parametrize(
+    ("place", "wanted", "there"),
+    [
+        ("cpu", "cpu", True),
+        ("cuda:0", "cuda", True),  # PyTorch calls these two unequal
+        ("cuda:1", "cuda:1", True),
+        ("cuda:0", "cuda:1", False),
+        ("cpu", "cuda", False),
+        ("cuda:0", "cpu", False),
+    ],
+)
+def test_a_device_without_a_number_is_the_one_in_use(place: str, wanted: str, there: bool) -> None:
+    assert is_there(torch.device(place), torch.device(wanted)) == there

@@ -1,4 +1,4 @@
-"""What no note holds: paths between runs, how alike their features are, and styles that no pipeline tests on."""
+"""What no note holds: paths between runs, how alike their features are, means of some, and styles of no pipeline."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.evidence.growing import Growth, Kind, growing
 from modelgit.events import Advanced, Finished, Listener, Started
 from modelgit.merge.selection.paths import barrier, between, places, promised
 from modelgit.merge.selection.states import Raw, read_state
@@ -25,6 +26,7 @@ from modelgit.train.measuring.diversity import Agreement, agreement, linear_cka
 from modelgit.train.measuring.paired import Cell
 
 POINTS = 5  # of a path, ends included
+SENTENCES = 240, 120  # of the held-out domain, and of validation: all of them would take minutes a cell
 Marks = npt.NDArray[np.bool_]
 State = dict[str, Raw]
 W = TypeVar("W")
@@ -86,10 +88,13 @@ class Line:
         return accuracies[len(accuracies) // 2] - (accuracies[0] + accuracies[-1]) / 2
 
 
-def measured(repository: Path, cells: Sequence[Place], workers: int, listener: Listener) -> list[Line]:
-    """Returns the paths of all cells, measured by so many processes."""
-    parts = shared_out(partial(paths_of, repository), cells, workers, ("paths between runs", listener))
-    return list(itertools.chain.from_iterable(parts))
+def measured(
+    repository: Path, cells: Sequence[Place], workers: int, listener: Listener
+) -> tuple[list[Line], list[Growth]]:
+    """Returns the paths of all cells, and how means of their runs grow, measured by so many processes."""
+    parts = shared_out(partial(looked_at, repository), cells, workers, ("paths between runs", listener))
+    chain = itertools.chain.from_iterable
+    return list(chain(lines for lines, _ in parts)), list(chain(growths for _, growths in parts))
 
 
 def shared_out(work: Callable[[W], R], items: Sequence[W], workers: int, told: tuple[str, Listener]) -> list[R]:
@@ -105,29 +110,51 @@ def shared_out(work: Callable[[W], R], items: Sequence[W], workers: int, told: t
     return found
 
 
-def paths_of(repository: Path, cell: Place) -> list[Line]:
-    """Returns the paths between neighbouring runs of each kind."""
+def looked_at(repository: Path, cell: Place) -> tuple[list[Line], list[Growth]]:
+    """Returns the paths between neighbouring runs of each kind, and how means of more and more of them do."""
     repo = Repository.open(repository)
-    bench = workbench(repo, "cpu", 1)
-    examples, ask = asker(bench, known_model(repo, cell.plain[0].commit), cell.data, cell.frozen_stages, splits=True)
-    found = list[Line]()
-    for runs in (cell.plain, cell.recycled):
+    bench, model = workbench(repo, "cpu", 1), known_model(repo, cell.plain[0].commit)
+    most = SENTENCES if bench.dataset(cell.data)[0].kind == "text" else None
+    examples, ask = asker(bench, model, cell.data, cell.frozen_stages, splits=True, most=most)
+
+    def right(answers: Answers) -> Marks:
+        return np.asarray(answers.logits.argmax(1) == examples.labels)
+
+    def asked(state: State) -> Marks:
+        return right(ask(as_torch(state)))
+
+    lines, growths = list[Line](), list[Growth]()
+    kinds: tuple[tuple[Kind, tuple[Run, ...]], ...] = ("plain", cell.plain), ("recycled", cell.recycled)
+    for kind, runs in kinds:
         states = [read_state(weights_of(repo, run.commit), run.step) for run in runs]
         answers = [ask(as_torch(state)) for state in states]
+        known = {(i,): right(one) for i, one in enumerate(answers)}  # means of runs, by their numbers
         for i, j in itertools.pairwise(range(len(runs))):
             ends = (runs[i], states[i], answers[i]), (runs[j], states[j], answers[j])
-            found.append(path(cell.name, ends, examples, ask))
-    return found
+            line, known[i, j] = path(cell.name, ends, examples, ask)
+            lines.append(line)
+        growths.append(growing(kind, states, known, asked, partial(parted, cell, examples)))
+    return lines, growths
 
 
-def path(cell: str, ends: Sequence[tuple[Run, State, Answers]], examples: Examples, ask: Asker) -> Line:
-    """Returns what lies between two runs."""
+def parted(cell: Place, examples: Examples, right: Marks) -> tuple[Cell, Cell]:
+    """Returns what is right of the held-out domain, and of the training domains' validation examples."""
+    things = np.array(examples.things, dtype=object)
+    outside, inside = (
+        Cell(cell.domain, cell.seed, tuple(things[rows]), right[rows].astype(float))
+        for rows in (examples.held_out, ~examples.held_out)
+    )
+    return outside, inside
+
+
+def path(cell: str, ends: Sequence[tuple[Run, State, Answers]], examples: Examples, ask: Asker) -> tuple[Line, Marks]:
+    """Returns what lies between two runs, and what their mean gets right."""
     (first, a, at_first), (last, b, at_last) = ends
     at = places(POINTS)
     along = [at_first, *(ask(as_torch(between(a, b, share))) for share in at[1:-1]), at_last]
     right = [answer.logits.argmax(1) == examples.labels for answer in along]
     inside, outside = ~examples.held_out, examples.held_out
-    return Line(
+    line = Line(
         cell,
         (first.step, last.step),
         (first.start, last.start),
@@ -139,6 +166,7 @@ def path(cell: str, ends: Sequence[tuple[Run, State, Answers]], examples: Exampl
         linear_cka(at_first.features[outside], at_last.features[outside]),
         linear_cka(at_first.features[inside], at_last.features[inside]),
     )
+    return line, np.asarray(right[POINTS // 2])
 
 
 def alike(first: Answers, last: Answers, labels: npt.NDArray[np.int64], rows: Marks) -> Agreement:

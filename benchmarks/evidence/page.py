@@ -9,7 +9,7 @@ from benchmarks.evidence.story import ERM, INTER, RECYCLING, SHARES, SOUP, Stand
 from modelgit.porcelain.evidence.claims import Claim
 from modelgit.report.chart import Row as Bar
 from modelgit.report.chart import strategy_chart
-from modelgit.report.drawing import BLUE, RED, Drawing, document
+from modelgit.report.drawing import BLUE, GREY, RED, Drawing, document
 from modelgit.report.forest import Mark, Row, forest
 from modelgit.report.plane import Axis, Series, plane
 from modelgit.report.sheet import Picture, Section, Sheet, Table, Tile, sheet_html
@@ -21,6 +21,10 @@ PAPERS = {
     "diwa": 67.6, "diwa-greedy": 67.5, "inter-training-best": 65.6, "fusing": 65.8, "recycling": 68.1,
     "recycling-greedy": 67.9, "diwa-ensemble": 67.2,
 }  # fmt: skip
+GROWING = (
+    "The mean of k runs of one cell, for more and more of them: neighbours on a ring, at most four means for each k. "
+    "If averaging cuts variance alone, accuracy comes near a − b / k: b is what a single run lacks of endlessly many."
+)
 WORDS = {"holds": "holds", "does not hold": "does not hold", "undecided": "undecided"}
 
 
@@ -69,6 +73,10 @@ def sections_of(story: Story) -> list[Section]:
     if story.predictors:
         sentence = "What foretells the gain of averaging two runs on the held-out domain, without looking at it."
         found.append(Section(f"{story.name}: what foretells the gain", [sentence], [predictors_of(story)]))
+    if story.curves:
+        found.append(
+            Section(f"{story.name}: more and more runs", [GROWING], [growth_picture(story), growth_table(story)])
+        )
     if story.unseen:
         found.append(Section(f"{story.name}: six further styles", [], [unseen_picture(story)]))
     return found
@@ -83,6 +91,8 @@ def markdown(stories: Sequence[Story]) -> str:
         parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
         if story.predictors:
             parts += rows_of(predictors_of(story))
+        if story.curves:
+            parts += rows_of(growth_table(story))
         for style, gaps in story.unseen.items():
             told = (f"{words} {100 * gap.mean:+.1f} {interval(gap)}" for words, gap in gaps.items())
             parts.append(f"- {style}: " + ", ".join(told))
@@ -107,6 +117,7 @@ def pictures(stories: Sequence[Story]) -> dict[str, str]:
     for story in stories:
         drawn = [("strategies", Picture(chart(story.standings), f"{story.name}: strategies"))]
         drawn += [(claim.name, picture_of(story, claim)) for claim in story.claims]
+        drawn += [("more runs", growth_picture(story))] if story.curves else []
         drawn += [("further styles", unseen_picture(story))] if story.unseen else []
         for name, picture in drawn:
             file = "".join(c if c.isalnum() else "-" for c in f"{story.name} {name}".replace("≥", "over"))
@@ -215,6 +226,10 @@ def gain_picture(story: Story, claim: Claim) -> Picture:
     for words, colour, lines in kinds(story):
         x, y = [line.unlike.q_diversity for line in lines], [100 * line.gain(line.held_out) for line in lines]
         series.append(Series(words, x, y, line=False, colour=colour))
+    every = [line.unlike.q_diversity for line in story.lines]
+    middle, height = np.mean(every), np.mean([100 * line.gain(line.held_out) for line in story.lines])
+    fit = [float(height + 100 * claim.found.mean * (x - middle)) for x in (min(every), max(every))]
+    series.append(Series("least squares", [min(every), max(every)], fit, dashed=True, dots=False, colour=GREY))
     axes = Axis("q-diversity of errors"), Axis("gain of the average over its two, points")
     return Picture(plane(series, "Gain over diversity", axes), claim.name)
 
@@ -228,6 +243,41 @@ def shares_picture(story: Story, claim: Claim) -> Picture:
     axes = Axis("share of inter-trained members"), Axis("held-out accuracy, %")
     return Picture(
         plane(series, "Mixtures", axes), claim.name, "The band is the interval of each accuracy, not of differences."
+    )
+
+
+def growth_picture(story: Story) -> Picture:
+    """Returns the accuracy of means of k runs over k, and the law in 1/k through those on the held-out domain."""
+    series = []
+    for one in story.curves:
+        outside, name = one.domains == "held-out", {"plain": "one start", "recycled": "different starts"}[one.kind]
+        colour = RED if one.kind == "recycled" else BLUE
+        ends = [[100 * f.low for f in one.accuracy], [100 * f.high for f in one.accuracy]] if outside else [[], []]
+        y = [100 * f.mean for f in one.accuracy]
+        series.append(
+            Series(f"{name}, {'held-out' if outside else 'val.'}", one.k, y, *ends, dashed=not outside, colour=colour)
+        )
+        if outside:
+            fine = [1 + i * (one.k[-1] - 1) / 60 for i in range(61)]
+            law = [100 * (one.limit.mean - one.slope.mean / x) for x in fine]
+            series.append(Series("", fine, law, dashed=True, dots=False, colour=GREY))
+    axes = Axis("runs averaged", whole=True), Axis("accuracy, %")
+    caption = "Grey: the law a − b / k through the held-out accuracies. The band is the interval of each accuracy."
+    return Picture(plane(series, "More and more runs", axes), "more and more runs", caption)
+
+
+def growth_table(story: Story) -> Table:
+    """Returns the accuracies of means of k runs, with the law through them."""
+    k = sorted({n for one in story.curves for n in one.k})
+    head = ("runs", "on", *(f"k = {n}" for n in k), "all − one, points", "a, %", "b, points", "off by")
+    rows = []
+    for one in story.curves:
+        known = dict(zip(one.k, one.accuracy, strict=True))
+        values = [f"{100 * known[n].mean:.1f}" if n in known else "" for n in k]
+        told = [f"{100 * f.mean:.1f} {interval(f)}" for f in (one.more, one.limit, one.slope)]
+        rows.append((one.kind, one.domains, *values, *told, f"{100 * one.error:.1f}"))
+    return Table(
+        head, rows, words=2, caption="Accuracy in percent of the mean of k runs, and a − b / k by least squares."
     )
 
 

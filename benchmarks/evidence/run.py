@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.evidence import data
-from benchmarks.evidence.measuring import Line, measured, unseen
+from benchmarks.evidence.growing import curves
+from benchmarks.evidence.measuring import measured, unseen
 from benchmarks.evidence.page import markdown, page, pictures
 from benchmarks.evidence.story import ERM, RECYCLING, SOUP, Story, Told, claims_of, predictors, standings
 from modelgit.cli.screen.progress import listener_for
@@ -98,7 +99,8 @@ def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], 
     repository = out / name.removesuffix("-ways")  # those share the steps of what they would better
     told = Told(carry_out(PIPELINE_FILES / f"{name}.toml", Options(overrides, repository, workers=workers), listener))
     flipped, ways = name == "colored-digits", name == "emojidg-ways"
-    lines: list[Line] = [] if flipped or ways else measured(repository, told.places(), workers, listener)
+    lines, growths = ([], []) if ways else measured(repository, told.places(), workers, listener)
+    lines = [] if flipped else lines  # the one claim is of strategies, not of pairs
     return Story(
         name,
         told.done.pipeline.info.title,
@@ -108,6 +110,7 @@ def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], 
         time.monotonic() - began,
         on_unseen(told, repository, workers, listener) if name.startswith(IMAGES) and not ways else {},
         predictors(lines) if lines else {},
+        curves(growths),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.evidence.growing import Curve
 from benchmarks.evidence.measuring import Line, Place, Run
 from modelgit.pipeline.outcome import chosen
 from modelgit.pipeline.start import Carried
@@ -38,7 +39,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What one pipeline says: its table, the claims it can speak of, and the paths that were measured."""
+    """What one pipeline says: its table, the claims it can speak of, the paths and the means that were measured."""
 
     name: str
     title: str
@@ -48,6 +49,7 @@ class Story:
     seconds: float
     unseen: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     predictors: Mapping[str, tuple[float, Interval]] = field(default_factory=dict)
+    curves: tuple[Curve, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import Split
 from modelgit.train.evaluate import CHUNK
 from modelgit.train.features import Features, Place, Wanted, features, run_stages
 from modelgit.train.fitting.passes import apply_head
@@ -19,6 +20,8 @@ from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, evaluated, loaded
 
 Floats = npt.NDArray[np.float32]
+TEXTS = 64  # sequences of about one length that are looked at together
+SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,20 @@ class Answers:
 Asker = Callable[[Mapping[str, Tensor]], Answers]
 
 
-def asker(bench: Workbench, model: Model, data: DataConfig, stages: int, *, splits: bool) -> tuple[Examples, Asker]:
+def asker(
+    bench: Workbench,
+    model: Model,
+    data: DataConfig,
+    stages: int,
+    *,
+    splits: bool,
+    most: tuple[int, int] | None = None,
+) -> tuple[Examples, Asker]:
     """Returns examples, and what a state answers to them; they are read once, at the first state.
 
     Without splits these are all examples, with splits those that scores are measured on: the validation splits of the
-    training domains, and the held-out domain. What the first `stages` stages make of those is taken from the cache.
+    training domains, and the held-out domain; of both at most so many, drawn once for all (`drawn`). What the first
+    `stages` stages make of those is taken from the cache.
 
     Raises:
         DataError: the data is missing, or its classes are not the model's.
@@ -59,6 +71,8 @@ def asker(bench: Workbench, model: Model, data: DataConfig, stages: int, *, spli
     dataset = bench.dataset(data)[0] if splits else load_dataset(data)
     check_classes(model, dataset)
     indices = evaluated(bench.dataset(data)[1]) if splits else np.arange(len(dataset.labels))
+    if splits and most is not None:
+        indices = drawn(bench.dataset(data)[1], *most)
     kept: list[Features] = []
 
     @memory_for(f"scoring on {Path(data.path).name}", SCORING)
@@ -70,16 +84,36 @@ def asker(bench: Workbench, model: Model, data: DataConfig, stages: int, *, spli
             place = Place(0, bench.device, None, bench.listener)
             kept[:] = kept or [features(network, dataset, Wanted(indices, NOTHING, 0, Augment()), place)]
             found = kept[0]
-        rows = list[tuple[Tensor, Tensor]]()
+        rows, order = list[tuple[Tensor, Tensor]](), by_length(found, indices)
+        size = CHUNK if order is None else TEXTS
+        places = np.arange(len(indices)) if order is None else order
         with torch.no_grad():
-            for start in range(0, len(indices), CHUNK):
-                x = found.of(indices[start : start + CHUNK])
+            for start in range(0, len(indices), size):
+                x = found.of(indices[places[start : start + size]])
                 z = run_stages(network, x, stages if splits else 0, None)
                 rows.append((apply_head(network, z).float().cpu(), z.flatten(1).float().cpu()))
-        logits, inner = (torch.cat(parts).numpy() for parts in zip(*rows, strict=True))
+        back = np.argsort(places)
+        logits, inner = (torch.cat(parts).numpy()[back] for parts in zip(*rows, strict=True))
         return Answers(logits, inner)
 
     return examples_of(dataset, indices, data), answers
+
+
+def by_length(found: Features, indices: Integers) -> Integers | None:
+    """Returns the places of sequences in the order of their length, so that few are filled up; None for all else."""
+    if not found.padded:
+        return None
+    told = found.clean if found.clean.dim() == 2 else found.clean[..., -1]
+    filled = told[[found.position[int(i)] for i in indices]].ne(0).sum(1)
+    return np.asarray(np.argsort(filled.cpu().numpy(), kind="stable"))
+
+
+def drawn(parts: Split, held_out: int, validation: int) -> Integers:
+    """Returns at most so many examples of the held-out domain, and of all validation splits together, sorted."""
+    stream = np.random.default_rng(SEED)
+    inside = np.unique(np.concatenate([*parts.validation.values()]))
+    chosen = [stream.permutation(all_)[:most] for all_, most in ((parts.test, held_out), (inside, validation))]
+    return np.sort(np.concatenate(chosen))
 
 
 def examples_of(dataset: Dataset, indices: Integers, data: DataConfig) -> Examples:

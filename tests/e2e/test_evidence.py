@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evidence.measuring import Line, paths_of
+from benchmarks.evidence.growing import Growth, curves, sizes, windows
+from benchmarks.evidence.measuring import Line, looked_at
 from benchmarks.evidence.page import markdown, page, pictures
 from benchmarks.evidence.run import PIPELINES, SIZES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.train.measuring.diversity import Agreement
+from modelgit.train.measuring.paired import Cell
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """
@@ -112,7 +114,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     np.savez(place / "aux.npz", x=z, y=(z[:, 1] > 0).astype(int), classes=np.array(["low", "high"]))
     (place / "little.toml").write_text(PIPELINE)
     told = Told(carry_out(place / "little.toml", Options((), place / "models", workers=1)))
-    lines = [line for cell in told.places() for line in paths_of(place / "models", cell)]
+    found = [looked_at(place / "models", cell) for cell in told.places()]
+    lines = [line for some, _ in found for line in some]
+    growths = [growth for _, some in found for growth in some]
     return Story(
         "little",
         "Little",
@@ -122,6 +126,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         1.0,
         {},
         predictors(lines),
+        curves(growths),
     )
 
 
@@ -165,6 +170,30 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
     assert all(svg.startswith("<svg") for svg in pictures([story]).values())
     assert "little-connected.svg" in pictures([story])
     assert "| recycling ≥ soup |" in markdown([story])
+
+
+def test_means_of_more_runs_end_where_single_runs_and_soups_stand(story: Story) -> None:
+    told = {(str(one.kind), str(one.domains)): one for one in story.curves}
+    assert {one.k for one in story.curves} == {(1, 2)} and len(told) == 4
+    rows = {row.strategy: row for row in story.standings}
+    for kind, single, all_ in (("plain", "erm", "diwa"), ("recycled", "inter-training", "recycling")):
+        curve = told[kind, "held-out"]
+        assert [one.mean for one in curve.accuracy] == pytest.approx([rows[single].mean.mean, rows[all_].mean.mean])
+        assert curve.limit.mean == pytest.approx(2 * rows[all_].mean.mean - rows[single].mean.mean)
+        assert curve.error == pytest.approx(0, abs=1e-9)
+    assert "little-more-runs.svg" in pictures([story])
+    assert "| recycled | held-out |" in markdown([story])
+
+
+def test_the_law_is_found_again_from_means_of_runs() -> None:
+    assert (sizes(4), sizes(8)) == ((1, 2, 3, 4), (1, 2, 3, 4, 6, 8))
+    assert windows(3, 3) == [[0, 1, 2]] and windows(3, 2) == [[0, 1], [1, 2], [2, 0]]
+    assert len(windows(8, 1)) == 8 and [window[0] for window in windows(8, 3)] == [0, 2, 4, 6]
+    k, things = (1, 2, 4), tuple(map(str, range(50)))
+    cells = tuple(Cell("a", "0", things, np.full(50, 0.8 - 0.2 / n)) for n in k)
+    found = curves([Growth("plain", k, cells, cells)])[0]
+    assert (found.limit.mean, found.slope.mean, found.more.mean) == pytest.approx((0.8, 0.2, 0.15))
+    assert [one.mean for one in found.accuracy] == pytest.approx([0.6, 0.7, 0.75])
 
 
 def test_a_barrier_is_what_the_worst_point_lacks() -> None:

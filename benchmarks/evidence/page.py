@@ -247,22 +247,20 @@ def shares_picture(story: Story, claim: Claim) -> Picture:
 
 
 def growth_picture(story: Story) -> Picture:
-    """Returns the accuracy of means of k runs over k, and the law in 1/k through those on the held-out domain."""
+    """Returns what means of k runs gain over single ones, over k, and the law in 1/k through the held-out gains."""
     series = []
     for one in story.curves:
         outside, name = one.domains == "held-out", {"plain": "one start", "recycled": "different starts"}[one.kind]
-        colour = RED if one.kind == "recycled" else BLUE
-        ends = [[100 * f.low for f in one.accuracy], [100 * f.high for f in one.accuracy]] if outside else [[], []]
-        y = [100 * f.mean for f in one.accuracy]
-        series.append(
-            Series(f"{name}, {'held-out' if outside else 'val.'}", one.k, y, *ends, dashed=not outside, colour=colour)
-        )
+        colour, single = RED if one.kind == "recycled" else BLUE, one.accuracy[0].mean
+        y = [100 * (found.mean - single) for found in one.accuracy]
+        label = f"{name}, {'held-out' if outside else 'val.'}"
+        series.append(Series(label, one.k, y, dashed=not outside, colour=colour))
         if outside:
             fine = [1 + i * (one.k[-1] - 1) / 60 for i in range(61)]
-            law = [100 * (one.limit.mean - one.slope.mean / x) for x in fine]
+            law = [100 * (one.limit.mean - one.slope.mean / x - single) for x in fine]
             series.append(Series("", fine, law, dashed=True, dots=False, colour=GREY))
-    axes = Axis("runs averaged", whole=True), Axis("accuracy, %")
-    caption = "Grey: the law a − b / k through the held-out accuracies. The band is the interval of each accuracy."
+    axes = Axis("runs averaged", whole=True), Axis("gain over single runs, points")
+    caption = "Grey: the law a − b / k through the held-out accuracies. Intervals are in the table."
     return Picture(plane(series, "More and more runs", axes), "more and more runs", caption)
 
 

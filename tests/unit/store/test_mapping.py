@@ -1,6 +1,8 @@
 """Mapped files: right bytes, and an error instead of an end when a file is cut short."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,3 +79,25 @@ def test_a_file_is_closed_when_nobody_holds_it(tmp_path: Path, mapped: bool) -> 
     files.clear()
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     assert after <= before
+
+
+def test_a_handler_that_came_later_does_not_undo_it(tmp_path: Path) -> None:
+    """Anything in the process may take the signal over: pytest, a debugger, a library that reports crashes."""
+    code = """
+import faulthandler, os, sys
+from pathlib import Path
+from modelgit.store.mapping import MappedFile
+path = Path(sys.argv[1])
+faulthandler.enable()
+for take_over in (lambda: None, faulthandler.disable, faulthandler.enable):
+    path.write_bytes(bytes(1 << 20))
+    file = MappedFile(path)
+    assert file.read_into(0, memoryview(bytearray(1 << 20)))
+    take_over()
+    os.truncate(path, 100)
+    assert not file.read_into(0, memoryview(bytearray(1 << 20)))
+print("alive")
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -17,12 +17,13 @@ from modelgit.errors import DataError, DependencyMissing, FormatError, RecipeErr
 from modelgit.train.data.dataset import Kind
 from modelgit.train.networks.encoders.texts import Table, table_in
 from modelgit.train.networks.network import Design, Direct, Inputs, Network, Stages, Takes, pictures_of, share, tried
+from modelgit.train.networks.sizes import check_numbers, numbers_in
 
 NAME = "timm"
 FORM = re.compile(r"[a-z0-9_]{1,100}", re.ASCII)
 # Arguments that have the library read, fetch or script something; the classes are the data's.
 REFUSED = ("cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "num_classes", "scriptable")
-MOST_LAYERS, MOST, COUNTS = 1024, 1 << 16, ("block", "depth", "layer", "repeat")  # what a config.json may ask for
+MOST = 1 << 16  # what a config.json may ask for
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -129,23 +130,8 @@ def arguments(table: Table) -> dict[str, object]:
     for key, value in found.items():
         if key in REFUSED or key.startswith("pretrained") or isinstance(value, dict):
             raise FormatError(f"config.json: model_args: {key[:40]!r} is not for a version to say", hint="leave it out")
-    for key, number in numbers_in(found, ""):
-        most = MOST_LAYERS if any(word in key for word in COUNTS) else MOST
-        if not abs(number) <= most:
-            raise FormatError(f"config.json: model_args: {key[:40]}: {number}, expected at most {most}")
+    check_numbers(numbers_in(found), "config.json: model_args", MOST)
     return found
-
-
-def numbers_in(value: object, key: str) -> Iterator[tuple[str, float]]:
-    """Yields every number in nested tables and lists, with the key above it."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from numbers_in(item, str(name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from numbers_in(item, key)
-    elif isinstance(value, int | float):
-        yield key, value
 
 
 def make(name: str, given: Mapping[str, object], classes: int) -> nn.Module:

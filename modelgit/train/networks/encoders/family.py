@@ -4,7 +4,6 @@ The library gives the layers, but those of BERT, which are built here; code that
 nothing is fetched.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +13,10 @@ from torch import nn
 from modelgit.errors import DependencyMissing, FormatError
 from modelgit.train.networks.encoders.bert import BertModel, is_bert, sizes_in
 from modelgit.train.networks.encoders.texts import Table
+from modelgit.train.networks.sizes import check_numbers, numbers_in
 
 Reads = Literal["text", "image"]
-MOST_LAYERS, MOST, COUNTS = 1024, 1 << 26, ("block", "depth", "layer", "repeat")  # what a config.json may ask for
+MOST = 1 << 26  # what a config.json may ask for
 FIXED = {"is_decoder": False, "add_cross_attention": False, "use_cache": False, "gradient_checkpointing": False}
 CODE = (  # never looked at
     *("auto_map", "custom_pipelines", "_name_or_path", "quantization_config"),
@@ -41,7 +41,8 @@ def family_of(table: Table) -> Family:
     Raises:
         DependencyMissing, FormatError: a type of model that is not run here, or a size out of reach.
     """
-    check_sizes(table)
+    sizes = ((key, n) for key, n in numbers_in(table) if isinstance(n, int) and "theta" not in key)
+    check_numbers(sizes, "config.json", MOST)
     if is_bert(table):
         return Family("bert", sizes_in(table), BertModel)
     try:
@@ -94,26 +95,6 @@ def is_decoder(kind: str) -> bool:
     from transformers.models.auto import modeling_auto as known
 
     return kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-
-def check_sizes(table: Table) -> None:
-    """Raises FormatError for a configuration of sizes that no model has: building it would not end."""
-    for key, value in whole_numbers(table, ""):
-        most = MOST_LAYERS if any(word in key for word in COUNTS) else MOST
-        if abs(value) > most and "theta" not in key:
-            raise FormatError(f"config.json: {key[:40]}: {value}, expected at most {most}")
-
-
-def whole_numbers(value: object, key: str) -> Iterator[tuple[str, int]]:
-    """Yields every whole number in nested tables and lists, with the key above it."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from whole_numbers(item, str(name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from whole_numbers(item, key)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield key, value
 
 
 def check_room(family: Family, room: int | None, *, pooler: bool) -> None:

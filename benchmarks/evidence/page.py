@@ -1,11 +1,12 @@
 """The evidence as one HTML page: for each pipeline its table, then every claim with a picture and a verdict."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from benchmarks.evidence.measuring import Line
-from benchmarks.evidence.story import ERM, INTER, RECYCLING, SHARES, SOUP, Standing, Story
+from benchmarks.evidence.story import BEST, ERM, INTER, RECYCLING, SHARES, SOUP, Standing, Story
 from modelgit.porcelain.evidence.claims import Claim
 from modelgit.report.chart import Row as Bar
 from modelgit.report.chart import strategy_chart
@@ -13,30 +14,31 @@ from modelgit.report.drawing import BLUE, GREY, RED, Drawing, document
 from modelgit.report.forest import Mark, Row, forest
 from modelgit.report.plane import Axis, Series, plane
 from modelgit.report.sheet import Picture, Section, Sheet, Table, Tile, sheet_html
-from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.intervals import Interval, Z
 
 # Ramé et al. 2022, arXiv:2212.10445, table 1: DomainBed, ResNet-50, mean of five data sets.
 PAPERS = {
     "vanilla": 63.3, "coral": 64.6, "swad": 66.9, "sma": 66.5, "deep-ensemble": 66.8, "eoa": 68.0, "erm-best": 65.6,
     "diwa": 67.6, "diwa-greedy": 67.5, "inter-training-best": 65.6, "fusing": 65.8, "recycling": 68.1,
-    "recycling-greedy": 67.9, "diwa-ensemble": 67.2,
+    "recycling-greedy": 67.9,
 }  # fmt: skip
 GROWING = (
     "The mean of k runs of one cell, for more and more of them: neighbours on a ring, at most four means for each k. "
     "If averaging cuts variance alone, accuracy comes near a − b / k: b is what a single run lacks of endlessly many."
 )
-WORDS = {"holds": "holds", "does not hold": "does not hold", "undecided": "undecided"}
+COMPARED = {ERM: "single run", BEST: "best single run", SOUP: "soup", RECYCLING: "recycling"}
 
 
 def page(stories: Sequence[Story], size: str, seconds: dict[str, float]) -> str:
     """Returns the page."""
     sections = [section for story in stories for section in sections_of(story)]
-    held = [claim.verdict for story in stories for claim in story.claims]
-    counts = ", ".join(f"{held.count(word)} {word}" for word in WORDS if word in held)
+    held = Counter(claim.verdict for story in stories for claim in story.claims)
+    counts = ", ".join(f"{count} {word}" for word, count in held.items())
     sentences = [
         f"Size: {size}; {seconds['evidence']:.0f} s. Claims: {counts}.",
-        "Intervals are of 95 %: test examples are drawn anew, those of one thing together. A claim holds where the "
-        "whole interval lies within what it says. Nothing was selected by a held-out domain.",
+        "Intervals are of 95 %. Of accuracies and their differences, test examples are drawn anew, those of one thing "
+        "together; of paths and pairs, whole cells. A claim holds where the whole interval lies within what it says. "
+        "Nothing was selected by a held-out domain.",
     ]
     return sheet_html(Sheet("Recycling: the evidence", sentences, sections, tiles(stories)))
 
@@ -134,8 +136,8 @@ def picture_of(story: Story, claim: Claim) -> Picture:
 def figure_of(claim: Claim) -> str:
     """Returns what was found, in points where it is an accuracy."""
     scale = 100 if "accuracy" in claim.figure or "barrier" in claim.figure else 1
-    unit = " points" if scale == 100 else ""
-    return f"{scale * claim.found.mean:+.2f} [{scale * claim.found.low:+.2f}, {scale * claim.found.high:+.2f}]{unit}"
+    mean, low, high = (scale * value for value in (claim.found.mean, claim.found.low, claim.found.high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] points" if scale == 100 else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def chart(rows: Sequence[Standing]) -> Drawing:
@@ -160,21 +162,27 @@ def chart(rows: Sequence[Standing]) -> Drawing:
 def table(rows: Sequence[Standing], *, paper: bool) -> Table:
     """Returns the strategies as a table, the `paper`'s own averages beside ours where they are wanted."""
     domains = list(rows[0].domains)
+    others = {name: words for name, words in COMPARED.items() if any(name in row.against for row in rows)}
     last = ("the paper's mean",) if paper else ()
-    head = ("strategy", *domains, "mean", "95 %", "validation", "− single run", "− soup", *last)
+    head = ("strategy", *domains, "mean", "validation", *(f"− {name}" for name in others.values()), *last)
     cells = []
     for row in rows:
-        gaps = [row.against.get(other) for other in (ERM, SOUP)]
+        gaps = [row.against.get(other) for other in others]
         differences = [f"{100 * gap.mean:+.1f} {interval(gap)}" if gap else "" for gap in gaps]
         validation = "" if row.validation is None else f"{100 * row.validation:.1f}"
         by_domain = [f"{100 * row.domains[name]:.1f}" if name in row.domains else "" for name in domains]
-        mean = f"{100 * row.mean.mean:.1f}", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}"
+        mean = f"{100 * row.mean.mean:.1f} ± {100 * error_of(row.mean):.1f}"
         printed = (str(PAPERS.get(row.strategy, "")),) if paper else ()
-        cells.append((row.title, *by_domain, *mean, validation, *differences, *printed))
+        cells.append((row.title, *by_domain, mean, validation, *differences, *printed))
     strong = frozenset(i for i, row in enumerate(rows) if row.strategy == RECYCLING)
     theirs = "The paper's means are of DomainBed with ResNet-50: other data, another network, for orientation."
-    caption = theirs if paper else ""
+    caption = "Mean ± standard error, differences with 95 % intervals. " + (theirs if paper else "")
     return Table(head, cells, caption=caption, strong=strong)
+
+
+def error_of(found: Interval) -> float:
+    """Returns the standard error that an interval of 95 % tells of."""
+    return (found.high - found.low) / (2 * Z)
 
 
 def verdict_picture(claim: Claim) -> Picture:

@@ -34,20 +34,18 @@ from modelgit.train.measuring.paired import difference
 
 ROOT = Path(__file__).parents[2]
 PIPELINE_FILES, DATA = ROOT / "benchmarks/recycling", ROOT / "build/evidence"  # the pipelines name the data there
-IMAGES = "emojidg"  # what the pipelines on pictures begin with
+IMAGES, TEXTS = "emojidg", "vader4"  # what the pipelines on pictures and on sentences begin with
+SHARED = {"emojidg-ways": "emojidg", "vader4-ways": "vader4"}  # pipelines in the repository of another, with its steps
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
+NIGHT = ("variables.seed=[0,1,2]", "train.steps=200", "train.batch=24", "data.sentiment.limit_per_class=1000")
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"emojidg": (), "vader4": (), "rotated-digits": (), "colored-digits": ()},
     "paper": {
         "emojidg": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-ways": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-long": (),
-        "vader4": (
-            "variables.seed=[0,1,2]",
-            "train.steps=200",
-            "train.batch=24",
-            "data.sentiment.limit_per_class=1000",
-        ),
+        "vader4": NIGHT,
+        "vader4-ways": NIGHT,
         "rotated-digits": ("variables.seed=[0,1,2,3,4]", 'variables.held=["0","15","30","45","60","75"]'),
         "colored-digits": ("variables.seed=[0,1,2,3,4]",),
     },
@@ -86,7 +84,7 @@ def make_data(names: Sequence[str]) -> None:
     """Makes what the pipelines named need."""
     if any(name.startswith(IMAGES) for name in names):
         data.make_images(DATA / "data", DATA / "sources")
-    if "vader4" in names:
+    if any(name.startswith(TEXTS) for name in names):
         data.make_texts(DATA / "texts")
     if {"rotated-digits", "colored-digits"} & set(names):
         data.make_digits(DATA / "digits")
@@ -96,7 +94,7 @@ def make_data(names: Sequence[str]) -> None:
 def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], listener: Listener) -> Story:
     """Returns what one pipeline says, carried out as far as it is not done yet."""
     began, workers, out = time.monotonic(), arguments.workers, arguments.out
-    repository = out / name.removesuffix("-ways")  # those share the steps of what they would better
+    repository = out / SHARED.get(name, name)
     told = Told(carry_out(PIPELINE_FILES / f"{name}.toml", Options(overrides, repository, workers=workers), listener))
     flipped, ways = name == "colored-digits", name == "emojidg-ways"
     lines, growths = ([], []) if ways else measured(repository, told.places(), workers, listener)

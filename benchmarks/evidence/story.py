@@ -20,7 +20,7 @@ from modelgit.train.measuring.diversity import agreement
 from modelgit.train.measuring.intervals import Interval
 from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
 
-ERM, INTER, SOUP, RECYCLING = "erm", "inter-training", "diwa", "recycling"
+ERM, BEST, INTER, SOUP, RECYCLING = "erm", "erm-best", "inter-training", "diwa", "recycling"
 SHARES = {0.0: SOUP, 0.25: "share-1", 0.5: "share-2", 0.75: "share-3", 1.0: RECYCLING}
 
 
@@ -104,6 +104,7 @@ def standings(told: Told) -> tuple[Standing, ...]:
     """Returns the table: every strategy, and how it stands against single runs and the soup."""
     cells = {name: told.cells(name) for name in told.strategies}
     rows = {row.strategy: row for row in told.done.outcome.rows}
+    others = [name for name in (ERM, BEST, SOUP, RECYCLING) if name in cells]
     return tuple(
         Standing(
             name,
@@ -112,7 +113,7 @@ def standings(told: Told) -> tuple[Standing, ...]:
             by_domain(own),
             accuracy_of(own),
             val.mean if (val := rows[name].val) else None,
-            {o: difference(own, cells[o]) for o in (ERM, SOUP, RECYCLING) if o != name and tested_alike(own, cells[o])},
+            {o: difference(own, cells[o]) for o in others if o != name and tested_alike(own, cells[o])},
         )
         for name, own in cells.items()
     )

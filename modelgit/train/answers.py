@@ -13,14 +13,12 @@ from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split
-from modelgit.train.evaluate import CHUNK
-from modelgit.train.features import Features, Place, Wanted, features, run_stages
+from modelgit.train.features import Features, Place, Wanted, features, in_chunks, run_stages
 from modelgit.train.fitting.passes import apply_head
 from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.task import NOTHING, Model, Workbench, check_classes, evaluated, loaded
 
 Floats = npt.NDArray[np.float32]
-TEXTS = 64  # sequences of about one length that are looked at together
 SEED = 0
 
 
@@ -84,28 +82,16 @@ def asker(
             place = Place(0, bench.device, None, bench.listener)
             kept[:] = kept or [features(network, dataset, Wanted(indices, NOTHING, 0, Augment()), place)]
             found = kept[0]
-        rows, order = list[tuple[Tensor, Tensor]](), by_length(found, indices)
-        size = CHUNK if order is None else TEXTS
-        places = np.arange(len(indices)) if order is None else order
+        rows = list[tuple[Integers, Floats, Floats]]()
         with torch.no_grad():
-            for start in range(0, len(indices), size):
-                x = found.of(indices[places[start : start + size]])
+            for places, x in in_chunks(found, indices):
                 z = run_stages(network, x, stages if splits else 0, None)
-                rows.append((apply_head(network, z).float().cpu(), z.flatten(1).float().cpu()))
+                rows.append((places, *(part.float().cpu().numpy() for part in (apply_head(network, z), z.flatten(1)))))
+        places, logits, inner = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         back = np.argsort(places)
-        logits, inner = (torch.cat(parts).numpy()[back] for parts in zip(*rows, strict=True))
-        return Answers(logits, inner)
+        return Answers(logits[back], inner[back])
 
     return examples_of(dataset, indices, data), answers
-
-
-def by_length(found: Features, indices: Integers) -> Integers | None:
-    """Returns the places of sequences in the order of their length, so that few are filled up; None for all else."""
-    if not found.padded:
-        return None
-    told = found.clean if found.clean.dim() == 2 else found.clean[..., -1]
-    filled = told[[found.position[int(i)] for i in indices]].ne(0).sum(1)
-    return np.asarray(np.argsort(filled.cpu().numpy(), kind="stable"))
 
 
 def drawn(parts: Split, held_out: int, validation: int) -> Integers:

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelgit.train.data.dataset import Integers
-from modelgit.train.features import Features
+from modelgit.train.features import Features, in_chunks
 from modelgit.train.measuring.calibration import calibration_error
 from modelgit.train.measuring.serving import FEWEST
 
-CHUNK = 256
 HELD_OUT = ""  # no domain is called so
 Scored = Callable[[Tensor], Tensor]  # features behind the frozen stages to class scores
 
@@ -135,13 +134,11 @@ def mix_outputs(members: Sequence[Outputs], weights: Sequence[float]) -> Outputs
 
 
 def class_scores(scored: Scored, features: Features, indices: Integers) -> Tensor:
-    """Returns the logits (n, classes) of images, from their clean features."""
-    rows = []
+    """Returns the logits (n, classes) of examples, from their clean features."""
     with torch.no_grad():
-        for start in range(0, len(indices), CHUNK):
-            x = features.of(indices[start : start + CHUNK])
-            rows.append(scored(x))
-    return torch.cat(rows)
+        places, rows = zip(*((places, scored(x)) for places, x in in_chunks(features, indices)), strict=True)
+    found = torch.cat(rows)
+    return found[torch.from_numpy(np.argsort(np.concatenate(places))).to(found.device)]
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:

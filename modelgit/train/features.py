@@ -29,6 +29,7 @@ from modelgit.train.networks.network import Network
 
 CHUNK = 64
 CPU_CHUNK = 16  # what one core's caches hold: a third faster than 64
+LOOKED_AT, SEQUENCES = 256, 64  # examples that go through the last stages together
 GENERATION = "3"  # counts changes of the augmentation or of how features are computed
 CPU = torch.device("cpu")
 FREE_SHARE = 0.5  # of a GPU's free memory that features may take: the rest is for training
@@ -81,6 +82,28 @@ def shortened(x: Tensor) -> Tensor:
     """
     filled = (x if x.dim() == 2 else x[..., -1]).ne(0).any(0).nonzero()
     return x[:, : int(filled[-1]) + 1] if len(filled) else x[:, :1]
+
+
+def in_chunks(found: Features, indices: Integers) -> Iterator[tuple[Integers, Tensor]]:
+    """Yields the clean features of examples, so many as are best looked at together, with their places in `indices`.
+
+    Sequences come in the order of their length, so that few are filled up.
+    """
+    order = by_length(found, indices)
+    step = LOOKED_AT if order is None else SEQUENCES
+    places = np.arange(len(indices)) if order is None else order
+    for start in range(0, len(indices), step):
+        own = places[start : start + step]
+        yield own, found.of(indices[own])
+
+
+def by_length(found: Features, indices: Integers) -> Integers | None:
+    """Returns the places of sequences in the order of their length; None for all else."""
+    if not found.padded:
+        return None
+    told = found.clean if found.clean.dim() == 2 else found.clean[..., -1]
+    filled = told[[found.position[int(i)] for i in indices]].ne(0).sum(1)
+    return np.asarray(np.argsort(filled.cpu().numpy(), kind="stable"))
 
 
 def frozen_modules(network: Network, stages: int) -> list[nn.Module]:

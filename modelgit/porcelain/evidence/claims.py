@@ -14,7 +14,7 @@ import numpy as np
 from modelgit.errors import DataError
 from modelgit.train.measuring.diversity import Agreement
 from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated, wilson
-from modelgit.train.measuring.paired import Cell, difference, slope
+from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 Cells = Sequence[Cell]
@@ -75,8 +75,8 @@ def connected(pairs: Sequence[Pair]) -> Claim:
     ends = f"95 % interval {100 * free.low:.0f} to {100 * free.high:.0f} %"
     return Claim(
         "connected",
-        "Runs from different auxiliary models are linearly mode connected: no point between them falls short of what "
-        "they promise by more than one point of accuracy.",
+        "Runs from different auxiliary models are linearly mode connected: on average the worst point between two "
+        "falls short of what they promise by less than one point of accuracy.",
         "mean barrier",
         found,
         most=POINT,
@@ -148,8 +148,9 @@ def mixture(shares: Mapping[float, Cells]) -> Claim:
         raise DataError("share of inter-trained members: expected shares between none and all")
     middle = min(inner, key=lambda share: (abs(share - 0.5), share))
     found = [difference(shares[middle], end) for end in ends]
-    lower = min(found, key=lambda interval: interval.mean)
-    accuracies = ", ".join(f"{share:g}: {100 * mean_accuracy(cells):.1f} %" for share, cells in sorted(shares.items()))
+    lower = min(found, key=lambda interval: interval.low)
+    means = {share: accuracy_of(cells).mean for share, cells in sorted(shares.items())}
+    accuracies = ", ".join(f"{share:g}: {100 * mean:.1f} %" for share, mean in means.items())
     return Claim(
         "best share inside",
         "An average of inter-trained and plain runs, about half of each, is better than one of either kind alone.",
@@ -158,11 +159,6 @@ def mixture(shares: Mapping[float, Cells]) -> Claim:
         least=0,
         detail=f"by share of inter-trained members: {accuracies}",
     )
-
-
-def mean_accuracy(cells: Cells) -> float:
-    """Returns the plain mean of the cells' accuracies."""
-    return float(np.mean([cell.accuracy for cell in cells]))
 
 
 def like_ensemble(average: Cells, ensemble: Cells) -> Claim:

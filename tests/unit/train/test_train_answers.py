@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from modelgit.train.answers import by_length, drawn
+from modelgit.train.answers import drawn
 from modelgit.train.data.splits import Split
-from modelgit.train.features import Features
+from modelgit.train.features import Features, by_length
 
 TOKENS = torch.tensor([[5, 6, 7, 0], [5, 0, 0, 0], [5, 6, 7, 8], [5, 6, 0, 0]])
 

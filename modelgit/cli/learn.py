@@ -11,7 +11,7 @@ from modelgit.cli.session import Session
 from modelgit.cli.words import AlignBy, Curves, Lower, Message, Metric, Tracker, aligning, drawing
 
 if TYPE_CHECKING:
-    from modelgit.pipeline.start import Ran
+    from modelgit.pipeline.start import Ran, RanEach
     from modelgit.porcelain.executing import Executed
     from modelgit.porcelain.reporting.evaluating import Evaluation
     from modelgit.porcelain.trials.values import Barriers
@@ -35,7 +35,9 @@ def register_run(app: typer.Typer) -> None:
     @command(app, "run", panel=LEARNING, networks=True)
     def run(
         session: Session,
-        pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE.toml", help="What to carry out.")],
+        pipelines: Annotated[
+            list[Path], typer.Argument(metavar="PIPELINE.toml…", help="What to carry out, one after another.")
+        ],
         repo: Annotated[Path | None, typer.Option("--repo", help="The repository, made if absent.")] = None,
         report: Annotated[Path | None, typer.Option("--report", help="Write PATH.json, PATH.svg, PATH.html.")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the file.")] = None,
@@ -57,18 +59,18 @@ def register_run(app: typer.Typer) -> None:
         ] = None,
         tensorboard: Curves = None,
         mlflow: Tracker = None,
-    ) -> "Ran":
-        """Carry out a pipeline of fine-tunings and merges.
+    ) -> "Ran | RanEach":
+        """Carry out a pipeline of fine-tunings and merges, or several.
 
         Each step ends in a commit on a branch of its name. Goes on where an earlier run was stopped; steps that are
         done are not done again.
         """
-        from modelgit.pipeline.start import Options, run_pipeline
+        from modelgit.pipeline.start import Options, run_pipelines
 
         only_, settings = tuple(only or ()), tuple(cluster or ())
         options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings, together)
         with drawing(session.listener, tensorboard, mlflow) as listener:
-            return run_pipeline(pipeline, options, listener)
+            return run_pipelines(pipelines, options, listener)
 
     @app.command("plumbing-worker", hidden=True)
     def worker(

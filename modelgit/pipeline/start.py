@@ -1,8 +1,10 @@
 """Running a pipeline file: checked whole, then carried out by a pool of workers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelgit.errors import UsageError
 from modelgit.events import Listener, ignore
 from modelgit.pipeline.checking import checked, refuse_full_disk
 from modelgit.pipeline.outcome import Row
@@ -48,6 +50,32 @@ class Ran:
     rows: tuple[Row, ...]
     reports: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RanEach:
+    """What the runs of several pipelines did, one after another."""
+
+    runs: tuple[Ran, ...]
+
+
+def run_pipelines(paths: Sequence[Path], options: Options, listener: Listener = ignore) -> Ran | RanEach:
+    """Carries out pipelines one after another, each as `run_pipeline` does; all of them are read before the first.
+
+    Raises:
+        UsageError: one repository or one report is named for several.
+        As `run_pipeline`.
+    """
+    if len(paths) == 1:
+        return run_pipeline(paths[0], options, listener)
+    if options.repository or options.report:
+        named = "--repo" if options.repository else "--report"
+        raise UsageError(
+            f"{named} names one place, for {len(paths)} pipelines", hint=f"leave {named} out: files say it"
+        )
+    for path in paths:
+        checked(load_pipeline(path, options.overrides))
+    return RanEach(tuple(run_pipeline(path, options, listener) for path in paths))
 
 
 def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> Ran:

@@ -86,10 +86,10 @@ def asker(
         with torch.no_grad():
             for places, x in in_chunks(found, indices):
                 z = run_stages(network, x, stages if splits else 0, None)
-                rows.append((places, *(part.float().cpu().numpy() for part in (apply_head(network, z), z.flatten(1)))))
-        places, logits, inner = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-        back = np.argsort(places)
-        return Answers(logits[back], inner[back])
+                logits, inner = (part.float().cpu().numpy() for part in (apply_head(network, z), z.flatten(1)))
+                rows.append((places, logits, inner))
+        back = np.argsort(np.concatenate([places for places, _, _ in rows]))
+        return Answers(*(np.concatenate([row[part] for row in rows])[back] for part in (1, 2)))
 
     return examples_of(dataset, indices, data), answers
 

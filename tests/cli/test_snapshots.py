@@ -12,7 +12,7 @@ from modelgit.cli.screen.views import VIEWS, view_of
 from modelgit.formats.manifest import ManifestDiff, TensorEntry
 from modelgit.merge.methods.describing import MethodInfo, MethodList, SettingInfo
 from modelgit.pipeline.outcome import Row, Spread
-from modelgit.pipeline.start import Ran
+from modelgit.pipeline.start import Ran, RanEach
 from modelgit.porcelain.checking import Verified
 from modelgit.porcelain.comparing import Difference, LayerChange, TensorChange
 from modelgit.porcelain.executing import Executed
@@ -381,6 +381,12 @@ RESULTS: dict[str, object] = {
         200.0,
     ),
     "run-again": Ran("ratatouille", "build/demo", (), ("base", "main"), None, (), (), 1.0),
+    "run-several": RanEach(
+        (
+            Ran("digits", "build/digits", ("base",), (), None, (), (), 1.0),
+            Ran("texts", "build/texts", (), ("base", "main"), A, (), (), 1.0),
+        )
+    ),
     "evaluate": Evaluation(
         A,
         "emoji",

@@ -22,7 +22,7 @@ from modelgit.cli.screen.output import View
 
 if TYPE_CHECKING:
     from modelgit.pipeline.outcome import Row, Spread
-    from modelgit.pipeline.start import Ran
+    from modelgit.pipeline.start import Ran, RanEach
     from modelgit.porcelain.checking import Verified
     from modelgit.porcelain.comparing import Difference, TensorChange
     from modelgit.porcelain.plumbing.headers import DtypeChange, MetadataChange
@@ -362,6 +362,13 @@ def ran(result: "Ran") -> Iterator[Block]:
     yield line(*main, "the repository is ", strong(result.repository))
     for path in result.reports:
         yield line(f"wrote {path}")
+
+
+@view("RanEach", lambda result: [run.main for run in result.runs if run.main])
+def ran_each(result: "RanEach") -> Iterator[Block]:
+    """What several pipelines did."""
+    for run in result.runs:
+        yield from ran(run)
 
 
 def against_texts(row: "Row", names: list[str]) -> list[str]:

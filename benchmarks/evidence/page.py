@@ -22,6 +22,7 @@ PAPERS = {
     "diwa": 67.6, "diwa-greedy": 67.5, "inter-training-best": 65.6, "fusing": 65.8, "recycling": 68.1,
     "recycling-greedy": 67.9,
 }  # fmt: skip
+PAPERS_BESIDE = ("emojidg", "emojidg-rivals")
 GROWING = (
     "The mean of k runs of one cell, for more and more of them: neighbours on a ring, at most four means for each k. "
     "If averaging cuts variance alone, accuracy comes near a − b / k: b is what a single run lacks of endlessly many."
@@ -64,7 +65,7 @@ def sections_of(story: Story) -> list[Section]:
     """Returns the table of a pipeline, its claims, and what else it shows."""
     parts: list[Picture | Table] = [
         Picture(chart(story.standings), f"{story.name}: strategies"),
-        table(story.standings, paper=story.name == "emojidg"),
+        table(story.standings, paper=story.name in PAPERS_BESIDE),
     ]
     found = [Section(story.title, (), parts)]
     for claim in story.claims:
@@ -88,7 +89,7 @@ def markdown(stories: Sequence[Story]) -> str:
     """Returns the tables as Markdown, for documents."""
     parts = list[str]()
     for story in stories:
-        parts += [f"### {story.title}", *rows_of(table(story.standings, paper=story.name == "emojidg"))]
+        parts += [f"### {story.title}", *rows_of(table(story.standings, paper=story.name in PAPERS_BESIDE))]
         verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
         parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
         if story.predictors:

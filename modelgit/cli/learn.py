@@ -109,9 +109,9 @@ def register_scores(app: typer.Typer) -> None:
 
         A folder or zip (domain/class/name.png), a table or arrays give the accuracy on each domain; the data of a
         recipe or a pipeline gives those on its validation splits and its held-out domain. Beside them stand who is
-        served worst, gaps between domains or groups, how sure the model is of itself, and what was forgotten since an
-        ancestor's best noted score, with 95 % intervals. The version's record says which network it is, and at which
-        size pictures are read. With a gate the exit code is 0 if every bar is cleared, 1 if not, and 125
+        served worst, gaps between domains or groups, and how sure the model is of itself, all with 95 % intervals; and
+        what was forgotten since an ancestor's best noted score. The version's record says which network it is, and at
+        which size pictures are read. With a gate the exit code is 0 if every bar is cleared, 1 if not, and 125
         for a version that cannot be scored: what `modelgit bisect run` goes by.
         """
         from modelgit.errors import UsageError

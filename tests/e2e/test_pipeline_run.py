@@ -269,11 +269,11 @@ def test_a_pipeline_becomes_a_history_and_runs_once(ended: Path, original: tuple
 
 def test_scores_can_be_measured_again(ended: Path) -> None:
     version = next(v for v in json.loads((ended / "report.json").read_text())["versions"] if v["branch"] == "main")
-    again = json.loads(modelgit(ended, "-C", "models", "evaluate", "main", "--on", "../tiny.toml#target", "--json"))
-    assert again["values"]["ood_accuracy"] == pytest.approx(version["ood_accuracy"])
-    assert again["values"]["val_accuracy"] == pytest.approx(version["val_accuracy"])
-    plain = json.loads(modelgit(ended, "-C", "models", "evaluate", "main", "--on", "../target.zip", "--json"))
-    assert set(plain["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
+    words = (ended, "-C", "models", "evaluate", "main", "--json", "--on")
+    again = json.loads(modelgit(*words, "../tiny.toml#target"))["values"]
+    assert again["worst_domain_accuracy"] <= again["ood_accuracy"] == pytest.approx(version["ood_accuracy"])
+    assert again["val_accuracy"] == pytest.approx(version["val_accuracy"])
+    assert set(json.loads(modelgit(*words, "../target.zip"))["values"]) >= {"accuracy", "worst_domain_accuracy", "accuracy/night"}
 
 
 FISHER = """

@@ -91,16 +91,18 @@ def told_apart(name: DataName, by: str | None) -> DataName:
 def accuracies(on: Asked, logits: Floats, *, split: bool) -> Iterator[tuple[str, Estimate]]:
     """Yields accuracies by the names of metrics; those of single domains last."""
     right = np.asarray(logits.argmax(1) == on.examples.labels)
+    domains = in_order(on, right, np.ones(len(right), bool))
+    worst = min((over_domains({d: c}) for d, c in domains.items()), key=lambda e: e.value)
     if not split:
-        domains = in_order(on, right, np.ones(len(right), bool))
         yield "accuracy", over_domains(domains)
-        yield "worst_domain_accuracy", min((over_domains({d: c}) for d, c in domains.items()), key=lambda e: e.value)
+        yield "worst_domain_accuracy", worst
         yield from ((f"accuracy/{domain}", over_domains({domain: count})) for domain, count in domains.items())
         return
     inside = in_order(on, right, ~on.examples.held_out)
     yield "val_accuracy", over_domains(inside)
     if on.examples.held_out.any():
         yield "ood_accuracy", over_domains(in_order(on, right, on.examples.held_out))
+    yield "worst_domain_accuracy", worst
     yield from ((f"val_accuracy/{domain}", over_domains({domain: count})) for domain, count in inside.items())
 
 

@@ -66,11 +66,14 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PIPELINES, help="one pipeline, of any size; repeat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("build/evidence"))
+    parser.add_argument("--data", action="store_true", help="make the data, and no more: modelgit run does the rest")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override all pipelines")
     arguments = parser.parse_args()
     began, listener = time.monotonic(), listener_for(sys.stderr, as_json=False, quiet=False)
     names = [name for name in PIPELINES if name in (arguments.only or SIZES[arguments.size])]
     make_data(names)
+    if arguments.data:
+        return
     prepared = time.monotonic()
     stories = []
     for name in names:

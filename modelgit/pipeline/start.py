@@ -1,10 +1,11 @@
 """Running a pipeline file: checked whole, then carried out by a pool of workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgit.errors import UsageError
+from modelgit.errors import ModelgitError, UsageError
 from modelgit.events import Listener, ignore
 from modelgit.pipeline.checking import checked, refuse_full_disk
 from modelgit.pipeline.outcome import Row
@@ -74,8 +75,23 @@ def run_pipelines(paths: Sequence[Path], options: Options, listener: Listener = 
             f"{named} names one place, for {len(paths)} pipelines", hint=f"leave {named} out: files say it"
         )
     for path in paths:
-        checked(load_pipeline(path, options.overrides))
-    return RanEach(tuple(run_pipeline(path, options, listener) for path in paths))
+        with about(path):
+            checked(load_pipeline(path, options.overrides))
+    runs = list[Ran]()
+    for path in paths:
+        with about(path):
+            runs.append(run_pipeline(path, options, listener))
+    return RanEach(tuple(runs))
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Has errors say which file they are about."""
+    try:
+        yield
+    except ModelgitError as error:
+        error.message = error.message if str(path) in error.message else f"{path}: {error.message}"
+        raise
 
 
 def run_pipeline(path: Path, options: Options, listener: Listener = ignore) -> Ran:

@@ -165,7 +165,8 @@ def log(
     graph: bool = False,
 ) -> History:
     """Returns the versions that can be reached from `revs`, or from every branch and tag."""
-    commits = [repo.resolve(rev) for rev in revs]
+    begun = everything and repo.refs("refs/heads/", "refs/tags/", "refs/remotes/")
+    commits = [repo.resolve(rev) for rev in revs if not (begun and rev == "HEAD")]
     entries = repo.log(commits, limit=limit, everything=everything)
     scores = all_scores(repo)
     return History(tuple(history_entry(entry, scores.get(entry.commit, ())) for entry in entries), graph)

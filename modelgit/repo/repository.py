@@ -152,10 +152,10 @@ class Repository:
         if code == 0:
             return output.decode().strip()
         if rev == "HEAD":
-            there = self.remote_branches()
+            there = [*sorted(self.branches()), *self.remote_branches()]
             begin = f"go to a branch: modelgit switch {there[0]}" if there else None
             hint = begin or "make one: modelgit import FILE, or modelgit commit"
-            raise RevisionError("there are no commits yet", hint=hint)
+            raise RevisionError(f"there are no commits {'on this branch ' if there else ''}yet", hint=hint)
         names = [name.split("/", 2)[2] for name in self.refs("refs/heads/", "refs/tags/", "refs/remotes/")]
         near = difflib.get_close_matches(rev, names, n=3, cutoff=0.5)
         known = ", ".join(sorted(self.branches()))

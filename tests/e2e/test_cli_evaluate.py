@@ -45,7 +45,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     x = rng.normal(0, 0.1, (240, 4)).astype(np.float32)
     x[:, 0] += np.where(age == "old", 1 - 2 * y, 2 * y - 1)
     domain = np.where(np.arange(240) < 120, "lab", "field")
-    np.savez(tmp_path / "points.npz", x=x, y=y, domain=domain, age=age, classes=np.array(["left", "right"]))
+    meanings = {"classes": np.array(["left", "right"]), "domains": np.array(["lab", "field"])}
+    np.savez(tmp_path / "points.npz", x=x, y=y, domain=domain, age=age, **meanings)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "points.toml").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)
@@ -118,5 +119,17 @@ def test_a_split_knows_no_other_groups(place: Path, capfd: pytest.CaptureFixture
 def test_a_recipe_names_its_data(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capfd, "--on", "../recipe.toml")
     assert found["data"] == "points" and {"val_accuracy/lab", "val_accuracy/field"} < set(found["values"])
+    assert found["seen"] == ""
     assert main(["run", "../recipe.toml"]) != 0
     assert "commit --recipe ../recipe.toml" in capfd.readouterr().err
+
+
+def test_what_was_trained_on_is_not_called_unseen(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The pipeline holds the field out, and the version was trained on it."""
+    seen = evaluated(capfd, "--on", "../points.toml#points")["seen"]
+    commit = Repository.open(place).resolve("HEAD")[:10]
+    assert seen == (
+        f"120 of the examples scored were trained on before: commit {commit}, with nothing held out, fold 0, trial 0"
+    )
+    assert main(["evaluate", "--on", "../points.toml#points"]) == 0
+    assert f"not unseen: {seen}\n" in capfd.readouterr().out

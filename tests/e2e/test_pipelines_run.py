@@ -36,10 +36,24 @@ def test_pipelines_run_one_after_another(tell: Tell) -> None:
 
 def test_none_runs_where_one_is_wrong(tell: Tell) -> None:
     Path("two.toml").write_text(PIPELINE.format(name="two").replace("kind", "kine"))
-    assert "kine" in tell("run", "one.toml", "two.toml", code=16)["message"]
+    message = tell("run", "one.toml", "two.toml", code=16)["message"]
+    assert message.startswith("two.toml: ") and "kine" in message
     assert not Path("one").exists()
 
 
 def test_several_do_not_go_into_one_place(tell: Tell) -> None:
     assert "--repo names one place" in tell("run", "one.toml", "two.toml", "--repo", "x", code=2)["message"]
     assert not Path("x").exists()
+
+
+def test_a_history_without_a_checked_out_branch_can_be_looked_at(tell: Tell) -> None:
+    here = Path.cwd()
+    tell("run", "one.toml", "--workers", "1")
+    tell("init", "none")
+    assert len(tell("-C", str(here / "one"), "log", "--all")["entries"]) == 1
+    error = tell("-C", str(here / "one"), "log", code=11)
+    assert (error["message"], error["hint"]) == (
+        "there are no commits on this branch yet",
+        "go to a branch: modelgit switch base",
+    )
+    assert tell("-C", str(here / "none"), "log", "--all", code=11)["message"] == "there are no commits yet"

@@ -400,6 +400,8 @@ def evaluation(result: "Evaluation") -> Iterator[Block]:
         for name, value in result.values.items()
     )
     yield Table(("metric", "value>", "95%>", "examples>"), rows)
+    if result.seen:
+        yield line(strong("not unseen: "), result.seen)
     if result.worst_group:
         yield line(f"worst group: class {result.worst_group[0]} in {result.worst_group[1]}")
     for gap in result.gaps:

@@ -15,8 +15,10 @@ from modelgit.porcelain.reporting.values import Estimate, GroupGap
 from modelgit.porcelain.scorebook import all_scores
 from modelgit.porcelain.scores import DataName, data_for, known_model, split_key, workbench
 from modelgit.porcelain.training.adapting import state_at
+from modelgit.porcelain.training.leaking import known_before
 from modelgit.repo.repository import Repository
 from modelgit.train.answers import asker
+from modelgit.train.config import DataConfig
 from modelgit.train.measuring.forgetting import forgetting
 from modelgit.train.task import Workbench
 
@@ -29,7 +31,8 @@ class Evaluation:
     """What a version scored: metrics by name, on how many examples each accuracy rests, and 95 % intervals.
 
     `worst_group` is the class and the domain with the lowest accuracy among those with ten examples or more; `gaps`
-    name the domains that gaps are between.
+    name the domains that gaps are between. `seen` says how many of the examples of a split were trained on before, by
+    whom; it is empty where none were.
     """
 
     commit: str
@@ -39,6 +42,7 @@ class Evaluation:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     worst_group: tuple[str, str] | None = None
     gaps: tuple[GroupGap, ...] = ()
+    seen: str = ""
 
 
 def evaluate(repo: Repository, rev: str, data: str, *, listener: Listener = ignore) -> Mapping[str, float]:
@@ -75,7 +79,15 @@ def evaluation(bench: Workbench, repo: Repository, rev: str, data: str, by: str 
     images = {m: e.n for m, e in known.items() if e.n is not None and ("/" in m or m in SINGLE)}
     ends = dict(intervals(known)) | {"ece": more.ece_ends}
     ends |= {f"{gap.kind}_gap": (gap.low, gap.high) for gap in more.gaps}
-    return Evaluation(commit, name.label, values, images, ends, more.worst_group, more.gaps)
+    before = seen_before(bench, repo, commit, name.config) if name.has_splits else ""
+    return Evaluation(commit, name.label, values, images, ends, more.worst_group, more.gaps, before)
+
+
+def seen_before(bench: Workbench, repo: Repository, commit: str, data: DataConfig) -> str:
+    """Returns how many of the examples that a split scores on a version was trained on; nothing if on none."""
+    dataset, parts = bench.dataset(data)
+    found = known_before(repo, commit, dataset, parts)
+    return f"{found.count} of the examples scored were trained on before: {found.said}" if found else ""
 
 
 def told_apart(name: DataName, by: str | None) -> DataName:

@@ -22,7 +22,7 @@ from modelgit.errors import DataError, FormatError
 from modelgit.formats.dtypes import DTYPES
 from modelgit.formats.safetensors import read_header
 from modelgit.train.config import DataConfig
-from modelgit.train.data.columns import Table, Told, Values, choose, gather
+from modelgit.train.data.columns import USUAL, Table, Told, Values, choose, gather
 from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.rows import Rows, assemble, check_amount, words_of
 
@@ -56,7 +56,10 @@ def load_arrays(config: DataConfig) -> Dataset:
     chosen = choose(config.columns, found.names, INPUTS, config.path)
     x = found.take(chosen.input or "")
     check_inputs(x, config.path)
-    classes, domains = found.words.get("classes", ()), found.words.get("domains", ())
+    classes = found.words.get("classes", ())
+    domains = (
+        found.words.get("domains", ()) if config.columns.domain in (None, *USUAL["domain"]) else ()
+    )  # of no other column
     table = Table(found.names, partial(values_of, found, len(x), path), classes, domains)
     return assemble(array_rows(x, table, gather(table, chosen, config, inputs=False)), config)
 

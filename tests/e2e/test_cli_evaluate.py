@@ -45,8 +45,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     x = rng.normal(0, 0.1, (240, 4)).astype(np.float32)
     x[:, 0] += np.where(age == "old", 1 - 2 * y, 2 * y - 1)
     domain = np.where(np.arange(240) < 120, "lab", "field")
-    meanings = {"classes": np.array(["left", "right"]), "domains": np.array(["lab", "field"])}
-    np.savez(tmp_path / "points.npz", x=x, y=y, domain=domain, age=age, **meanings)
+    classes, domains = np.array(["left", "right"]), np.array(["lab", "field"])
+    np.savez(tmp_path / "points.npz", x=x, y=y, domain=domain, age=age, classes=classes, domains=domains)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "points.toml").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ A commit's ancestors say in their records which data they were trained on, and h
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelgit.errors import DataError, RecipeError
 from modelgit.porcelain.records import Record, read_record
@@ -17,10 +17,9 @@ from modelgit.train.data.splits import Split, split
 FOUND_OUT = ("digest", "trained_on")  # what a record says of the data beyond how it was asked for
 
 
-def seen(parts: Split, *, validated: bool) -> set[int]:
-    """Returns the examples that were trained on; with `validated` those validated on too."""
-    more = parts.validation.values() if validated else ()
-    return {int(i) for group in (*parts.train.values(), *more) for i in group}
+def seen(parts: Split) -> set[int]:
+    """Returns the examples that were trained or validated on."""
+    return {int(i) for group in (*parts.train.values(), *parts.validation.values()) for i in group}
 
 
 def recorded_data(record: Record) -> DataConfig | None:
@@ -61,7 +60,8 @@ def leak(repo: Repository, rev: str, dataset: Dataset, asked: Collection[int], *
         theirs = recorded_data(record) if record is not None else None
         if theirs is None:
             continue
-        known = seen(split(dataset, theirs), validated=validated)
+        parts = split(dataset, theirs)
+        known = seen(parts if validated else replace(parts, validation={}))
         if count := len(known.intersection(asked)):
             return Leak(count, entry.commit, theirs)
     return None

@@ -121,6 +121,7 @@ def test_every_accuracy_that_is_reported_can_be_asked_for(
     values = tell("evaluate", "good", "--on", str(pictures))["values"]
     assert metrics_of(["grey", "tinted"], None, has_splits=False) == [name for name in values if name not in beside]
     Path("p.toml").write_text(PIPELINE.format(path=pictures))
+    beside.add("worst_domain_accuracy")  # nor by this, where one of the domains is held out
     for data, held_out, validated in (("plain", None, ["grey", "tinted"]), ("apart", "grey", ["tinted"])):
         values = tell("evaluate", "good", "--on", f"p.toml#{data}")["values"]
         assert metrics_of(validated, held_out, has_splits=True) == [name for name in values if name not in beside]

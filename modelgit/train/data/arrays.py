@@ -57,9 +57,8 @@ def load_arrays(config: DataConfig) -> Dataset:
     x = found.take(chosen.input or "")
     check_inputs(x, config.path)
     classes = found.words.get("classes", ())
-    domains = (
-        found.words.get("domains", ()) if config.columns.domain in (None, *USUAL["domain"]) else ()
-    )  # of no other column
+    own = config.columns.domain in (None, *USUAL["domain"])  # of another column they are not the words
+    domains = found.words.get("domains", ()) if own else ()
     table = Table(found.names, partial(values_of, found, len(x), path), classes, domains)
     return assemble(array_rows(x, table, gather(table, chosen, config, inputs=False)), config)
 

@@ -1,17 +1,18 @@
 """What the frozen first stages of a network make of every image: computed once, kept on disk, shared by all runs.
 
 Fine-tunings of one foundation model that leave the same stages alone need them only once for each image and augmented
-view. The cache is keyed by the frozen weights, the data and the augmentation; a lock keeps two processes from
-computing the same twice.
+view. A data set has one file of them for each network with its frozen weights, a row an example, and one for each
+augmentation; whoever needs examples that are not there yet, another split or fold, adds them. A lock keeps two
+processes from computing the same twice.
 """
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +31,11 @@ from modelgit.train.networks.network import Network
 CHUNK = 64
 CPU_CHUNK = 16  # what one core's caches hold: a third faster than 64
 LOOKED_AT, SEQUENCES = 256, 64  # examples that go through the last stages together
-GENERATION = "3"  # counts changes of the augmentation or of how features are computed
+GENERATION = "4"  # counts changes of the augmentation or of how features are computed
 CPU = torch.device("cpu")
+NOTHING = np.empty(0, np.int64)
 FREE_SHARE = 0.5  # of a GPU's free memory that features may take: the rest is for training
 Array = npt.NDArray[Any]  # of single or half precision, or integers
-Arrays = tuple[Array, Array]
-Files = tuple[Path, Path]
 Shape = tuple[int, ...]
 
 
@@ -43,13 +43,14 @@ Shape = tuple[int, ...]
 class Features:
     """`clean` (n, *shape) in single precision, `views` (v, m, *shape) of augmented images in half precision.
 
-    What is still tokens is integers in both. `padded` tells that examples are sequences, filled up to one length.
+    Without augmentation `views` are the clean ones, (1, n, *shape). What is still tokens is integers in both. `padded`
+    tells that examples are sequences, filled up to one length.
     """
 
     clean: Tensor
     views: Tensor
-    position: dict[int, int]  # example -> row of `clean`
-    viewed: dict[int, int]  # example -> row of `views`
+    position: Mapping[int, int]  # example -> row of `clean`
+    viewed: Mapping[int, int]  # example -> row of `views`
     device: torch.device = CPU  # where they are wanted; they lie on the host where they do not fit there
     padded: bool = False
 
@@ -61,9 +62,10 @@ class Features:
     def augmented(self, rows: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns the features of augmented examples: `rows` (n,) of all views, one view after another.
 
-        `send` brings them to where they are wanted, while they are still in half precision.
+        They are rounded to half precision; `send` brings them so to where they are wanted.
         """
-        return self._laid_out(send(self.views.flatten(0, 1).index_select(0, rows)))
+        found = self.views.flatten(0, 1).index_select(0, rows)
+        return self._laid_out(send(found.half() if found.is_floating_point() else found))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         x = laid_out(x.float() if x.is_floating_point() else x)
@@ -140,24 +142,32 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which images are wanted as they are, which augmented, and in how many views (0: as they are, once)."""
+    """Which images are wanted as they are, which augmented, and in how many views.
+
+    Both sorted; with no views those are among the clean ones, and taken as they are.
+    """
 
     clean: Integers
     viewed: Integers
     views: int
     augment: Augment
 
-    @property
-    def passes(self) -> int:
-        """How many rows there are for every viewed image."""
-        return max(self.views, 1)
-
 
 def features_key(network: Network, dataset: Dataset, wanted: Wanted, stages: int) -> str:
-    """Returns the name that features are kept under: a digest of all that decides them."""
+    """Returns a name for features: a digest of all that decides them."""
+    indices = wanted.clean.tolist(), wanted.viewed.tolist()
+    return digest_of([*decisive(network, dataset, stages), *indices, wanted.views, wanted.augment])
+
+
+def decisive(network: Network, dataset: Dataset, stages: int) -> list[object]:
+    """Returns what decides the clean features of a data set."""
     frozen = [GENERATION, network.identity, stages, frozen_digest(network, stages)]
-    data = [dataset.digest, dataset.shape, wanted.clean.tolist(), wanted.viewed.tolist(), wanted.views]
-    return blake3(repr([*frozen, *data, wanted.augment]).encode()).hexdigest()[:32]
+    return [*frozen, dataset.digest, dataset.shape]
+
+
+def digest_of(parts: Sequence[object]) -> str:
+    """Returns the digest of plain values."""
+    return blake3(repr(list(parts)).encode()).hexdigest()[:32]
 
 
 def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -> Features:
@@ -174,16 +184,17 @@ def features(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -
 
 def placed(network: Network, dataset: Dataset, wanted: Wanted, place: Place) -> Features:
     """Returns features on the device where they fit there."""
+    whole = Whole(network, dataset, place)
     if place.folder is None:
-        arrays = compute(network, dataset, wanted, place, None)
+        clean, *views = held(whole, wanted)
     else:
-        arrays = cached(network, dataset, wanted, place, place.folder)
-    rows = [{int(index): row for row, index in enumerate(group)} for group in (wanted.clean, wanted.viewed)]
-    clean, views = (torch.from_numpy(array) for array in arrays)
-    if fits(clean.nbytes + views.nbytes, place.device):
-        clean, views = clean.to(place.device), views.to(place.device)
-    padded = network.takes == "text" and (clean.dim() == 3 or not clean.is_floating_point())
-    return Features(clean, views, rows[0], rows[1], place.device, padded)
+        clean, *views = cached(whole, wanted, place.folder)
+    size = clean.size(wanted.clean) + sum(kept.size(wanted.viewed) for kept in views)
+    device = place.device if fits(size, place.device) else CPU
+    features, position = clean.brought(wanted.clean, device)
+    augmented, viewed = views[0].brought(wanted.viewed, device) if views else (features, position)
+    padded = network.takes == "text" and not is_pooled(features[0])
+    return Features(features[0], augmented, position, viewed, place.device, padded)
 
 
 def fits(size_bytes: int, device: torch.device) -> bool:
@@ -191,17 +202,105 @@ def fits(size_bytes: int, device: torch.device) -> bool:
     return device.type != "cuda" or size_bytes <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def cached(network: Network, dataset: Dataset, wanted: Wanted, place: Place, folder: Path) -> Arrays:
-    """Returns the features kept in `folder`, computed first if they are not there: once, however many processes ask."""
-    key = features_key(network, dataset, wanted, place.stages)
-    files = (folder / f"{key}.clean.npy", folder / f"{key}.views.npy")
+@dataclass(slots=True)
+class Kept:
+    """Features (views, rows, *shape) of a data set: a row for every example, or for those in `rows`, which are sorted.
+
+    `done` (examples,) tells which are there.
+    """
+
+    array: Array
+    done: npt.NDArray[np.bool_]
+    rows: Integers | None = None
+
+    def at(self, examples: Integers) -> Integers:
+        """Returns the rows of examples."""
+        return examples if self.rows is None else np.searchsorted(self.rows, examples)
+
+    def missing(self, examples: Integers) -> Integers:
+        """Returns which examples are not there yet."""
+        return examples[~self.done[examples]]
+
+    def size(self, examples: Integers) -> int:
+        """Returns how many bytes examples take."""
+        return len(examples) * int(self.array.nbytes // max(self.array.shape[1], 1))
+
+    def brought(self, examples: Integers, device: torch.device) -> tuple[Tensor, dict[int, int]]:
+        """Returns features on a device, and the row of each example; for a GPU they are gathered first."""
+        rows, names = self.at(examples), examples.tolist()
+        if device.type == "cpu":
+            return torch.from_numpy(self.array), dict(zip(names, rows.tolist(), strict=True))
+        return torch.from_numpy(self.array[:, rows]).to(device), {name: row for row, name in enumerate(names)}
+
+
+class Whole:
+    """A data set with the network that is to look at it, and where. Texts are turned into tokens at the first look."""
+
+    def __init__(self, network: Network, dataset: Dataset, place: Place) -> None:
+        self.network, self.dataset, self.place = network, dataset, place
+        self._tokens: Tensor | None = None
+        self._known: Integers = NOTHING
+
+    def know(self, examples: Integers) -> None:
+        """Reads texts: all that will be asked for, since they are filled up to the longest of them."""
+        if self.dataset.kind == "text" and self._tokens is None:
+            texts = self.dataset.inputs(examples.tolist())
+            assert isinstance(texts, list)  # as the kind says
+            self._tokens, self._known = self.network.prepare(texts, "text"), examples
+
+    def ordered(self, examples: Integers) -> Integers:
+        """Returns examples in the order they are best worked on: of texts that of their length."""
+        if self._tokens is None:
+            return examples
+        lengths = self._tokens[np.searchsorted(self._known, examples)].ne(0).sum(1).numpy()
+        return examples[np.argsort(lengths, kind="stable")]
+
+    def read(self, examples: Integers) -> Tensor:
+        """Returns examples: tokens, or images and arrays as they are."""
+        if self._tokens is not None:
+            return self._tokens[np.searchsorted(self._known, examples)]
+        return torch.from_numpy(arrays_of(self.dataset, examples.tolist()))
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        """Returns what the frozen stages make of what was read."""
+        return embedded(self.network, ready(self.network, self.dataset, inputs), self.place)
+
+    def layout(self, example: int) -> tuple[Shape, tuple[npt.DTypeLike, npt.DTypeLike]]:
+        """Returns the shape of the features of one example, and of what numbers they are: clean ones, and of views."""
+        first = self.embedded(self.read(np.array([example])))
+        return first.shape[1:], (np.float32, np.float16) if first.is_floating_point() else (np.int32, np.int32)
+
+
+def held(whole: Whole, wanted: Wanted) -> list[Kept]:
+    """Returns clean features, and those of views where there are any, in memory."""
+    whole.know(np.union1d(wanted.clean, wanted.viewed))
+    shape, numbers = whole.layout(int(wanted.clean[0]))
+    parts = [(1, wanted.clean), (wanted.views, wanted.viewed)][: 2 if wanted.views else 1]
+    found = [
+        Kept(np.empty((count, len(rows), *shape), number), np.zeros(len(whole.dataset.labels), bool), rows)
+        for (count, rows), number in zip(parts, numbers, strict=False)
+    ]
+    compute(whole, wanted, found)
+    return found
+
+
+def cached(whole: Whole, wanted: Wanted, folder: Path) -> list[Kept]:
+    """Returns features kept in `folder`; what is not there is computed first: once, however many processes ask."""
+    known = decisive(whole.network, whole.dataset, whole.place.stages)
+    files = [folder / f"{digest_of(known)}.clean.npy"]
+    if wanted.views:
+        files.append(folder / f"{digest_of([*known, wanted.views, wanted.augment])}.views.npy")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{key}.lock"):
-            found = opened(files, wanted)
-            if found is None:
-                compute(network, dataset, wanted, place, files)
-                found = opened(files, wanted)
+        found = opened(files, whole, wanted)
+        if found is None:
+            with ExitStack() as locks:
+                for file in files:
+                    locks.enter_context(locked(file.with_suffix(".lock")))
+                found = opened(files, whole, wanted)
+                if found is None:
+                    extend(files, whole, wanted)
+                    found = opened(files, whole, wanted)
     except OSError as error:
         if ran_out(error):  # a file that cannot be mapped
             raise
@@ -211,14 +310,49 @@ def cached(network: Network, dataset: Dataset, wanted: Wanted, place: Place, fol
     return found
 
 
-def opened(files: Files, wanted: Wanted) -> Arrays | None:
-    """Returns the arrays in `files`, mapped into memory; None if they are absent or damaged."""
+def opened(files: Sequence[Path], whole: Whole, wanted: Wanted) -> list[Kept] | None:
+    """Returns what is kept in files, mapped into memory; None unless all that is wanted is there."""
+    found = [mapped(file, len(whole.dataset.labels), "c") for file in files]
+    there = [kept for kept in found if kept is not None]
+    wanted_of = (wanted.clean, wanted.viewed)
+    lacking = any(len(kept.missing(examples)) for kept, examples in zip(there, wanted_of, strict=False))
+    return None if lacking or len(there) < len(files) else there
+
+
+def mapped(file: Path, examples: int, mode: Literal["c", "r+"]) -> Kept | None:
+    """Returns the features in a file; None if it is absent or damaged."""
     try:
-        clean, views = (np.load(file, mmap_mode="c") for file in files)
+        array, done = np.load(file, mmap_mode=mode), np.load(done_of(file))
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    whole = len(clean) == len(wanted.clean) and views.shape[:2] == (wanted.passes, len(wanted.viewed))
-    return (clean, views) if whole else None
+    whole = array.ndim > 1 and array.shape[1] == examples and done.shape == (examples,) and done.dtype == np.bool_
+    return Kept(array, done) if whole else None
+
+
+def done_of(file: Path) -> Path:
+    """Returns the file that tells which rows of another are there; it is written last."""
+    return file.with_suffix(".done.npy")
+
+
+def extend(files: Sequence[Path], whole: Whole, wanted: Wanted) -> None:
+    """Adds what is not there to files; those that are absent are made, with room for all examples."""
+    count = len(whole.dataset.labels)
+    whole.know(np.arange(count))
+    found, views = [mapped(file, count, "r+") for file in files], (1, wanted.views)
+    for i in [i for i, kept in enumerate(found) if kept is None]:
+        shape, numbers = whole.layout(int(wanted.clean[0]))
+        found[i] = made(files[i], np.dtype(numbers[i]), (views[i], count, *shape))
+    there = [kept for kept in found if kept is not None]  # all of them are, now
+    lacking = [kept.missing(examples) for kept, examples in zip(there, (wanted.clean, wanted.viewed), strict=False)]
+    for file, kept, examples in zip(files, there, lacking, strict=True):
+        take_room(file, kept.array, examples)
+    compute(whole, replace(wanted, clean=lacking[0], viewed=lacking[1] if wanted.views else NOTHING), there)
+    for file, kept, examples in zip(files, there, lacking, strict=True):
+        assert isinstance(kept.array, np.memmap)
+        kept.array.flush()
+        kept.done[examples] = True
+        with scratch_for(done_of(file)) as scratch:
+            np.save(scratch, kept.done)
 
 
 def check_kind(network: Network, dataset: Dataset) -> None:
@@ -230,38 +364,33 @@ def check_kind(network: Network, dataset: Dataset) -> None:
     raise DataError(f"{dataset.path} holds {dataset.kind}, and {network.identity} takes {wanted}", hint=hint)
 
 
-def compute(network: Network, dataset: Dataset, wanted: Wanted, place: Place, files: Files | None) -> Arrays:
-    """Computes clean and augmented features, each example read once; straight into `files` if there are any."""
-    task = f"features of {Path(dataset.path).name}"
-    everything = np.union1d(wanted.clean, wanted.viewed)
-    total = len(wanted.clean) + wanted.passes * len(wanted.viewed)
-    place.listener(Started(task, total, "images" if dataset.kind == "images" else "examples"))
-    order, read = reader(network, dataset, everything)
-    first = embedded(network, ready(network, dataset, read(order[:1])), place)
-    shape = first.shape[1:]
-    shapes = (len(wanted.clean), *shape), (wanted.passes, len(wanted.viewed), *shape)
-    kinds = (np.float32, np.float16) if first.is_floating_point() else (np.int32, np.int32)
-    with filled(files, shapes, kinds) as arrays:
-        for start in range(0, len(order), CHUNK):
-            chunk = order[start : start + CHUNK]
-            done = put(network, dataset, wanted, place, (chunk, read(chunk), arrays))
-            place.listener(Advanced(task, done))
-    place.listener(Finished(task))
-    return arrays
+def compute(whole: Whole, wanted: Wanted, into: Sequence[Kept]) -> None:
+    """Computes clean and augmented features, each example read once, and puts them where they belong."""
+    dataset, listener = whole.dataset, whole.place.listener
+    task, viewed = f"features of {Path(dataset.path).name}", wanted.viewed if wanted.views else NOTHING
+    total = len(wanted.clean) + wanted.views * len(viewed)
+    listener(Started(task, total, "images" if dataset.kind == "images" else "examples"))
+    order = whole.ordered(np.union1d(wanted.clean, viewed))
+    for start in range(0, len(order), CHUNK):
+        listener(Advanced(task, put(whole, wanted, order[start : start + CHUNK], into)))
+    listener(Finished(task))
 
 
-def reader(network: Network, dataset: Dataset, indices: Integers) -> tuple[Integers, Callable[[Integers], Tensor]]:
-    """Returns examples in the order they are best worked on, and what reads some of them.
-
-    Texts are turned into tokens at once, filled up to the longest, and come in the order of their length.
-    """
-    if dataset.kind != "text":
-        return indices, lambda chunk: torch.from_numpy(arrays_of(dataset, chunk.tolist()))
-    texts = dataset.inputs(indices.tolist())
-    assert isinstance(texts, list)  # as the kind says
-    tokens = network.prepare(texts, "text")
-    lengths = tokens.ne(0).sum(1).numpy()
-    return indices[np.argsort(lengths, kind="stable")], lambda chunk: tokens[np.searchsorted(indices, chunk)]
+def put(whole: Whole, wanted: Wanted, chunk: Integers, into: Sequence[Kept]) -> int:
+    """Puts the features of a chunk of examples where they belong and returns how many there were."""
+    inputs = whole.read(chunk)
+    plain = np.isin(chunk, wanted.clean)
+    if plain.any():
+        into[0].array[0, into[0].at(chunk[plain])] = whole.embedded(inputs[plain]).numpy()
+    seen = np.isin(chunk, wanted.viewed) if wanted.views else np.zeros(len(chunk), bool)
+    if not seen.any():
+        return int(plain.sum())
+    rows, pictures = into[1].at(chunk[seen]), inputs[seen].float()
+    for view in range(wanted.views):
+        seeds = [view_seed(whole.dataset, int(i), view) for i in chunk[seen]]
+        found = whole.embedded(augment(pictures, wanted.augment, seeds))
+        into[1].array[view, rows] = found.numpy()  # single precision is rounded to half
+    return int(plain.sum() + wanted.views * seen.sum())
 
 
 def ready(network: Network, dataset: Dataset, inputs: Tensor) -> Tensor:
@@ -272,27 +401,6 @@ def ready(network: Network, dataset: Dataset, inputs: Tensor) -> Tensor:
         return network.prepare(inputs, dataset.kind)
     except DataError as error:
         raise DataError(f"{dataset.path}: {error.message}", hint=error.hint) from error
-
-
-def put(network: Network, dataset: Dataset, wanted: Wanted, place: Place, work: tuple[Integers, Tensor, Arrays]) -> int:
-    """Puts the features of a chunk of examples where they belong and returns how many there were."""
-    chunk, inputs, (clean, views) = work
-    plain, seen = np.isin(chunk, wanted.clean), np.isin(chunk, wanted.viewed)
-
-    def features_of(x: Tensor) -> Tensor:
-        return embedded(network, ready(network, dataset, x), place)
-
-    if plain.any():
-        clean[np.searchsorted(wanted.clean, chunk[plain])] = features_of(inputs[plain]).numpy()
-    if not seen.any():
-        return int(plain.sum())
-    rows = np.searchsorted(wanted.viewed, chunk[seen])
-    for view in range(wanted.passes):
-        x = inputs[seen]
-        if wanted.views:
-            x = augment(x.float(), wanted.augment, [view_seed(dataset, int(i), view) for i in chunk[seen]])
-        views[view, rows] = features_of(x).numpy()  # single precision is rounded to half
-    return int(plain.sum() + wanted.passes * seen.sum())
 
 
 def view_seed(dataset: Dataset, index: int, view: int) -> int:
@@ -360,30 +468,33 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def made(file: Path, kind: np.dtype[Any], shape: Shape) -> Kept:
+    """Returns room for features in a new file, of which nothing is there yet; none of it is taken on the disk."""
+    with scratch_for(file) as scratch:
+        np.lib.format.open_memmap(scratch, "w+", kind, shape).flush()
+        done_of(file).unlink(missing_ok=True)
+    return Kept(np.load(file, mmap_mode="r+"), np.zeros(shape[1], bool))
+
+
 @contextmanager
-def filled(
-    files: Files | None, shapes: tuple[Shape, Shape], numbers: tuple[npt.DTypeLike, npt.DTypeLike]
-) -> Iterator[Arrays]:
-    """Yields arrays to fill; what is mapped to files gets its name when all is written."""
-    kinds = [np.dtype(number) for number in numbers]
-    if files is None:
-        yield np.empty(shapes[0], kinds[0]), np.empty(shapes[1], kinds[1])
-        return
-    scratch = [file.with_name(f"{file.name}.{os.getpid()}.tmp") for file in files]
+def scratch_for(file: Path) -> Iterator[Path]:
+    """Yields where to write what then takes the name of `file`."""
+    scratch = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npy")
     try:
-        maps = [reserved(*each) for each in zip(scratch, kinds, shapes, strict=True)]
-        yield maps[0], maps[1]
-        for path, array, file in zip(scratch, maps, files, strict=True):
-            array.flush()
-            path.replace(file)
+        yield scratch
+        scratch.replace(file)
     finally:
-        for path in scratch:
-            path.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
 
 
-def reserved(path: Path, kind: np.dtype[Any], shape: Shape) -> "np.memmap[Any, Any]":
-    """Returns an array mapped to a new .npy file whose space is taken: a full disk shows here, not at a later write."""
-    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", kind, shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-    return array
+def take_room(file: Path, array: Array, rows: Integers) -> None:
+    """Takes space on the disk for rows of an array mapped to a file: a full disk shows here, not at a later write."""
+    assert isinstance(array, np.memmap)
+    row = array[0, :1].nbytes
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    with file.open("r+b") as opened_file:
+        for view in range(len(array)):
+            for run in runs:
+                if len(run):
+                    place = array.offset + view * array.shape[1] * row + int(run[0]) * row
+                    os.posix_fallocate(opened_file.fileno(), place, len(run) * row)

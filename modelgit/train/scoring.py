@@ -10,11 +10,11 @@ from torch import Tensor
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.evaluate import Accuracy, accuracy, class_scores
-from modelgit.train.features import Place, Wanted, features
+from modelgit.train.features import NOTHING, Place, Wanted, features
 from modelgit.train.fitting.passes import scored_by
 from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.networks.registry import build_network
-from modelgit.train.task import NOTHING, Model, Workbench, check_classes, loaded
+from modelgit.train.task import Model, Workbench, check_classes, loaded
 
 Scorer = Callable[[Mapping[str, Tensor]], dict[str, Accuracy]]
 

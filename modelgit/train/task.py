@@ -20,7 +20,7 @@ from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
 from modelgit.train.evaluate import Outputs, Scored, Scores, average_outputs, class_scores, mix_outputs
-from modelgit.train.features import Features, Place, Wanted, features, features_key, run_stages
+from modelgit.train.features import NOTHING, Features, Place, Wanted, features, features_key, run_stages
 from modelgit.train.fitting.beginnings import fallen, head_at, refuse_small_batch, told_fallen, validated_start
 from modelgit.train.fitting.crews import SOLO, whole
 from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
@@ -33,7 +33,6 @@ from modelgit.train.networks.lora import adapt, adapter_of, keeps_turned
 from modelgit.train.networks.network import Design, Network, check_stages, head_tensors
 from modelgit.train.networks.registry import build_network
 
-NOTHING = np.empty(0, np.int64)
 KEPT = 4  # how many data sets' features a workbench keeps
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modelgit.errors import StorageFull
-from modelgit.events import Event, Finished, Started
+from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, arrays_of
 from modelgit.train.data.loading import load_dataset
@@ -64,29 +64,62 @@ def test_disk_and_memory_give_the_same_and_the_second_time_nothing_is_computed(
     second = kept(network, dataset, tmp_path / "cache", events)
     assert events == []
     for found in (first, second):
-        assert torch.equal(found.clean, memory.clean) and torch.equal(found.views, memory.views)
+        same(found, memory, wanted())
+
+
+def same(found: Features, other: Features, some: Wanted) -> None:
+    assert torch.equal(found.of(some.clean), other.of(some.clean))
+    for view in range(some.views):
+        for image in some.viewed:
+            assert torch.equal(augmented(found, view, image), augmented(other, view, image))
+
+
+def test_another_split_adds_what_is_not_there_yet(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    events: list[Event] = []
+    kept(network, dataset, tmp_path / "cache")
+    other = Wanted(np.arange(8), np.arange(2, 8), 3, Augment())
+    place = Place(2, CPU, tmp_path / "cache", events.append)
+    found = features(network, dataset, other, place)
+    assert events[0] == Started("features of bars.zip", 4 + 3 * 5, "images")  # all but 0, 2, 4, 6; all but 4
+    same(found, features(network, dataset, other, Place(2, CPU, None, lambda event: None)), other)
+    same(kept(network, dataset, tmp_path / "cache"), kept(network, dataset, None), wanted())
+
+
+def test_rows_of_a_run_that_was_stopped_do_not_count(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Advanced):
+            raise KeyboardInterrupt
+
+    place = Place(2, CPU, tmp_path / "cache", stop)
+    with pytest.raises(KeyboardInterrupt):
+        features(network, dataset, wanted(), place)
+    same(kept(network, dataset, tmp_path / "cache"), kept(network, dataset, None), wanted())
 
 
 def test_what_is_no_image_is_counted_as_an_example(network: Network, dataset: Dataset) -> None:
     events: list[Event] = []
     features(network, replace(dataset, kind="arrays"), wanted(views=0), Place(2, CPU, None, events.append))
-    assert events[0] == Started("features of bars.zip", 12 + 6, "examples")
+    assert events[0] == Started("features of bars.zip", 12, "examples")  # those to train on are among them
 
 
 def test_nothing_but_the_result_stays(network: Network, dataset: Dataset, tmp_path: Path) -> None:
     kept(network, dataset, tmp_path)
     assert sorted(path.name.split(".", 1)[1] for path in tmp_path.iterdir() if path.suffix != ".zip") == [
+        "clean.done.npy",
+        "clean.lock",
         "clean.npy",
-        "lock",
+        "views.done.npy",
+        "views.lock",
         "views.npy",
     ]
 
 
 def test_a_damaged_cache_is_computed_again(network: Network, dataset: Dataset, tmp_path: Path) -> None:
-    before = kept(network, dataset, tmp_path / "cache").views.clone()
-    for content in (b"", b"\x93NUMPY nonsense"):
-        next((tmp_path / "cache").glob("*.views.npy")).write_bytes(content)
-        assert torch.equal(kept(network, dataset, tmp_path / "cache").views, before)
+    kept(network, dataset, tmp_path / "cache")
+    for name in ("*.views.npy", "*.clean.npy", "*.views.done.npy"):
+        for content in (b"", b"\x93NUMPY nonsense"):
+            next((tmp_path / "cache").glob(name)).write_bytes(content)
+            same(kept(network, dataset, tmp_path / "cache"), kept(network, dataset, None), wanted())
 
 
 def test_other_weights_or_amounts_are_kept_apart(network: Network, dataset: Dataset, tmp_path: Path) -> None:
@@ -96,13 +129,14 @@ def test_other_weights_or_amounts_are_kept_apart(network: Network, dataset: Data
     with torch.no_grad():
         next(network.parameters()).add_(0.1)
     changed = features(network, dataset, wanted(), place)
-    assert torch.equal(first.clean, other.clean) and not torch.equal(first.views, other.views)
-    assert not torch.equal(first.clean, changed.clean)
+    images = wanted().clean
+    assert torch.equal(first.of(images), other.of(images)) and not torch.equal(augmented(first, 0), augmented(other, 0))
+    assert not torch.equal(first.of(images), changed.of(images))
 
 
-def augmented(found: Features, view: int) -> Tensor:
-    """Returns a view of image 8."""
-    return found.augmented(torch.tensor([view * found.views.shape[1] + found.viewed[8]]), lambda rows: rows)
+def augmented(found: Features, view: int, image: int = 8) -> Tensor:
+    """Returns a view of an image."""
+    return found.augmented(torch.tensor([view * found.views.shape[1] + found.viewed[int(image)]]), lambda rows: rows)
 
 
 def test_a_view_of_an_image_does_not_depend_on_the_others(network: Network, dataset: Dataset) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from modelgit.train.config import FineTune
-from modelgit.train.features import Features, Place, embedded
+from modelgit.train.feature_cache import embedded
+from modelgit.train.features import Features, Place
 from modelgit.train.fitting.loop import Task, start, take_step
 from modelgit.train.networks.network import Network
 from modelgit.train.networks.registry import build_network

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modelgit.train.config import FineTune
-from modelgit.train.features import Features, Place, embedded, shortened
+from modelgit.train.feature_cache import embedded
+from modelgit.train.features import Features, Place, shortened
 from modelgit.train.fitting.loop import Run, Task, start
 from modelgit.train.networks.network import Design, Inputs, Network
 from modelgit.train.networks.registry import build_network

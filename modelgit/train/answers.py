@@ -13,7 +13,8 @@ from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split
-from modelgit.train.features import NOTHING, Features, Place, Wanted, features, in_chunks, run_stages
+from modelgit.train.feature_cache import features
+from modelgit.train.features import NOTHING, Features, Place, Wanted, in_chunks, run_stages
 from modelgit.train.fitting.passes import apply_head
 from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.task import Model, Workbench, check_classes, evaluated, loaded

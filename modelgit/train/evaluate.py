@@ -133,10 +133,10 @@ def mix_outputs(members: Sequence[Outputs], weights: Sequence[float]) -> Outputs
     return Outputs(validation, mixed(tested) if tested else None)
 
 
-def class_scores(scored: Scored, features: Features, indices: Integers) -> Tensor:
-    """Returns the logits (n, classes) of examples, from their clean features."""
+def made_of(stages: Scored, features: Features, indices: Integers) -> Tensor:
+    """Returns what the last stages make of the clean features of examples, (n, …)."""
     with torch.no_grad():
-        places, rows = zip(*((places, scored(x)) for places, x in in_chunks(features, indices)), strict=True)
+        places, rows = zip(*((places, stages(x)) for places, x in in_chunks(features, indices)), strict=True)
     found = torch.cat(rows)
     return found[torch.from_numpy(np.argsort(np.concatenate(places))).to(found.device)]
 

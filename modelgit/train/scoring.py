@@ -9,8 +9,9 @@ from torch import Tensor
 
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.evaluate import Accuracy, accuracy, class_scores
-from modelgit.train.features import NOTHING, Place, Wanted, features
+from modelgit.train.evaluate import Accuracy, accuracy, made_of
+from modelgit.train.feature_cache import features
+from modelgit.train.features import NOTHING, Place, Wanted
 from modelgit.train.fitting.passes import scored_by
 from modelgit.train.memory import SCORING, memory_for
 from modelgit.train.networks.registry import build_network
@@ -38,6 +39,6 @@ def domain_scorer(bench: Workbench, model: Model, data: DataConfig) -> Scorer:
         network = loaded(bench, model.design, state, classes)
         scored = scored_by(network, 0)
         with memory_for(f"scoring on {Path(data.path).name}", SCORING):
-            return {d: accuracy(class_scores(scored, found, rows), labels[rows]) for d, rows in members.items()}
+            return {d: accuracy(made_of(scored, found, rows), labels[rows]) for d, rows in members.items()}
 
     return score

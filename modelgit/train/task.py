@@ -19,11 +19,12 @@ from modelgit.train.config import Augment, DataConfig, FineTune, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers
 from modelgit.train.data.loading import load_dataset
 from modelgit.train.data.splits import Split, split
-from modelgit.train.evaluate import Outputs, Scored, Scores, average_outputs, class_scores, mix_outputs
-from modelgit.train.features import NOTHING, Features, Place, Wanted, features, features_key, run_stages
+from modelgit.train.evaluate import Outputs, Scored, Scores, average_outputs, made_of, mix_outputs
+from modelgit.train.feature_cache import features, features_key
+from modelgit.train.features import NOTHING, Features, Place, Wanted, run_stages
 from modelgit.train.fitting.beginnings import fallen, head_at, refuse_small_batch, told_fallen, validated_start
 from modelgit.train.fitting.crews import SOLO, whole
-from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, start
+from modelgit.train.fitting.loop import Member, Point, Run, Task, Validation, fit, give, stands_as_looked_at, start
 from modelgit.train.fitting.passes import freeze, scored_by
 from modelgit.train.fitting.probe import linear_probe
 from modelgit.train.fitting.resuming import Resume
@@ -224,12 +225,8 @@ def set_head(network: Network, ready: Prepared, config: FineTune) -> None:
 def probed(network: Network, ready: Prepared, config: FineTune) -> tuple[Tensor, Tensor]:
     """Returns weight and bias of the head that linear probing finds."""
     indices = np.concatenate(list(ready.split.train.values()))
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(indices), 256):
-            x = ready.features.of(indices[start : start + 256])
-            rows.append(run_stages(network, x, config.frozen_stages, None))
-    return linear_probe(torch.cat(rows), ready.labels[indices], len(ready.dataset.classes))
+    rows = made_of(lambda x: run_stages(network, x, config.frozen_stages, None), ready.features, indices)
+    return linear_probe(rows, ready.labels[indices], len(ready.dataset.classes))
 
 
 def draw_head(network: Network, seed: int) -> None:
@@ -269,6 +266,7 @@ class Fitting:
     init: Mapping[str, Tensor]
     head: Mapping[str, Tensor]  # that it began with
     began: float
+    looked: list[Outputs]  # what the last validation of it saw
 
 
 def fine_tune(
@@ -333,8 +331,11 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
         draw_head(network, config.seed)
     task = Task(f"training on {Path(dataset.path).stem}", ready.features, ready.labels, ready.split.train)
 
+    looked = list[Outputs]()
+
     def validate() -> Validation:
         found = evaluate(scored_in(run), ready, test=False)
+        looked[:] = [found]
         scores = found.scores()
         return Validation(scores.val_accuracy, found.val_loss, {d: a.value for d, a in scores.validation.items()})
 
@@ -344,13 +345,14 @@ def set_up(bench: Workbench, design: Design | str, data: DataConfig, given: Star
     if saved is not None:
         saved.restore(run)
     member = Member(run, validate, given.listener, saved.save if saved is not None else forget)
-    return Fitting(network, ready, member, given.init, head, began)
+    return Fitting(network, ready, member, given.init, head, began, looked)
 
 
 def result_of(bench: Workbench, fitting: Fitting) -> TrainResult:
     """Returns what a fine-tuning that is over came to."""
     network, run, dataset = fitting.network, fitting.member.run, fitting.ready.dataset
-    scores = evaluate(scored_in(run), fitting.ready).scores()
+    known = fitting.looked[0] if fitting.looked and stands_as_looked_at(run) else None
+    scores = evaluate(scored_in(run), fitting.ready, known=known).scores()
     state, raw = trained_state(fitting), None
     if run.config.commit_raw and run.raw is not None:
         give(run.changing, run.raw)
@@ -409,15 +411,16 @@ def scored_in(run: Run) -> Scored:
     return lambda x: run.passes(x, None)[1]
 
 
-def evaluate(scored: Scored, ready: Prepared, *, test: bool = True) -> Outputs:
-    """Returns the network's logits on the validation splits and, with `test`, on the held-out domain."""
+def evaluate(scored: Scored, ready: Prepared, *, test: bool = True, known: Outputs | None = None) -> Outputs:
+    """Returns the network's logits on the validation splits (`known` are not asked anew) and with `test` held out."""
 
     def on(indices: Integers) -> tuple[Tensor, Tensor]:
-        return class_scores(scored, ready.features, indices), ready.labels[indices]
+        return made_of(scored, ready.features, indices), ready.labels[indices]
 
     with memory_for(f"scoring on {Path(ready.dataset.path).name}", VALIDATING):
         held_out = on(ready.split.test) if test and len(ready.split.test) else None
-        return Outputs({domain: on(indices) for domain, indices in ready.split.validation.items()}, held_out)
+        inside = known.validation if known else {domain: on(i) for domain, i in ready.split.validation.items()}
+        return Outputs(inside, held_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,8 @@ def start(network: Network, task: Task, config: FineTune, crew: Crew = SOLO) -> 
             parameter.requires_grad_(parameter.requires_grad and (parameter in head) == (config.trains == "head"))
     if config.lora is not None:
         leave_to_factors(network)
-    tail = divided(Tail(network, config), config, crew, task.labels.device)
+    parts = task.features.padded and task.labels.device.type == "cpu" and not config.compile and crew.size == 1
+    tail = divided(Tail(network, config, parts=parts), config, crew, task.labels.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))
     optimiser = optimiser_for(trained_at(network, parameters, config, 1), config)
@@ -414,6 +415,11 @@ def finish(run: Run) -> None:
         give(run.changing[: len(wanted)], wanted)  # the best with its statistics, an average without
     if again or (wanted is not None and run.best is None):
         measure_norms(run)
+
+
+def stands_as_looked_at(run: Run) -> bool:
+    """Tells whether a run that is finished has the weights and statistics that its last validation looked at."""
+    return run.raw is None and run.config.batch_norm != "re-estimate"
 
 
 def measure_norms(run: Run) -> None:

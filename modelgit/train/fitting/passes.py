@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modelgit.train.config import FineTune, seed_hash
-from modelgit.train.features import frozen_modules, run_stages
+from modelgit.train.features import CPU_CHUNK, frozen_modules, lengths_of, run_stages, shortened
 from modelgit.train.networks.network import Network
 
 Kept = tuple[Tensor, float | Tensor]  # which features (n, d) dropout keeps, and the share of them that it keeps
@@ -18,27 +18,34 @@ Passes = Callable[[Tensor, Kept | None], tuple[Tensor, Tensor]]
 class Tail(nn.Module):
     """What lies behind the frozen stages: inputs (n, …) to features (n, d) and class scores (n, classes), in float32.
 
-    With `checkpoint` the gradient computes each stage again instead of keeping what lies inside it.
+    With `checkpoint` the gradient computes each stage again instead of keeping what lies inside it. With `parts`
+    sequences go in parts of a batch that are alike in length: fewer positions are filled up, the result is the same.
     """
 
-    def __init__(self, network: Network, config: FineTune) -> None:
+    def __init__(self, network: Network, config: FineTune, *, parts: bool = False) -> None:
         super().__init__()
         self.network = network
         self._start, self._precision, self._checkpoint = config.frozen_stages, config.precision, config.checkpoint
+        self._parts = parts
 
     def forward(self, x: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         """Returns features, after dropout, and class scores; those that are not for a gradient in full precision."""
-        training = torch.is_grad_enabled()
-        with autocast(x.device, self._precision if training else "float32"):
-            z = (
-                self._checkpointed(x)
-                if self._checkpoint and training
-                else run_stages(self.network, x, self._start, None)
-            )
+        with autocast(x.device, self._precision if torch.is_grad_enabled() else "float32"):
+            z = self._in_parts(x) if self._parts and len(x) > CPU_CHUNK else self._stages(x)
             if kept is not None:
                 which, share = kept
                 z = z * which / share
             return z.float(), apply_head(self.network, z).float()
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        order = lengths_of(x).argsort(stable=True)
+        parts = order.tensor_split(-(-len(x) // CPU_CHUNK))
+        return torch.cat([self._stages(shortened(x[own])) for own in parts])[order.argsort()]
+
+    def _stages(self, x: Tensor) -> Tensor:
+        if self._checkpoint and torch.is_grad_enabled():
+            return self._checkpointed(x)
+        return run_stages(self.network, x, self._start, None)
 
     def _checkpointed(self, x: Tensor) -> Tensor:
         for number in range(self._start, len(self.network.stages())):

@@ -16,7 +16,8 @@ from modelgit.events import Advanced, Event, Finished, Started
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.dataset import Dataset, arrays_of
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.features import Features, Place, Wanted, augment, features, run_stages
+from modelgit.train.feature_cache import features
+from modelgit.train.features import Features, Place, Wanted, augment, run_stages
 from modelgit.train.networks.network import Network
 from modelgit.train.networks.registry import build_network
 
@@ -181,7 +182,8 @@ from pathlib import Path
 import numpy as np
 from modelgit.train.config import Augment, DataConfig
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.features import Place, Wanted, features
+from modelgit.train.feature_cache import features
+from modelgit.train.features import Place, Wanted
 from modelgit.train.networks.registry import build_network
 torch.manual_seed(1)
 torch.set_num_threads(1)

@@ -16,7 +16,8 @@ from modelgit.pipeline.messages import Failed, ScoreRequest
 from modelgit.pipeline.worker import answer
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.features import Features, Place, Wanted, features
+from modelgit.train.feature_cache import features
+from modelgit.train.features import Features, Place, Wanted
 from modelgit.train.fitting.loop import Task, start, take_step
 from modelgit.train.fitting.passes import scored_by
 from modelgit.train.memory import ANYTHING, KILLED, memory_for, ran_out, shortage, step_keys

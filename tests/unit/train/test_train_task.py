@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from modelgit.errors import DataError, DependencyMissing, RecipeError
 from modelgit.events import Event, Started
 from modelgit.train import pretrained
+from modelgit.train.choices import Sma, Swad
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.evaluate import Accuracy, Outputs, average_outputs
 from modelgit.train.fitting.probe import linear_probe
@@ -55,6 +57,23 @@ def test_a_probe_is_repeatable_and_the_best_there_is() -> None:
     loss = torch.nn.functional.cross_entropy(features @ w.T + b, labels) + 3e-3 * (w * scale).square().sum()
     slopes = torch.autograd.grad(loss, [w, b])
     assert all(float(slope.abs().max()) < 1e-3 for slope in slopes)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"keep": "best", "eval_every": 2},
+        {"averaging": Sma(start=4)},
+        {"averaging": Swad(tolerance=1), "eval_every": 1},
+    ],
+)
+def test_the_scores_of_a_run_are_those_of_its_weights(
+    init: dict[str, Tensor], data: DataConfig, changed: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, lr=0.03, steps=8, **changed)
+    result = fine_tune(Workbench("cpu"), init, "cnn", data, config, fresh_head=True)
+    assert score(Workbench("cpu"), result.state, MODEL, data).validation == result.scores.validation
 
 
 def test_a_given_head_is_where_training_starts(init: dict[str, Tensor], data: DataConfig) -> None:

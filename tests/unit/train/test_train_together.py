@@ -97,7 +97,7 @@ def test_encoders_of_texts_of_many_lengths_go_together() -> None:
     design = Design("transformers", encoder_files())
     torch.manual_seed(0)
     init = {name: 0.3 * torch.randn(tensor.shape) for name, tensor in build_network(design, 2).state_dict().items()}
-    config = FineTune(steps=5, lr=0.02, batch=16, optimiser="sgd", warmup_steps=1)
+    config = FineTune(steps=5, lr=0.02, batch=48, optimiser="sgd", warmup_steps=1)  # alone: parts alike in length
     configs = [replace(config, seed=seed, dropout=0.1 * seed) for seed in (0, 1)]
     found = fine_tune_many(bench, design, data, [Start(init, each, fresh_head=False) for each in configs])
     for result, each in zip(found, configs, strict=True):

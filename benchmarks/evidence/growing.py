@@ -94,8 +94,11 @@ def mean_of(states: Sequence[State]) -> State:
     return mean
 
 
-def curves(growths: Sequence[Growth]) -> tuple[Curve, ...]:
-    """Returns the curves of each kind of run, over all cells; of the numbers of runs that every cell has."""
+def curves(growths: Sequence[Growth], *, validation: bool = True) -> tuple[Curve, ...]:
+    """Returns the curves of each kind of run, over all cells; of the numbers of runs that every cell has.
+
+    Without `validation` where runs are of several splits: what validates one has trained another.
+    """
     found = []
     for kind in dict.fromkeys(growth.kind for growth in growths):
         own = [growth for growth in growths if growth.kind == kind]
@@ -103,7 +106,8 @@ def curves(growths: Sequence[Growth]) -> tuple[Curve, ...]:
         if len(k) < 2:
             continue
         found.append(curve((kind, "held-out"), k, [[g.held_out[g.k.index(n)] for g in own] for n in k]))
-        found.append(curve((kind, "validation"), k, [[g.validation[g.k.index(n)] for g in own] for n in k]))
+        if validation:
+            found.append(curve((kind, "validation"), k, [[g.validation[g.k.index(n)] for g in own] for n in k]))
     return tuple(found)
 
 

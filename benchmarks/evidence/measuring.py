@@ -89,10 +89,11 @@ class Line:
 
 
 def measured(
-    repository: Path, cells: Sequence[Place], workers: int, listener: Listener
+    repository: Path, cells: Sequence[Place], workers: int, listener: Listener, *, paths: bool
 ) -> tuple[list[Line], list[Growth]]:
-    """Returns the paths of all cells, and how means of their runs grow, measured by so many processes."""
-    parts = shared_out(partial(looked_at, repository), cells, workers, ("paths between runs", listener))
+    """Returns the paths of all cells, if wanted, and how means of runs grow, measured by so many processes."""
+    told = "paths between runs" if paths else "means of more and more runs", listener
+    parts = shared_out(partial(looked_at, repository, paths=paths), cells, workers, told)
     chain = itertools.chain.from_iterable
     return list(chain(lines for lines, _ in parts)), list(chain(growths for _, growths in parts))
 
@@ -110,8 +111,8 @@ def shared_out(work: Callable[[W], R], items: Sequence[W], workers: int, told: t
     return found
 
 
-def looked_at(repository: Path, cell: Place) -> tuple[list[Line], list[Growth]]:
-    """Returns the paths between neighbouring runs of each kind, and how means of more and more of them do."""
+def looked_at(repository: Path, cell: Place, *, paths: bool) -> tuple[list[Line], list[Growth]]:
+    """Returns the paths between neighbouring runs of each kind, if wanted, and how means of ever more of them do."""
     repo = Repository.open(repository)
     bench, model = workbench(repo, "cpu", 1), known_model(repo, cell.plain[0].commit)
     most = SENTENCES if bench.dataset(cell.data)[0].kind == "text" else None
@@ -129,7 +130,7 @@ def looked_at(repository: Path, cell: Place) -> tuple[list[Line], list[Growth]]:
         states = [read_state(weights_of(repo, run.commit), run.step) for run in runs]
         answers = [ask(as_torch(state)) for state in states]
         known = {(i,): right(one) for i, one in enumerate(answers)}  # means of runs, by their numbers
-        for i, j in itertools.pairwise(range(len(runs))):
+        for i, j in itertools.pairwise(range(len(runs))) if paths else ():
             ends = (runs[i], states[i], answers[i]), (runs[j], states[j], answers[j])
             line, known[i, j] = path(cell.name, ends, examples, ask)
             lines.append(line)

@@ -20,9 +20,9 @@ from modelgit.train.measuring.intervals import Interval, Z
 PAPERS = {
     "vanilla": 63.3, "coral": 64.6, "swad": 66.9, "sma": 66.5, "deep-ensemble": 66.8, "eoa": 68.0, "erm-best": 65.6,
     "diwa": 67.6, "diwa-greedy": 67.5, "inter-training-best": 65.6, "fusing": 65.8, "recycling": 68.1,
-    "recycling-greedy": 67.9,
+    "recycling-greedy": 67.9, "diwa-dagger": 68.0, "recycling-dagger": 68.3,
 }  # fmt: skip
-PAPERS_BESIDE = ("emojidg", "emojidg-rivals")
+PAPERS_BESIDE = ("emojidg", "emojidg-rivals", "emojidg-many")
 GROWING = (
     "The mean of k runs of one cell, for more and more of them: neighbours on a ring, at most four means for each k. "
     "If averaging cuts variance alone, accuracy comes near a − b / k: b is what a single run lacks of endlessly many."

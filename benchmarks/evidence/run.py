@@ -38,9 +38,11 @@ IMAGES, TEXTS = "emojidg", "vader4"  # what the pipelines on pictures and on sen
 SHARED = {  # pipelines in the repository of another, with its steps
     "emojidg-rivals": "emojidg",
     "emojidg-ways": "emojidg",
+    "emojidg-many": "emojidg",
     "vader4-ways": "vader4",
 }
 TABLES = ("emojidg-rivals", "emojidg-ways")  # those that add to the table of another, and to nothing else of it
+SPLITS = ("emojidg-many",)  # those that add to the table and to the curves: members of several splits
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
 NIGHT = ("variables.seed=[0,1,2]", "train.steps=200", "train.batch=24", "data.sentiment.limit_per_class=1000")
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -49,6 +51,7 @@ SIZES: dict[str, dict[str, tuple[str, ...]]] = {
         "emojidg": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-rivals": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-ways": ("variables.seed=[0,1,2,3,4]",),
+        "emojidg-many": (),
         "emojidg-long": (),
         "vader4": NIGHT,
         "vader4-ways": NIGHT,
@@ -105,20 +108,21 @@ def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], 
     began, workers, out = time.monotonic(), arguments.workers, arguments.out
     repository = out / SHARED.get(name, name)
     told = Told(carry_out(PIPELINE_FILES / f"{name}.toml", Options(overrides, repository, workers=workers), listener))
-    flipped, alone = name == "colored-digits", name in TABLES
-    lines, growths = ([], []) if alone else measured(repository, told.places(), workers, listener)
-    lines = [] if flipped else lines  # the one claim is of strategies, not of pairs
-    styles = on_unseen(told, repository, workers, listener) if name.startswith(IMAGES) and not alone else {}
+    flipped, adds = name == "colored-digits", name in (*TABLES, *SPLITS)
+    paths = not (flipped or adds)  # of a spurious correlation the one claim is of strategies, not of pairs
+    asked = [] if name in TABLES else told.places()
+    lines, growths = measured(repository, asked, workers, listener, paths=paths) if asked else ([], [])
+    styles = on_unseen(told, repository, workers, listener) if name.startswith(IMAGES) and not adds else {}
     return Story(
         name,
         told.done.pipeline.info.title,
         standings(told),
-        () if alone else claims_of(told, lines, flipped=flipped),
+        () if adds else claims_of(told, lines, flipped=flipped),
         tuple(lines),
         time.monotonic() - began,
         styles,
         predictors(lines) if lines else {},
-        curves(growths),
+        curves(growths, validation=name not in SPLITS),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.evidence.growing import Growth, curves, sizes, windows
 from benchmarks.evidence.measuring import Line, looked_at
 from benchmarks.evidence.page import PAPERS, markdown, page, pictures
-from benchmarks.evidence.run import PIPELINES, SHARED, SIZES, TABLES, claim_json
+from benchmarks.evidence.run import PIPELINES, SHARED, SIZES, SPLITS, TABLES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.recipe.pipeline import load_pipeline
@@ -114,7 +114,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     np.savez(place / "aux.npz", x=z, y=(z[:, 1] > 0).astype(int), classes=np.array(["low", "high"]))
     (place / "little.toml").write_text(PIPELINE)
     told = Told(carry_out(place / "little.toml", Options((), place / "models", workers=1)))
-    found = [looked_at(place / "models", cell) for cell in told.places()]
+    found = [looked_at(place / "models", cell, paths=True) for cell in told.places()]
     lines = [line for some, _ in found for line in some]
     growths = [growth for _, some in found for growth in some]
     return Story(
@@ -191,7 +191,8 @@ def test_the_law_is_found_again_from_means_of_runs() -> None:
     assert len(windows(8, 1)) == 8 and [window[0] for window in windows(8, 3)] == [0, 2, 4, 6]
     k, things = (1, 2, 4), tuple(map(str, range(50)))
     cells = tuple(Cell("a", "0", things, np.full(50, 0.8 - 0.2 / n)) for n in k)
-    found = curves([Growth("plain", k, cells, cells)])[0]
+    assert [one.domains for one in curves([Growth("plain", k, cells, cells)])] == ["held-out", "validation"]
+    (found,) = curves([Growth("plain", k, cells, cells)], validation=False)
     assert (found.limit.mean, found.slope.mean, found.more.mean) == pytest.approx((0.8, 0.2, 0.15))
     assert [one.mean for one in found.accuracy] == pytest.approx([0.6, 0.7, 0.75])
 
@@ -208,7 +209,9 @@ def test_the_demo_is_a_part_of_the_paper_size() -> None:
     assert {file.stem for file in (ROOT / "benchmarks/recycling").glob("*.toml")} == set(PIPELINES)
 
 
-@pytest.mark.parametrize(("name", "least"), [("emojidg-rivals", 30), ("emojidg-ways", 30), ("vader4-ways", 20)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("emojidg-rivals", 30), ("emojidg-ways", 30), ("vader4-ways", 20), ("emojidg-many", 40)]
+)
 def test_siblings_share_the_steps_of_the_first(name: str, least: int) -> None:
     first, second = (load_pipeline(ROOT / f"benchmarks/recycling/{one}.toml") for one in (SHARED[name], name))
     theirs = {job.name: job for job in first.jobs}
@@ -231,5 +234,5 @@ def test_every_pipeline_has_what_the_claims_are_about(name: str) -> None:
     pipeline = load_pipeline(ROOT / f"benchmarks/recycling/{name}.toml")
     strategies = {row.strategy for row in pipeline.report}
     assert {"erm", "inter-training", "diwa", "recycling"} <= strategies
-    assert name in TABLES or "recycling-ensemble" in strategies
+    assert name in (*TABLES, *SPLITS) or "recycling-ensemble" in strategies
     assert name != "emojidg" or set(SHARES.values()) <= strategies

@@ -5,8 +5,9 @@ pictures. So things and domains are what is drawn anew, not single answers.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ import numpy.typing as npt
 from modelgit.errors import DataError
 
 DRAWS, LEVEL = 10_000, 0.95
-AT_ONCE = 1 << 24  # numbers drawn at once, at most
+AT_ONCE = 1 << 24  # numbers looked at together, at most
+REMEMBERED = 1 << 25  # numbers of one table of draws that are kept, at most: 128 MiB
 Z = 1.959963984540054  # of the 95 % interval
 Numbers = npt.NDArray[np.float64]
+Times = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +96,38 @@ def resampled(
 ) -> Numbers:
     """Returns a statistic (draws, …) of so many things, drawn with replacement.
 
-    It is given how often each thing was drawn (some draws, things), and the stream for what else is drawn.
+    It is given how often each thing was drawn (some draws, things), and a stream for what else is drawn.
     """
-    stream, found, left = np.random.default_rng(seed), list[Numbers](), draws
-    while left:
-        size = min(left, max(1, AT_ONCE // count))
-        drawn = stream.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-        found.append(statistic(drawn, stream))
-        left -= size
-    return np.concatenate(found)
+    stream = np.random.default_rng([seed, 1])
+    return np.concatenate([statistic(drawn.astype(np.float64), stream) for drawn in times_drawn(count, seed, draws)])
+
+
+def times_drawn(count: int, seed: int, draws: int) -> Iterator[Times]:
+    """Yields how often each of so many things is drawn, (some draws, things), the same for every figure they are of."""
+    size = max(1, AT_ONCE // count)
+    if count * draws <= REMEMBERED:
+        whole = remembered(count, seed, draws)
+        yield from (whole[start : start + size] for start in range(0, draws, size))
+        return
+    stream = np.random.default_rng(seed)
+    for start in range(0, draws, size):
+        yield multinomial(stream, count, min(size, draws - start))
+
+
+@lru_cache(maxsize=2)
+def remembered(count: int, seed: int, draws: int) -> Times:
+    """Returns all draws of so many things: drawing is what takes time, and most figures are of the same things."""
+    return multinomial(np.random.default_rng(seed), count, draws)
+
+
+def multinomial(stream: np.random.Generator, count: int, draws: int) -> Times:
+    """Returns how often each of so many things comes up, (draws, things), in so many draws of as many as there are."""
+    found = np.empty((draws, count), np.uint32)
+    step = max(1, (AT_ONCE >> 4) // count)
+    for start in range(0, draws, step):
+        some = found[start : start + step]
+        some[:] = stream.multinomial(count, np.full(count, 1 / count), size=len(some))
+    return found
 
 
 def over_domains(table: Table, drawn: Numbers, stream: np.random.Generator | None) -> Numbers:

@@ -133,3 +133,12 @@ def test_what_was_trained_on_is_not_called_unseen(place: Path, capfd: pytest.Cap
     )
     assert main(["evaluate", "--on", "../points.toml#points"]) == 0
     assert f"not unseen: {seen}\n" in capfd.readouterr().out
+
+
+def test_a_report_says_so_too(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "The same again"], check=True)
+    assert main(["report", "HEAD", "HEAD~1", "--on", "../points.toml#points", "-o", "page.html", "--json"]) == 0
+    seen = json.loads(capfd.readouterr().out)["comparison"]["seen"]
+    assert set(seen) == {"HEAD", "HEAD~1"}
+    assert seen["HEAD"].startswith("120 of the examples scored were trained on before: commit ")
+    assert f"Not unseen: HEAD: {seen['HEAD']}." in Path("page.html").read_text()

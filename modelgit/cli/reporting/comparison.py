@@ -39,7 +39,8 @@ def accuracy_section(found: Comparison) -> Section:
     """Returns how good each version is, and whether they differ."""
     where = f"{found.measured} of {found.data}, {count_text(found.examples, 'example')}"
     ranked = f"On {where}. Versions are ordered by {found.ordered_by}."
-    sentences = [f"{ranked} {reading.ACCURACY}", reading.PAIRED]
+    seen = [f"Not unseen: {name}: {words}." for name, words in found.seen.items()]
+    sentences = [f"{ranked} {reading.ACCURACY}", reading.PAIRED, *seen]
     rows = [Row(one.name, [mark(one.accuracy, 0)], with_ends(one.accuracy)) for one in everyone(found)]
     picture = Picture(forest(rows, f"Accuracy on {found.data}", Axis("accuracy, %")), "Accuracy")
     return Section(f"Compared on {found.data}", sentences, [picture])

@@ -157,3 +157,5 @@ def compared(found: "Comparison") -> Iterator[Block]:
     )
     yield line(f"on {found.measured} of {found.data}, {count_text(found.examples, 'example')}:")
     yield Table(("version", "accuracy>", "worst domain>", "ECE, points>"), rows)
+    for name, words in found.seen.items():
+        yield line(strong("not unseen: "), f"{name}: {words}")

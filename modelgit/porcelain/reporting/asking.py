@@ -9,7 +9,7 @@ from modelgit.formats.source import TensorSource
 from modelgit.merge.adapters.naming import is_adapter
 from modelgit.merge.engine.plan import Head, content_key
 from modelgit.merge.selection.states import State
-from modelgit.porcelain.reporting.evaluating import told_apart
+from modelgit.porcelain.reporting.evaluating import seen_before, told_apart
 from modelgit.porcelain.reporting.values import Wanted
 from modelgit.porcelain.scores import data_for, known_model, workbench
 from modelgit.porcelain.trials.measuring import as_torch
@@ -32,7 +32,8 @@ class Member:
 class Panel:
     """The versions, in the order that follows from their content, the data, and what gives answers to it.
 
-    `first` is the place of the one that was named first.
+    `first` is the place of the one that was named first; `seen` says of each version that was trained on some of the
+    examples how many, and by which step.
     """
 
     members: tuple[Member, ...]
@@ -40,6 +41,7 @@ class Panel:
     examples: Examples
     ask: Asker
     first: int
+    seen: Mapping[str, str]
 
     def answers(self, state: State) -> Answers:
         """Returns what a model in memory answers."""
@@ -71,7 +73,9 @@ def panel(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: Liste
     require_alike(members)
     leading = members[0]
     members.sort(key=lambda one: content_key(Head(one.name, one.source)))
-    return Panel(tuple(members), name.label, examples, ask, members.index(leading))
+    seen = {one.name: seen_before(bench, repo, one.commit, name.config) for one in members if name.has_splits}
+    told = {version: words for version, words in seen.items() if words}
+    return Panel(tuple(members), name.label, examples, ask, members.index(leading), told)
 
 
 def refuse_adapters(members: Sequence[Member]) -> None:

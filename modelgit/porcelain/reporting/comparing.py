@@ -98,6 +98,7 @@ def compare(repo: Repository, revs: Sequence[str], wanted: Wanted, listener: Lis
         paths=paths,
         evaluations=work.evaluations,
         by=wanted.by,
+        seen=found.seen,
     )
 
 

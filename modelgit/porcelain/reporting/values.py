@@ -4,7 +4,7 @@ Accuracies are fractions. An interval is of 95 %: Wilson's for accuracies, a boo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NEWEST, POINTS = 60, 5
 
@@ -195,7 +195,8 @@ class Line:
 class Comparison:
     """Versions compared on data; `measured` says on which of its examples, `ordered_by` what ranks versions.
 
-    `by` is the column whose values are the domains, where one was named.
+    `by` is the column whose values are the domains, where one was named. `seen` says of each version that was trained
+    on some of the examples how many, and by whom: it is no judge of those.
     """
 
     data: str
@@ -212,6 +213,7 @@ class Comparison:
     paths: tuple[Line, ...]
     evaluations: int
     by: str | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelgit.porcelain.trials.values import Barriers
 
 LEARNING = "Training and scoring"
-WHERE = "A folder, .zip, table (.csv, …), arrays (.npz), RECIPE.toml or PIPELINE.toml#NAME."
+WHERE = "A folder, .zip, table (.csv, …), arrays (.npz), RECIPE.toml or PIPELINE.toml#NAME (data or step)."
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 

@@ -30,7 +30,7 @@ Gauge = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class DataName:
-    """A data set as a user names it: a folder or file; or a recipe's, or `PIPELINE.toml#NAME`, with its splits."""
+    """Data as a user names it: a folder or file; or, with splits, that of a recipe, a pipeline's data set or a step."""
 
     label: str
     config: DataConfig
@@ -85,9 +85,13 @@ def parse_data_name(text: str, image_size: int | None = None) -> DataName:
         config = DataConfig(text) if image_size is None else DataConfig(text, image_size=image_size)
         return DataName(Path(text).stem, config, 0, has_splits=False)
     pipeline = load_pipeline(Path(path))
-    if name not in pipeline.data:
-        raise DataError(f"{path} has no data set '{name}'", hint=f"data sets: {', '.join(pipeline.data) or 'none'}")
-    return DataName(name, pipeline.data[name], pipeline.frozen_stages, has_splits=True)
+    tested = {job.name: job.evaluate for job in pipeline.jobs if job.evaluate is not None}
+    config = pipeline.data.get(name) or tested.get(name)
+    if config is None:
+        hint = f"data sets: {', '.join(pipeline.data) or 'none'}; or name a step: what it is scored on"
+        raise DataError(f"{path} has no data set and no step '{name}' that is scored", hint=hint)
+    label = name if name in pipeline.data else Path(config.path).stem
+    return DataName(label, config, pipeline.frozen_stages, has_splits=True)
 
 
 def recipe_data(path: Path, name: str, image_size: int | None) -> DataName:

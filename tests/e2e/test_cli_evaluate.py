@@ -11,6 +11,7 @@ import torch
 
 import modelgit
 from modelgit.cli.app import main
+from modelgit.errors import DataError
 from modelgit.porcelain.scores import note, parse_data_name, split_key
 from modelgit.repo.repository import Repository
 from modelgit.train.data.loading import load_dataset
@@ -142,3 +143,31 @@ def test_a_report_says_so_too(place: Path, capfd: pytest.CaptureFixture[str]) ->
     assert set(seen) == {"HEAD", "HEAD~1"}
     assert seen["HEAD"].startswith("120 of the examples scored were trained on before: commit ")
     assert f"Not unseen: HEAD: {seen['HEAD']}." in Path("page.html").read_text()
+
+
+STEP = """
+[train]
+steps = 1
+lr = 0.01
+[variables]
+held = ["lab", "field"]
+[[step]]
+name = "base"
+kind = "import"
+[[step]]
+name = "run/{held}"
+kind = "train"
+start = "base"
+data = { name = "points", held_out = "{held}" }
+"""
+
+
+def test_a_step_of_a_pipeline_names_the_split_that_it_is_scored_on(place: Path) -> None:
+    """So that of a pipeline that holds each domain out in turn every cell can be named."""
+    Path("../cells.toml").write_text(PIPELINE.replace('held_out = "field"\n', "") + STEP)
+    found = parse_data_name("../cells.toml#run/lab")
+    assert (found.label, found.config.held_out, found.has_splits) == ("points", "lab", True)
+    assert parse_data_name("../cells.toml#points").config.held_out is None
+    with pytest.raises(DataError, match="no data set and no step 'base' that is scored") as caught:
+        parse_data_name("../cells.toml#base")
+    assert caught.value.hint == "data sets: points; or name a step: what it is scored on"

@@ -86,12 +86,12 @@ def parse_data_name(text: str, image_size: int | None = None) -> DataName:
         return DataName(Path(text).stem, config, 0, has_splits=False)
     pipeline = load_pipeline(Path(path))
     tested = {job.name: job.evaluate for job in pipeline.jobs if job.evaluate is not None}
-    config = pipeline.data.get(name) or tested.get(name)
-    if config is None:
+    named = {**tested, **pipeline.data}
+    if name not in named:
         hint = f"data sets: {', '.join(pipeline.data) or 'none'}; or name a step: what it is scored on"
         raise DataError(f"{path} has no data set and no step '{name}' that is scored", hint=hint)
-    label = name if name in pipeline.data else Path(config.path).stem
-    return DataName(label, config, pipeline.frozen_stages, has_splits=True)
+    label = name if name in pipeline.data else Path(named[name].path).stem
+    return DataName(label, named[name], pipeline.frozen_stages, has_splits=True)
 
 
 def recipe_data(path: Path, name: str, image_size: int | None) -> DataName:

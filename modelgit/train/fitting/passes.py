@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modelgit.train.config import FineTune, seed_hash
-from modelgit.train.features import CPU_CHUNK, frozen_modules, lengths_of, run_stages, shortened
+from modelgit.train.features import frozen_modules, lengths_of, run_stages, shortened
 from modelgit.train.networks.network import Network
 
 Kept = tuple[Tensor, float | Tensor]  # which features (n, d) dropout keeps, and the share of them that it keeps
+TOGETHER = 100  # positions of sequences that go through together: with fewer, products are too small to be fast
 Passes = Callable[[Tensor, Kept | None], tuple[Tensor, Tensor]]
 
 
@@ -31,15 +32,16 @@ class Tail(nn.Module):
     def forward(self, x: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         """Returns features, after dropout, and class scores; those that are not for a gradient in full precision."""
         with autocast(x.device, self._precision if torch.is_grad_enabled() else "float32"):
-            z = self._in_parts(x) if self._parts and len(x) > CPU_CHUNK else self._stages(x)
+            z = self._in_parts(x) if self._parts else self._stages(x)
             if kept is not None:
                 which, share = kept
                 z = z * which / share
             return z.float(), apply_head(self.network, z).float()
 
     def _in_parts(self, x: Tensor) -> Tensor:
-        order = lengths_of(x).argsort(stable=True)
-        parts = order.tensor_split(-(-len(x) // CPU_CHUNK))
+        lengths = lengths_of(x)
+        order = lengths.argsort(stable=True)
+        parts = order.tensor_split(min(len(x), max(1, int(lengths.sum()) // TOGETHER)))
         return torch.cat([self._stages(shortened(x[own])) for own in parts])[order.argsort()]
 
     def _stages(self, x: Tensor) -> Tensor:

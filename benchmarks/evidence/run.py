@@ -39,10 +39,12 @@ SHARED = {  # pipelines in the repository of another, with its steps
     "emojidg-rivals": "emojidg",
     "emojidg-ways": "emojidg",
     "emojidg-many": "emojidg",
+    "emojidg-rates": "emojidg",
     "vader4-ways": "vader4",
 }
-TABLES = ("emojidg-rivals", "emojidg-ways")  # those that add to the table of another, and to nothing else of it
-SPLITS = ("emojidg-many",)  # those that add to the table and to the curves: members of several splits
+# Those that add to the table of another, and to nothing else of it; and, members of several splits, to curves too.
+TABLES = ("emojidg-rivals", "emojidg-ways", "emojidg-rates")
+SPLITS = ("emojidg-many",)
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
 NIGHT = ("variables.seed=[0,1,2]", "train.steps=200", "train.batch=24", "data.sentiment.limit_per_class=1000")
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -52,6 +54,7 @@ SIZES: dict[str, dict[str, tuple[str, ...]]] = {
         "emojidg-rivals": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-ways": ("variables.seed=[0,1,2,3,4]",),
         "emojidg-many": (),
+        "emojidg-rates": (),
         "emojidg-long": (),
         "vader4": NIGHT,
         "vader4-ways": NIGHT,

@@ -22,7 +22,7 @@ from modelgit.train.choices import check
 from modelgit.train.config import DataConfig, FineTune, PowerRange, draw, seed_hash
 
 Kind = Literal["import", "probe", "train", "merge", "ensemble"]
-Value = int | str
+Value = int | float | str
 Bindings = Mapping[str, Value]
 Found = tuple[float, ...] | str  # weights, or the word for how they are found
 Select = Literal["", "uniform", "greedy", "greedier"]
@@ -246,7 +246,7 @@ def with_previous(bindings: Bindings, context: Context) -> dict[str, Value]:
     found = dict(bindings)
     for name, value in bindings.items():
         listed = list(context.variables.get(name, ()))
-        if value in listed and (place := listed.index(value)) > 0 and isinstance(listed[place - 1], int | str):
+        if value in listed and (place := listed.index(value)) > 0 and isinstance(listed[place - 1], int | float | str):
             found[f"{name}-1"] = typing.cast("Value", listed[place - 1])
     return found
 
@@ -268,7 +268,7 @@ def job_of(template: StepTemplate, row: Table, context: Context) -> Job:
     """Returns the job that a template stands for under one binding of its variables."""
     where = f"step '{template.name}'"
     check_kind(template, where)
-    own: dict[str, Value] = {k: v for k, v in row.items() if isinstance(v, int | str)}
+    own: dict[str, Value] = {k: v for k, v in row.items() if isinstance(v, int | float | str)}
     bindings = with_previous(own, context)
     start = start_of(template, bindings, where)
     head, base = (fill(text, bindings, where) if text else None for text in (template.head, template.base))

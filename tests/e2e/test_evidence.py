@@ -210,7 +210,8 @@ def test_the_demo_is_a_part_of_the_paper_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("emojidg-rivals", 30), ("emojidg-ways", 30), ("vader4-ways", 20), ("emojidg-many", 40)]
+    ("name", "least"),
+    [("emojidg-rivals", 30), ("emojidg-ways", 30), ("vader4-ways", 20), ("emojidg-many", 40), ("emojidg-rates", 30)],
 )
 def test_siblings_share_the_steps_of_the_first(name: str, least: int) -> None:
     first, second = (load_pipeline(ROOT / f"benchmarks/recycling/{one}.toml") for one in (SHARED[name], name))

@@ -49,6 +49,13 @@ def test_the_method_of_a_merge_may_be_a_variable(tmp_path: Path) -> None:
     assert [pipeline.job(f"by/{name}").method for name in ("ties", "karcher")] == ["ties", "karcher"]
 
 
+def test_a_variable_may_be_a_rate(tmp_path: Path) -> None:
+    text = '[[step]]\nname = "at/{rate}"\nkind = "train"\nstart = "base"\ndata = "target"\ntrain = { lr = "{rate}" }\n'
+    pipeline = load(tmp_path, HEAD + text, "variables.rate=[3e-4,1e-5]")
+    found = {job.name: job.config.lr for job in pipeline.jobs if job.config is not None}
+    assert found == {"at/0.0003": 0.0003, "at/1e-05": 0.00001}
+
+
 def test_an_outer_step_is_a_sum_of_commits_that_adds_up_to_one(tmp_path: Path) -> None:
     pipeline = load(tmp_path, HEAD + ROUNDS, *VARIABLES)
     first, second = pipeline.job("out/3/mean"), pipeline.job("out/5/mean")

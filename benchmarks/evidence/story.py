@@ -92,7 +92,16 @@ class Told:
                 runs.setdefault(cell, ([], []))[number].append(made)
                 data[cell] = job.evaluate
         frozen = self.done.pipeline.frozen_stages
-        return [Place(*cell, data[cell], frozen, *map(tuple, both)) for cell, both in runs.items()]
+        return [Place(*cell, data[cell], frozen, *map(in_turn, both)) for cell, both in runs.items()]
+
+
+def in_turn(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Returns runs split by split in turn, told by how their steps are called: so that neighbours are of several."""
+    splits = dict[str, list[Run]]()
+    for run in runs:
+        splits.setdefault(run.step.rpartition("/")[0], []).append(run)
+    rounds = itertools.zip_longest(*splits.values())
+    return tuple(run for some in rounds for run in some if run is not None)
 
 
 def start_of(job: Job) -> str:

@@ -90,7 +90,7 @@ def parse_data_name(text: str, image_size: int | None = None) -> DataName:
     if name not in named:
         hint = f"data sets: {', '.join(pipeline.data) or 'none'}; or name a step: what it is scored on"
         raise DataError(f"{path} has no data set and no step '{name}' that is scored", hint=hint)
-    label = name if name in pipeline.data else Path(named[name].path).stem
+    label = name if name in pipeline.data else f"{Path(named[name].path).stem} ({name})"
     return DataName(label, named[name], pipeline.frozen_stages, has_splits=True)
 
 

@@ -6,13 +6,18 @@ augmentation; whoever needs examples that are not there yet, another split or fo
 processes from computing the same twice.
 """
 
+import errno
 import fcntl
+import math
+import mmap
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +27,7 @@ from torch import Tensor
 
 from modelgit.errors import DataError, StorageFull
 from modelgit.events import Advanced, Finished, Started
-from modelgit.train.config import seed_hash
+from modelgit.train.config import Augment, seed_hash
 from modelgit.train.data.dataset import Dataset, Integers, arrays_of
 from modelgit.train.features import (
     CPU,
@@ -43,7 +48,9 @@ from modelgit.train.memory import FEATURES, memory_for, ran_out
 from modelgit.train.networks.network import Network
 
 CHUNK = 64
-GENERATION = "4"  # counts changes of the augmentation or of how features are computed
+UNRESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # sets no memory aside for copies
+SENT = 4096  # examples that are sent to a GPU at a time
+GENERATION = "5"  # counts changes of the augmentation or of how features are computed
 FREE_SHARE = 0.5  # of a GPU's free memory that features may take: the rest is for training
 Array = npt.NDArray[Any]  # of single or half precision, or integers
 Shape = tuple[int, ...]
@@ -112,60 +119,82 @@ def fits(size_bytes: int, device: torch.device) -> bool:
 class Kept:
     """Features (views, rows, *shape) of a data set: a row for every example, or for those in `rows`, which are sorted.
 
-    `done` (examples,) tells which are there.
+    `done` (examples,) is 1 for those that are there. Both may lie in a file, then `lying` is it, as it is mapped.
     """
 
     array: Array
-    done: npt.NDArray[np.bool_]
+    done: npt.NDArray[np.uint8]
     rows: Integers | None = None
-
-    def at(self, examples: Integers) -> Integers:
-        """Returns the rows of examples."""
-        return examples if self.rows is None else np.searchsorted(self.rows, examples)
+    lying: mmap.mmap | None = None
 
     def missing(self, examples: Integers) -> Integers:
         """Returns which examples are not there yet."""
-        return examples[~self.done[examples]]
+        lacking: Integers = examples[self.done[examples] != 1]
+        return lacking
+
+    def put(self, view: int, examples: Integers, found: Tensor) -> None:
+        """Enters a view of examples, those that have a row; single precision is rounded to half where that is kept."""
+        if self.rows is None:
+            self.array[view, examples] = found.numpy()
+            return
+        own = np.isin(examples, self.rows)
+        self.array[view, np.searchsorted(self.rows, examples[own])] = found.numpy()[own]
 
     def size(self, examples: Integers) -> int:
         """Returns how many bytes examples take."""
         return len(examples) * int(self.array.nbytes // max(self.array.shape[1], 1))
 
     def brought(self, examples: Integers, device: torch.device) -> tuple[Tensor, dict[int, int]]:
-        """Returns features on a device, and the row of each example; for a GPU they are gathered first."""
-        rows, names = self.at(examples), examples.tolist()
+        """Returns features on a device, and which row each example has; a GPU is sent no others."""
+        rows, names = examples if self.rows is None else np.searchsorted(self.rows, examples), examples.tolist()
         if device.type == "cpu":
             return torch.from_numpy(self.array), dict(zip(names, rows.tolist(), strict=True))
-        return torch.from_numpy(self.array[:, rows]).to(device), {name: row for row, name in enumerate(names)}
+        kind = torch.from_numpy(self.array[:, :0]).dtype
+        sent = torch.empty((len(self.array), len(rows), *self.array.shape[2:]), dtype=kind, device=device)
+        for start in range(0, len(rows), SENT):
+            some = rows[start : start + SENT]
+            sent[:, start : start + len(some)] = torch.from_numpy(self.array[:, some]).to(device)
+        return sent, {name: row for row, name in enumerate(names)}
 
 
 class Whole:
-    """A data set with the network that is to look at it, and where. Texts are turned into tokens at the first look."""
+    """A data set with the network that is to look at it, and where.
+
+    Examples go through the network in blocks that are the same whoever asks for which of them: what is made of one
+    depends, in the last bits, on those beside it. Of texts a block is alike in length.
+    """
 
     def __init__(self, network: Network, dataset: Dataset, place: Place) -> None:
         self.network, self.dataset, self.place = network, dataset, place
-        self._tokens: Tensor | None = None
-        self._known: Integers = NOTHING
+        self.count = len(dataset.labels)
 
-    def know(self, examples: Integers) -> None:
-        """Reads texts: all that will be asked for, since they are filled up to the longest of them."""
-        if self.dataset.kind == "text" and self._tokens is None:
-            texts = self.dataset.inputs(examples.tolist())
-            assert isinstance(texts, list)  # as the kind says
-            self._tokens, self._known = self.network.prepare(texts, "text"), examples
+    @cached_property
+    def tokens(self) -> Tensor | None:
+        """All texts as tokens, filled up to the longest; None for all else."""
+        if self.dataset.kind != "text":
+            return None
+        texts = self.dataset.inputs(range(self.count))
+        assert isinstance(texts, list)  # as the kind says
+        return self.network.prepare(texts, "text")
 
-    def ordered(self, examples: Integers) -> Integers:
-        """Returns examples in the order they are best worked on: of texts that of their length."""
-        if self._tokens is None:
-            return examples
-        lengths = lengths_of(self._tokens[np.searchsorted(self._known, examples)])
-        order: Integers = lengths.argsort(stable=True).numpy()
-        return examples[order]
+    @cached_property
+    def blocks(self) -> list[Integers]:
+        """All examples, in the blocks that they go through the network in."""
+        order: Integers = np.arange(self.count)
+        if self.tokens is not None:
+            order = lengths_of(self.tokens).argsort(stable=True).numpy()
+        return [order[start : start + CHUNK] for start in range(0, self.count, CHUNK)]
+
+    def around(self, examples: Integers) -> list[Integers]:
+        """Returns the blocks that hold any of the examples."""
+        asked = np.zeros(self.count, bool)
+        asked[examples] = True
+        return [block for block in self.blocks if asked[block].any()]
 
     def read(self, examples: Integers) -> Tensor:
         """Returns examples: tokens, or images and arrays as they are."""
-        if self._tokens is not None:
-            return self._tokens[np.searchsorted(self._known, examples)]
+        if self.tokens is not None:
+            return self.tokens[examples]
         return torch.from_numpy(arrays_of(self.dataset, examples.tolist()))
 
     def embedded(self, inputs: Tensor) -> Tensor:
@@ -180,118 +209,141 @@ class Whole:
 
 def held(whole: Whole, wanted: Wanted) -> list[Kept]:
     """Returns clean features, and those of views where there are any, in memory."""
-    whole.know(np.union1d(wanted.clean, wanted.viewed))
     shape, numbers = whole.layout(int(wanted.clean[0]))
     parts = [(1, wanted.clean), (wanted.views, wanted.viewed)][: 2 if wanted.views else 1]
     found = [
-        Kept(np.empty((count, len(rows), *shape), number), np.zeros(len(whole.dataset.labels), bool), rows)
+        Kept(np.empty((count, len(rows), *shape), number), np.zeros(whole.count, np.uint8), rows)
         for (count, rows), number in zip(parts, numbers, strict=False)
     ]
-    compute(whole, wanted, found)
+    compute(whole, wanted.augment, found, [whole.around(rows) for _, rows in parts])
     return found
 
 
 def cached(whole: Whole, wanted: Wanted, folder: Path) -> list[Kept]:
     """Returns features kept in `folder`; what is not there is computed first: once, however many processes ask."""
     known = decisive(whole.network, whole.dataset, whole.place.stages)
-    files = [folder / f"{digest_of(known)}.clean.npy"]
+    asked = {folder / f"{digest_of(known)}.clean.npy": wanted.clean}
     if wanted.views:
-        files.append(folder / f"{digest_of([*known, wanted.views, wanted.augment])}.views.npy")
+        asked[folder / f"{digest_of([*known, wanted.views, wanted.augment])}.views.npy"] = wanted.viewed
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = opened(files, whole, wanted)
+        found = opened(asked, whole.count)
         if found is None:
             with ExitStack() as locks:
-                for file in files:
+                for file in asked:
                     locks.enter_context(locked(file.with_suffix(".lock")))
-                found = opened(files, whole, wanted)
-                if found is None:
-                    extend(files, whole, wanted)
-                    found = opened(files, whole, wanted)
+                found = opened(asked, whole.count) or extended(asked, whole, wanted)
     except OSError as error:
         if ran_out(error):  # a file that cannot be mapped
             raise
         raise StorageFull(f"cannot keep features in {folder}: {error}", hint="free some space there") from error
-    if found is None:
-        raise StorageFull(f"features kept in {folder} cannot be read back", hint=f"remove {folder}")
     return found
 
 
-def opened(files: Sequence[Path], whole: Whole, wanted: Wanted) -> list[Kept] | None:
-    """Returns what is kept in files, mapped into memory; None unless all that is wanted is there."""
-    found = [mapped(file, len(whole.dataset.labels), "c") for file in files]
-    there = [kept for kept in found if kept is not None]
-    wanted_of = (wanted.clean, wanted.viewed)
-    lacking = any(len(kept.missing(examples)) for kept, examples in zip(there, wanted_of, strict=False))
-    return None if lacking or len(there) < len(files) else there
+# ------------------------------------------------------------------------------------------------------- files
 
 
-def mapped(file: Path, examples: int, mode: Literal["c", "r+"]) -> Kept | None:
-    """Returns the features in a file; None if it is absent or damaged."""
+def opened(asked: Mapping[Path, Integers], examples: int) -> list[Kept] | None:
+    """Returns what is kept in files, mapped into memory; None unless all that is asked of each is there."""
+    found = list[Kept]()
+    for file, wanted in asked.items():
+        try:
+            with file.open("rb") as handle:
+                kept = mapped(handle, examples, shared=False)
+        except FileNotFoundError:
+            return None
+        if kept is None or len(kept.missing(wanted)):
+            return None
+        found.append(kept)
+    return found
+
+
+def extended(asked: Mapping[Path, Integers], whole: Whole, wanted: Wanted) -> list[Kept]:
+    """Returns what is kept in files after adding what is missing; those that are absent or damaged are made."""
+    with ExitStack() as stack:
+        views = (1, wanted.views)
+        handles = [usable(file, whole, views[i], stack) for i, file in enumerate(asked)]
+        there = [mapped_whole(handle, whole.count) for handle in handles]
+        blocks = [whole.around(kept.missing(each)) for kept, each in zip(there, asked.values(), strict=True)]
+        rows = [np.sort(np.concatenate([NOTHING, *some])) for some in blocks]
+        for handle, kept, some in zip(handles, there, rows, strict=True):
+            take_room(handle, kept.array, some)
+        compute(whole, wanted.augment, there, blocks)
+        for kept, some in zip(there, rows, strict=True):
+            assert kept.lying is not None
+            kept.lying.flush()
+            kept.done[some] = 1  # in the same file: it speaks of no other
+            kept.lying.flush()
+        again = [mapped(handle, whole.count, shared=False) for handle in handles]
+    return [kept for kept in again if kept is not None]  # all of them are: they are mapped already
+
+
+def usable(file: Path, whole: Whole, views: int, stack: ExitStack) -> BinaryIO:
+    """Returns a file of features, open to be added to: the one that is there, or a new one with nothing done yet."""
     try:
-        array, done = np.load(file, mmap_mode=mode), np.load(done_of(file))
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    whole = array.ndim > 1 and array.shape[1] == examples and done.shape == (examples,) and done.dtype == np.bool_
-    return Kept(array, done) if whole else None
-
-
-def done_of(file: Path) -> Path:
-    """Returns the file that tells which rows of another are there; it is written last."""
-    return file.with_suffix(".done.npy")
-
-
-def extend(files: Sequence[Path], whole: Whole, wanted: Wanted) -> None:
-    """Adds what is not there to files; those that are absent are made, with room for all examples."""
-    count = len(whole.dataset.labels)
-    whole.know(np.arange(count))
-    found, views = [mapped(file, count, "r+") for file in files], (1, wanted.views)
-    for i in [i for i, kept in enumerate(found) if kept is None]:
-        shape, numbers = whole.layout(int(wanted.clean[0]))
-        found[i] = made(files[i], np.dtype(numbers[i]), (views[i], count, *shape))
-    there = [kept for kept in found if kept is not None]  # all of them are, now
-    lacking = [kept.missing(examples) for kept, examples in zip(there, (wanted.clean, wanted.viewed), strict=False)]
-    for file, kept, examples in zip(files, there, lacking, strict=True):
-        take_room(file, kept.array, examples)
-    compute(whole, replace(wanted, clean=lacking[0], viewed=lacking[1] if wanted.views else NOTHING), there)
-    for file, kept, examples in zip(files, there, lacking, strict=True):
-        assert isinstance(kept.array, np.memmap)
-        kept.array.flush()
-        kept.done[examples] = True
-        with scratch_for(done_of(file)) as scratch:
-            np.save(scratch, kept.done)
-
-
-def made(file: Path, kind: np.dtype[Any], shape: Shape) -> Kept:
-    """Returns room for features in a new file, of which nothing is there yet; none of it is taken on the disk."""
-    with scratch_for(file) as scratch:
-        np.lib.format.open_memmap(scratch, "w+", kind, shape).flush()
-        done_of(file).unlink(missing_ok=True)
-    return Kept(np.load(file, mmap_mode="r+"), np.zeros(shape[1], bool))
-
-
-@contextmanager
-def scratch_for(file: Path) -> Iterator[Path]:
-    """Yields where to write what then takes the name of `file`."""
-    scratch = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npy")
+        handle = stack.enter_context(file.open("r+b"))
+        if mapped(handle, whole.count, shared=False) is not None:
+            return handle
+    except FileNotFoundError:
+        pass
+    shape, numbers = whole.layout(int(whole.blocks[0][0]))
+    scratch = file.with_name(f"{file.stem}.{os.getpid()}.tmp")
     try:
-        yield scratch
+        made = stack.enter_context(scratch.open("w+b"))
+        kind = np.dtype(numbers[0] if views == 1 and ".clean" in file.name else numbers[1])
+        header = {"descr": kind.str, "fortran_order": False, "shape": (views, whole.count, *shape)}
+        np.lib.format.write_array_header_1_0(made, header)
+        size = views * whole.count * math.prod(shape) * kind.itemsize
+        made.truncate(made.tell() + size + whole.count)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
+    return made
 
 
-def take_room(file: Path, array: Array, rows: Integers) -> None:
-    """Takes space on the disk for rows of an array mapped to a file: a full disk shows here, not at a later write."""
-    assert isinstance(array, np.memmap)
-    row = array[0, :1].nbytes
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-    with file.open("r+b") as opened_file:
-        for view in range(len(array)):
-            for run in runs:
-                if len(run):
-                    place = array.offset + view * array.shape[1] * row + int(run[0]) * row
-                    os.posix_fallocate(opened_file.fileno(), place, len(run) * row)
+def mapped_whole(handle: BinaryIO, examples: int) -> Kept:
+    """Returns the features of a file that is known to be whole, to be written to."""
+    kept = mapped(handle, examples, shared=True)
+    assert kept is not None
+    return kept
+
+
+def mapped(handle: BinaryIO, examples: int, *, shared: bool) -> Kept | None:
+    """Returns the features in a file, a .npy with a byte more for each example: 1 where it is there.
+
+    Not shared, nothing is written back. None for a file that is damaged.
+    """
+    handle.seek(0)
+    try:
+        if np.lib.format.read_magic(handle) != (1, 0):
+            return None
+        shape, fortran, kind = np.lib.format.read_array_header_1_0(handle)
+    except ValueError:
+        return None
+    start, size = handle.tell(), math.prod(shape) * kind.itemsize
+    whole = len(shape) > 1 and shape[1] == examples and not fortran and not kind.hasobject
+    if not whole or handle.seek(0, os.SEEK_END) != start + size + examples:
+        return None
+    way = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | UNRESERVED
+    lying = mmap.mmap(handle.fileno(), 0, flags=way, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    array: Array = np.ndarray(shape, kind, lying, start)
+    return Kept(array, np.ndarray((examples,), np.uint8, lying, start + size), None, lying)
+
+
+def take_room(handle: BinaryIO, array: Array, rows: Integers) -> None:
+    """Takes space on the disk for rows of an array in a file: a full disk shows here, not at a later write."""
+    if not len(rows):
+        return
+    row, place = array[0, :1].nbytes, os.fstatvfs(handle.fileno())
+    if (needed := len(array) * len(rows) * row) > place.f_bavail * place.f_frsize:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed:,} bytes are needed")
+    handle.seek(0)
+    np.lib.format.read_magic(handle)
+    np.lib.format.read_array_header_1_0(handle)
+    start = handle.tell()
+    for view in range(len(array)):
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            os.posix_fallocate(handle.fileno(), start + (view * array.shape[1] + int(run[0])) * row, len(run) * row)
 
 
 @contextmanager
@@ -300,6 +352,9 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+# --------------------------------------------------------------------------------------------------- computing
 
 
 def check_kind(network: Network, dataset: Dataset) -> None:
@@ -311,33 +366,24 @@ def check_kind(network: Network, dataset: Dataset) -> None:
     raise DataError(f"{dataset.path} holds {dataset.kind}, and {network.identity} takes {wanted}", hint=hint)
 
 
-def compute(whole: Whole, wanted: Wanted, into: Sequence[Kept]) -> None:
-    """Computes clean and augmented features, each example read once, and puts them where they belong."""
+def compute(whole: Whole, amounts: Augment, into: Sequence[Kept], blocks: Sequence[Sequence[Integers]]) -> None:
+    """Puts the features of blocks of examples where they belong: clean ones in the first, views in the second."""
     dataset, listener = whole.dataset, whole.place.listener
-    task, viewed = f"features of {Path(dataset.path).name}", wanted.viewed if wanted.views else NOTHING
-    total = len(wanted.clean) + wanted.views * len(viewed)
+    clean, viewed = ({int(block[0]) for block in some} for some in (*blocks, ())[:2])
+    task, views = f"features of {Path(dataset.path).name}", len(into[1].array) if viewed else 0
+    asked = [block for block in whole.blocks if int(block[0]) in clean | viewed]
+    times = {int(block[0]): (int(block[0]) in clean) + views * (int(block[0]) in viewed) for block in asked}
+    total = sum(len(block) * times[int(block[0])] for block in asked)
     listener(Started(task, total, "images" if dataset.kind == "images" else "examples"))
-    order = whole.ordered(np.union1d(wanted.clean, viewed))
-    for start in range(0, len(order), CHUNK):
-        listener(Advanced(task, put(whole, wanted, order[start : start + CHUNK], into)))
+    for block in asked:
+        inputs = whole.read(block)
+        if int(block[0]) in clean:
+            into[0].put(0, block, whole.embedded(inputs))
+        for view in range(views if int(block[0]) in viewed else 0):
+            seeds = [view_seed(dataset, int(i), view) for i in block]
+            into[1].put(view, block, whole.embedded(augment(inputs.float(), amounts, seeds)))
+        listener(Advanced(task, len(block) * times[int(block[0])]))
     listener(Finished(task))
-
-
-def put(whole: Whole, wanted: Wanted, chunk: Integers, into: Sequence[Kept]) -> int:
-    """Puts the features of a chunk of examples where they belong and returns how many there were."""
-    inputs = whole.read(chunk)
-    plain = np.isin(chunk, wanted.clean)
-    if plain.any():
-        into[0].array[0, into[0].at(chunk[plain])] = whole.embedded(inputs[plain]).numpy()
-    seen = np.isin(chunk, wanted.viewed) if wanted.views else np.zeros(len(chunk), bool)
-    if not seen.any():
-        return int(plain.sum())
-    rows, pictures = into[1].at(chunk[seen]), inputs[seen].float()
-    for view in range(wanted.views):
-        seeds = [view_seed(whole.dataset, int(i), view) for i in chunk[seen]]
-        found = whole.embedded(augment(pictures, wanted.augment, seeds))
-        into[1].array[view, rows] = found.numpy()  # single precision is rounded to half
-    return int(plain.sum() + wanted.views * seen.sum())
 
 
 def view_seed(dataset: Dataset, index: int, view: int) -> int:

@@ -166,7 +166,7 @@ def test_a_step_of_a_pipeline_names_the_split_that_it_is_scored_on(place: Path) 
     """So that of a pipeline that holds each domain out in turn every cell can be named."""
     Path("../cells.toml").write_text(PIPELINE.replace('held_out = "field"\n', "") + STEP)
     found = parse_data_name("../cells.toml#run/lab")
-    assert (found.label, found.config.held_out, found.has_splits) == ("points", "lab", True)
+    assert (found.label, found.config.held_out, found.has_splits) == ("points (run/lab)", "lab", True)
     assert parse_data_name("../cells.toml#points").config.held_out is None
     with pytest.raises(DataError, match="no data set and no step 'base' that is scored") as caught:
         parse_data_name("../cells.toml#base")

@@ -128,6 +128,7 @@ def start(network: Network, task: Task, config: FineTune, crew: Crew = SOLO) -> 
     if config.lora is not None:
         leave_to_factors(network)
     parts = task.features.padded and task.labels.device.type == "cpu" and not config.compile and crew.size == 1
+    parts = parts and config.batch_norm != "train"  # statistics are of the whole batch
     tail = divided(Tail(network, config, parts=parts), config, crew, task.labels.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     draws = torch.Generator().manual_seed(seed_hash("batches", config.seed))

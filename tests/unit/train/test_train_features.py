@@ -1,10 +1,13 @@
 """What frozen stages make of images: computed once, the same from disk and from memory, never half written."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +62,7 @@ def test_disk_and_memory_give_the_same_and_the_second_time_nothing_is_computed(
 ) -> None:
     events: list[Event] = []
     memory, first = kept(network, dataset, None), kept(network, dataset, tmp_path / "cache", events)
-    assert events[0] == Started("features of bars.zip", 12 + 3 * 6, "images")
+    assert events[0] == Started("features of bars.zip", 24 + 3 * 24, "images")  # all of the block that they are in
     assert events[-1] == Finished("features of bars.zip")
     events.clear()
     second = kept(network, dataset, tmp_path / "cache", events)
@@ -75,15 +78,42 @@ def same(found: Features, other: Features, some: Wanted) -> None:
             assert torch.equal(augmented(found, view, image), augmented(other, view, image))
 
 
-def test_another_split_adds_what_is_not_there_yet(network: Network, dataset: Dataset, tmp_path: Path) -> None:
+def test_another_split_adds_the_blocks_that_are_not_there_yet(
+    network: Network, make_zip: MakeZip, tmp_path: Path
+) -> None:
+    dataset = load_dataset(DataConfig(str(make_zip(count=30)), image_size=32))  # 180 images, in blocks of 64
     events: list[Event] = []
-    kept(network, dataset, tmp_path / "cache")
-    other = Wanted(np.arange(8), np.arange(2, 8), 3, Augment())
+    first, other = wanted(), Wanted(np.arange(60, 100), np.arange(70, 90), 3, Augment())
     place = Place(2, CPU, tmp_path / "cache", events.append)
+    features(network, dataset, first, place)
+    events.clear()
     found = features(network, dataset, other, place)
-    assert events[0] == Started("features of bars.zip", 4 + 3 * 5, "images")  # all but 0, 2, 4, 6; all but 4
-    same(found, features(network, dataset, other, Place(2, CPU, None, lambda event: None)), other)
+    assert events[0] == Started("features of bars.zip", 64 + 3 * 64, "images")
+    in_memory = Place(2, CPU, None, lambda event: None)
+    same(found, features(network, dataset, other, in_memory), other)  # bit for bit, whatever was there before
+    same(features(network, dataset, first, place), features(network, dataset, first, in_memory), first)
+
+
+def test_a_cache_that_is_removed_meanwhile_is_missed_by_nobody(
+    network: Network, dataset: Dataset, tmp_path: Path
+) -> None:
+    def remove(event: Event) -> None:
+        if isinstance(event, Started):
+            shutil.rmtree(tmp_path / "cache")
+            kept(network, dataset, tmp_path / "cache")  # another process makes its own
+
+    found = features(network, dataset, wanted(), Place(2, CPU, tmp_path / "cache", remove))
+    same(found, kept(network, dataset, None), wanted())
     same(kept(network, dataset, tmp_path / "cache"), kept(network, dataset, None), wanted())
+
+
+def test_a_disk_with_too_little_room_is_left_as_it_was(
+    network: Network, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fstatvfs", lambda _handle: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    with pytest.raises(StorageFull, match="No space left on device, 196,608 bytes are needed"):
+        kept(network, dataset, tmp_path / "cache")
+    assert sum(512 * path.stat().st_blocks for path in (tmp_path / "cache").iterdir()) < 20_000
 
 
 def test_rows_of_a_run_that_was_stopped_do_not_count(network: Network, dataset: Dataset, tmp_path: Path) -> None:
@@ -100,16 +130,14 @@ def test_rows_of_a_run_that_was_stopped_do_not_count(network: Network, dataset: 
 def test_what_is_no_image_is_counted_as_an_example(network: Network, dataset: Dataset) -> None:
     events: list[Event] = []
     features(network, replace(dataset, kind="arrays"), wanted(views=0), Place(2, CPU, None, events.append))
-    assert events[0] == Started("features of bars.zip", 12, "examples")  # those to train on are among them
+    assert events[0] == Started("features of bars.zip", 24, "examples")  # those to train on are among them
 
 
 def test_nothing_but_the_result_stays(network: Network, dataset: Dataset, tmp_path: Path) -> None:
     kept(network, dataset, tmp_path)
     assert sorted(path.name.split(".", 1)[1] for path in tmp_path.iterdir() if path.suffix != ".zip") == [
-        "clean.done.npy",
         "clean.lock",
         "clean.npy",
-        "views.done.npy",
         "views.lock",
         "views.npy",
     ]
@@ -117,8 +145,8 @@ def test_nothing_but_the_result_stays(network: Network, dataset: Dataset, tmp_pa
 
 def test_a_damaged_cache_is_computed_again(network: Network, dataset: Dataset, tmp_path: Path) -> None:
     kept(network, dataset, tmp_path / "cache")
-    for name in ("*.views.npy", "*.clean.npy", "*.views.done.npy"):
-        for content in (b"", b"\x93NUMPY nonsense"):
+    for name in ("*.views.npy", "*.clean.npy"):
+        for content in (b"", b"\x93NUMPY nonsense", b"\x93NUMPY\x01\x00"):
             next((tmp_path / "cache").glob(name)).write_bytes(content)
             same(kept(network, dataset, tmp_path / "cache"), kept(network, dataset, None), wanted())
 

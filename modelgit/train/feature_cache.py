@@ -261,8 +261,8 @@ def opened(asked: Mapping[Path, Integers], examples: int) -> list[Kept] | None:
 def extended(asked: Mapping[Path, Integers], whole: Whole, wanted: Wanted) -> list[Kept]:
     """Returns what is kept in files after adding what is missing; those that are absent or damaged are made."""
     with ExitStack() as stack:
-        views = (1, wanted.views)
-        handles = [usable(file, whole, views[i], stack) for i, file in enumerate(asked)]
+        kinds = ((0, 1), (1, wanted.views))  # which numbers they are, and how many views
+        handles = [usable(file, whole, kind, stack) for file, kind in zip(asked, kinds, strict=False)]
         there = [mapped_whole(handle, whole.count) for handle in handles]
         blocks = [whole.around(kept.missing(each)) for kept, each in zip(there, asked.values(), strict=True)]
         rows = [np.sort(np.concatenate([NOTHING, *some])) for some in blocks]
@@ -278,7 +278,7 @@ def extended(asked: Mapping[Path, Integers], whole: Whole, wanted: Wanted) -> li
     return [kept for kept in again if kept is not None]  # all of them are: they are mapped already
 
 
-def usable(file: Path, whole: Whole, views: int, stack: ExitStack) -> BinaryIO:
+def usable(file: Path, whole: Whole, what: tuple[int, int], stack: ExitStack) -> BinaryIO:
     """Returns a file of features, open to be added to: the one that is there, or a new one with nothing done yet."""
     try:
         handle = stack.enter_context(file.open("r+b"))
@@ -286,11 +286,11 @@ def usable(file: Path, whole: Whole, views: int, stack: ExitStack) -> BinaryIO:
             return handle
     except FileNotFoundError:
         pass
-    shape, numbers = whole.layout(int(whole.blocks[0][0]))
+    (shape, numbers), (number, views) = whole.layout(int(whole.blocks[0][0])), what
     scratch = file.with_name(f"{file.stem}.{os.getpid()}.tmp")
     try:
         made = stack.enter_context(scratch.open("w+b"))
-        kind = np.dtype(numbers[0] if views == 1 and ".clean" in file.name else numbers[1])
+        kind = np.dtype(numbers[number])
         header = {"descr": kind.str, "fortran_order": False, "shape": (views, whole.count, *shape)}
         np.lib.format.write_array_header_1_0(made, header)
         size = views * whole.count * math.prod(shape) * kind.itemsize
@@ -337,10 +337,7 @@ def take_room(handle: BinaryIO, array: Array, rows: Integers) -> None:
     row, place = array[0, :1].nbytes, os.fstatvfs(handle.fileno())
     if (needed := len(array) * len(rows) * row) > place.f_bavail * place.f_frsize:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed:,} bytes are needed")
-    handle.seek(0)
-    np.lib.format.read_magic(handle)
-    np.lib.format.read_array_header_1_0(handle)
-    start = handle.tell()
+    start = os.fstat(handle.fileno()).st_size - array.shape[1] - array.nbytes  # behind it is what is done
     for view in range(len(array)):
         for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
             os.posix_fallocate(handle.fileno(), start + (view * array.shape[1] + int(run[0])) * row, len(run) * row)

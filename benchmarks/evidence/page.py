@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.evidence.measuring import Line
+from benchmarks.evidence.midpoints import chosen
 from benchmarks.evidence.story import BEST, ERM, INTER, RECYCLING, SHARES, SOUP, Standing, Story
 from modelgit.porcelain.evidence.claims import Claim
 from modelgit.report.chart import Row as Bar
@@ -27,6 +28,10 @@ GROWING = (
     "The mean of k runs of one cell, for more and more of them: neighbours on a ring, at most four means for each k. "
     "If averaging cuts variance alone, accuracy comes near a − b / k: b is what a single run lacks of endlessly many."
 )
+RULE = (
+    "The largest learning rate at which, on validation, the middle of two recycled runs lies above the mean of its "
+    "ends, by at least the standard error of that over cells. No held-out example is asked for."
+)
 COMPARED = {ERM: "single run", BEST: "best single run", SOUP: "soup", RECYCLING: "recycling"}
 
 
@@ -47,8 +52,7 @@ def page(stories: Sequence[Story], size: str, seconds: dict[str, float]) -> str:
 def tiles(stories: Sequence[Story]) -> list[Tile]:
     """Returns the headline differences of each pipeline."""
     found = []
-    for story in stories:
-        recycling = next(row for row in story.standings if row.strategy == RECYCLING)
+    for story, recycling in ((s, row) for s in stories for row in s.standings if row.strategy == RECYCLING):
         for other, word in ((SOUP, "soup"), (ERM, "single run")):
             if other in recycling.against:
                 gap = recycling.against[other]
@@ -63,6 +67,8 @@ def interval(found: Interval, scale: float = 100) -> str:
 
 def sections_of(story: Story) -> list[Section]:
     """Returns the table of a pipeline, its claims, and what else it shows."""
+    if story.midpoints:
+        return [Section(story.title, [RULE], [midpoint_table(story)])]
     parts: list[Picture | Table] = [
         Picture(chart(story.standings), f"{story.name}: strategies"),
         table(story.standings, paper=story.name in PAPERS_BESIDE),
@@ -89,7 +95,11 @@ def markdown(stories: Sequence[Story]) -> str:
     """Returns the tables as Markdown, for documents."""
     parts = list[str]()
     for story in stories:
-        parts += [f"### {story.title}", *rows_of(table(story.standings, paper=story.name in PAPERS_BESIDE))]
+        parts.append(f"### {story.title}")
+        if story.midpoints:
+            parts += rows_of(midpoint_table(story))
+            continue
+        parts += rows_of(table(story.standings, paper=story.name in PAPERS_BESIDE))
         verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
         parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
         if story.predictors:
@@ -104,7 +114,8 @@ def markdown(stories: Sequence[Story]) -> str:
 
 def rows_of(found: Table) -> list[str]:
     """Returns a table as lines of Markdown."""
-    rows = [found.head, ["---"] * len(found.head), *found.rows]
+    body = [(f"**{row[0]}**", *row[1:]) if i in found.strong else row for i, row in enumerate(found.rows)]
+    rows = [found.head, ["---"] * len(found.head), *body]
     return ["", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
@@ -117,7 +128,7 @@ def predictors_of(story: Story) -> Table:
 def pictures(stories: Sequence[Story]) -> dict[str, str]:
     """Returns the pictures as SVG files, by name."""
     found = dict[str, str]()
-    for story in stories:
+    for story in (story for story in stories if story.standings):
         drawn = [("strategies", Picture(chart(story.standings), f"{story.name}: strategies"))]
         drawn += [(claim.name, picture_of(story, claim)) for claim in story.claims]
         drawn += [("more runs", growth_picture(story))] if story.curves else []
@@ -286,6 +297,24 @@ def growth_table(story: Story) -> Table:
     return Table(
         head, rows, words=2, caption="Accuracy in percent of the mean of k runs, and a − b / k by least squares."
     )
+
+
+def midpoint_table(story: Story) -> Table:
+    """Returns what the middles of runs have at each learning rate; the rate that the rule takes is marked."""
+    head = ("learning rate", "middle − ends, points", "worst pair", "pairs below 0", "single runs, validation")
+    rows = [
+        (
+            f"{one.rate:.0e}".replace("e-0", "e-"),
+            f"{100 * one.gap:+.1f} ± {100 * one.error:.1f}",
+            f"{100 * one.worst:+.1f}",
+            f"{one.below} of {one.pairs}",
+            f"{100 * one.single:.1f}",
+        )
+        for one in story.midpoints
+    ]
+    taken = chosen(story.midpoints)
+    strong = frozenset(i for i, one in enumerate(story.midpoints) if one.rate == taken)
+    return Table(head, rows, strong=strong, caption="Mean over pairs ± standard error over cells.")
 
 
 def unseen_picture(story: Story) -> Picture:

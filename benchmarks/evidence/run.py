@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.evidence import data
 from benchmarks.evidence.growing import curves
 from benchmarks.evidence.measuring import measured, unseen
+from benchmarks.evidence.midpoints import midpoints
 from benchmarks.evidence.page import markdown, page, pictures
 from benchmarks.evidence.story import ERM, RECYCLING, SOUP, Story, Told, claims_of, predictors, standings
 from modelgit.cli.screen.progress import listener_for
@@ -41,10 +42,13 @@ SHARED = {  # pipelines in the repository of another, with its steps
     "emojidg-many": "emojidg",
     "emojidg-rates": "emojidg",
     "vader4-ways": "vader4",
+    "vader4-rates": "vader4",
 }
-# Those that add to the table of another, and to nothing else of it; and, members of several splits, to curves too.
-TABLES = ("emojidg-rivals", "emojidg-ways", "emojidg-rates")
+# Those that add to the table of another, and to nothing else of it; and, members of several splits, to curves too; and
+# those that try learning rates, by validation alone.
+TABLES = ("emojidg-rivals", "emojidg-ways")
 SPLITS = ("emojidg-many",)
+RATES = ("emojidg-rates", "vader4-rates")
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
 NIGHT = ("variables.seed=[0,1,2]", "train.steps=200", "train.batch=24", "data.sentiment.limit_per_class=1000")
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -58,6 +62,7 @@ SIZES: dict[str, dict[str, tuple[str, ...]]] = {
         "emojidg-long": (),
         "vader4": NIGHT,
         "vader4-ways": NIGHT,
+        "vader4-rates": (),
         "rotated-digits": ("variables.seed=[0,1,2,3,4]", 'variables.held=["0","15","30","45","60","75"]'),
         "colored-digits": ("variables.seed=[0,1,2,3,4]",),
     },
@@ -111,6 +116,9 @@ def story(name: str, arguments: argparse.Namespace, overrides: tuple[str, ...], 
     began, workers, out = time.monotonic(), arguments.workers, arguments.out
     repository = out / SHARED.get(name, name)
     told = Told(carry_out(PIPELINE_FILES / f"{name}.toml", Options(overrides, repository, workers=workers), listener))
+    if name in RATES:
+        tried = midpoints(repository, told.rates(), workers, listener)
+        return Story(name, told.done.pipeline.info.title, (), (), (), time.monotonic() - began, midpoints=tried)
     flipped, adds = name == "colored-digits", name in (*TABLES, *SPLITS)
     paths = not (flipped or adds)  # of a spurious correlation the one claim is of strategies, not of pairs
     asked = [] if name in TABLES else told.places()

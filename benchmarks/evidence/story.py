@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.evidence.growing import Curve
 from benchmarks.evidence.measuring import Line, Place, Run
+from benchmarks.evidence.midpoints import Midpoint
 from modelgit.pipeline.outcome import chosen
 from modelgit.pipeline.start import Carried
 from modelgit.porcelain.evidence import claims
@@ -39,7 +40,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What one pipeline says: its table, the claims it can speak of, the paths and the means that were measured."""
+    """What one pipeline says: its table, the claims it can speak of, the paths and the means that were measured.
+
+    One that tries learning rates has `midpoints`, and neither table nor claims.
+    """
 
     name: str
     title: str
@@ -50,6 +54,7 @@ class Story:
     unseen: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     predictors: Mapping[str, tuple[float, Interval]] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
+    midpoints: tuple[Midpoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,11 @@ class Told:
             answered(job.name, start_of(job), examples_of(job), scores[job.name].row) for job in self.jobs(strategy)
         ]
 
-    def places(self) -> list[Place]:
-        """Returns the cells with their runs, of one start and of different ones."""
+    def places(self, plain: str = ERM, recycled: str = INTER) -> list[Place]:
+        """Returns the cells with their runs, of one start and of different ones, of two rows of the table."""
         runs = dict[tuple[str, str], tuple[list[Run], list[Run]]]()
         data = dict[tuple[str, str], DataConfig]()
-        for number, strategy in enumerate((ERM, INTER)):
+        for number, strategy in enumerate((plain, recycled)):
             for job in self.jobs(strategy):
                 assert job.evaluate is not None and job.evaluate.held_out is not None  # all of them are tested
                 cell = job.evaluate.held_out, str(job.bindings.get("seed", 0))
@@ -93,6 +98,11 @@ class Told:
                 data[cell] = job.evaluate
         frozen = self.done.pipeline.frozen_stages
         return [Place(*cell, data[cell], frozen, *map(in_turn, both)) for cell, both in runs.items()]
+
+    def rates(self) -> dict[float, list[Place]]:
+        """Returns the cells of each row of the table by its learning rate, where every row has one of its own."""
+        rows = {name: self.jobs(name)[0].bindings["rate"] for name in self.strategies}
+        return {float(str(rate)): self.places(name, name) for name, rate in rows.items()}
 
 
 def in_turn(runs: Sequence[Run]) -> tuple[Run, ...]:

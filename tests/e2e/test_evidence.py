@@ -1,6 +1,8 @@
 """The evidence program: what a pipeline's runs say about the paper's claims, at a size of seconds."""
 
+import fnmatch
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 
 from benchmarks.evidence.growing import Growth, curves, sizes, windows
 from benchmarks.evidence.measuring import Line, looked_at
+from benchmarks.evidence.midpoints import chosen, middles, midpoint
 from benchmarks.evidence.page import PAPERS, markdown, page, pictures
-from benchmarks.evidence.run import PIPELINES, SHARED, SIZES, SPLITS, TABLES, claim_json
+from benchmarks.evidence.run import PIPELINES, RATES, SHARED, SIZES, SPLITS, TABLES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.recipe.pipeline import load_pipeline
@@ -102,7 +105,7 @@ of = ["ensemble/*"]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def little(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
     place = tmp_path_factory.mktemp("evidence")
     rng = np.random.default_rng(0)
     y = np.arange(240) % 2
@@ -113,8 +116,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     z = rng.normal(0, 1, (120, 6)).astype(np.float32)
     np.savez(place / "aux.npz", x=z, y=(z[:, 1] > 0).astype(int), classes=np.array(["low", "high"]))
     (place / "little.toml").write_text(PIPELINE)
-    told = Told(carry_out(place / "little.toml", Options((), place / "models", workers=1)))
-    found = [looked_at(place / "models", cell, paths=True) for cell in told.places()]
+    return place / "models", Told(carry_out(place / "little.toml", Options((), place / "models", workers=1)))
+
+
+@pytest.fixture(scope="module")
+def story(little: tuple[Path, Told]) -> Story:
+    repository, told = little
+    found = [looked_at(repository, cell, paths=True) for cell in told.places()]
     lines = [line for some, _ in found for line in some]
     growths = [growth for _, some in found for growth in some]
     return Story(
@@ -204,6 +212,32 @@ def test_a_barrier_is_what_the_worst_point_lacks() -> None:
     assert line.gain(line.held_out) == pytest.approx(-0.2)
 
 
+def test_middles_are_those_of_the_paths_on_validation(little: tuple[Path, Told], story: Story) -> None:
+    repository, told = little
+    cells = [middles(repository, place) for place in told.places()]
+    recycled = [line for line in story.lines if line.starts == ("aux", "base")]
+    assert [len(runs) for runs, _ in cells] == [2, 2]
+    for (runs, middle), line in zip(cells, recycled, strict=True):
+        assert runs == pytest.approx([line.validation[0], line.validation[-1]])
+        assert middle == pytest.approx([line.validation[2]])
+    found = midpoint(0.03, cells)
+    assert found.gap == pytest.approx(np.mean([line.gain(line.validation) for line in recycled]))
+    assert found.pairs == 2 and found.single == pytest.approx(np.mean([runs for runs, _ in cells]))
+
+
+def test_the_rule_takes_the_largest_rate_whose_middles_are_above_their_ends() -> None:
+    steady = midpoint(1e-4, [([0.6, 0.6], [0.62]), ([0.5, 0.7], [0.63])])
+    assert (steady.gap, steady.error, steady.below) == pytest.approx((0.025, 0.005, 0))
+    faster = midpoint(3e-4, [([0.6, 0.6, 0.6], [0.64, 0.66]), ([0.6, 0.6, 0.6], [0.66, 0.64])])
+    apart = midpoint(1e-3, [([0.6, 0.6], [0.66]), ([0.6, 0.6], [0.55])])
+    assert (apart.gap, apart.worst, apart.below) == pytest.approx((0.005, -0.05, 1))
+    assert chosen([steady, faster, apart]) == 3e-4 and chosen([apart]) is None
+    tried = Story("rates", "Rates", (), (), (), 1.0, midpoints=(steady, faster, apart))
+    assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 |" in markdown([tried])
+    assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 |" in markdown([tried])
+    assert "3e-4" in page([tried], "paper", {"evidence": 1.0, "data": 0.0}) and pictures([tried]) == {}
+
+
 def test_the_demo_is_a_part_of_the_paper_size() -> None:
     assert set(SIZES["demo"]) < set(SIZES["paper"]) == set(PIPELINES)
     assert {file.stem for file in (ROOT / "benchmarks/recycling").glob("*.toml")} == set(PIPELINES)
@@ -211,7 +245,14 @@ def test_the_demo_is_a_part_of_the_paper_size() -> None:
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("emojidg-rivals", 30), ("emojidg-ways", 30), ("vader4-ways", 20), ("emojidg-many", 40), ("emojidg-rates", 30)],
+    [
+        ("emojidg-rivals", 30),
+        ("emojidg-ways", 30),
+        ("vader4-ways", 20),
+        ("emojidg-many", 40),
+        ("emojidg-rates", 8),
+        ("vader4-rates", 8),
+    ],
 )
 def test_siblings_share_the_steps_of_the_first(name: str, least: int) -> None:
     first, second = (load_pipeline(ROOT / f"benchmarks/recycling/{one}.toml") for one in (SHARED[name], name))
@@ -234,6 +275,11 @@ def test_each_real_benchmark_has_the_rows_of_the_papers_table(first: str, withou
 def test_every_pipeline_has_what_the_claims_are_about(name: str) -> None:
     pipeline = load_pipeline(ROOT / f"benchmarks/recycling/{name}.toml")
     strategies = {row.strategy for row in pipeline.report}
+    if name in RATES:
+        at = [re.compile(fnmatch.translate(row.of[0])) for row in pipeline.report]
+        rates = [{job.bindings["rate"] for job in pipeline.jobs if pattern.match(job.name)} for pattern in at]
+        assert [len(found) for found in rates] == [1, 1, 1] and set.union(*rates) == {1e-4, 3e-4, 1e-3}
+        return
     assert {"erm", "inter-training", "diwa", "recycling"} <= strategies
     assert name in (*TABLES, *SPLITS) or "recycling-ensemble" in strategies
     assert name != "emojidg" or set(SHARES.values()) <= strategies

@@ -80,6 +80,19 @@ def test_groups_of_a_column_are_told_apart(place: Path, capfd: pytest.CaptureFix
     assert "accuracy gap: young above old\n" in capfd.readouterr().out
 
 
+def test_a_group_may_lack_a_class(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with np.load(place.parent / "points.npz") as arrays:
+        kept = ~((arrays["age"] == "old") & (arrays["y"] == 1))
+        parts = {name: arrays[name][kept] for name in ("x", "y", "age", "domain")}
+        np.savez(place.parent / "fewer.npz", **parts, classes=arrays["classes"], domains=arrays["domains"])
+    found = evaluated(capfd, "--on", "../fewer.npz", "--by", "age")
+    assert found["values"]["accuracy/young"] > 0.9 > 0.2 > found["values"]["accuracy/old"]
+    assert found["worst_group"] == ["left", "old"]
+    lacking = ("--set", "data.path=fewer.npz", "--set", "data.columns.domain=age")
+    assert main(["commit", "--recipe", "../recipe.toml", *lacking]) == DataError.exit_code
+    assert "domains have different classes: no examples in old/right" in capfd.readouterr().err
+
+
 def test_a_report_tells_the_groups_of_a_column_apart(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["commit", "--recipe", "../recipe.toml", "--set", "train.steps=80"]) == 0
     capfd.readouterr()

@@ -49,7 +49,7 @@ def load_images(config: DataConfig) -> Dataset:
     """Returns the images that `config` names; they are decoded when they are asked for.
 
     Raises:
-        DataError: they are missing, not in the layout, or domains have different classes.
+        DataError: they are missing, or not in the layout.
     """
     path = Path(config.path)
     items = sorted(items_of(path), key=lambda item: (item.domain, item.label, item.name))

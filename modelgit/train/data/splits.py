@@ -6,15 +6,18 @@ fifth held back. With groups whole names are held back, in every domain at once.
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from modelgit.errors import DataError
 from modelgit.train.config import DataConfig, seed_hash, shard_of
 from modelgit.train.data.dataset import Dataset, Integers
+from modelgit.train.data.doubts import doubts
 
 PLACES = 10_000
 FINE = 1000
+NAMED = 5  # how many gaps an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +33,48 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     """Returns the split of `dataset` that `config` describes.
 
     Raises:
-        DataError: a part is empty: too few examples for the split; a domain that the data does not have.
+        DataError: a part is empty: too few examples for the split; a class has none to train on, or a domain none of
+            it; a domain that the data does not have.
     """
     for domain in (*config.domains, *([config.validate_on] if config.validate_on is not None else [])):
         if domain not in dataset.domains:
             hint = f"domains: {', '.join(dataset.domains)}"
             raise DataError(f"{dataset.path}: no domain is called '{domain}'", hint=hint)
+    refuse_different_classes(dataset)
     parts = named_split(dataset, config) if config.group == "name" else domainbed_split(dataset, config)
-    parts = sharded(narrowed(parts, dataset, config), dataset, config)
+    parts = narrowed(parts, dataset, config)
+    refuse_untrained_class(dataset, parts)
+    parts = sharded(parts, dataset, config)
     test = {config.held_out: parts.test} if config.held_out is not None else {}
     for kind, domains in (("training", parts.train), ("validation", parts.validation), ("test", test)):
         for domain, indices in domains.items():
             if not len(indices):
                 raise too_few(dataset, config, domain, kind)
     return parts
+
+
+def refuse_different_classes(dataset: Dataset) -> None:
+    """Raises DataError if a domain lacks a class that another has: it cannot be learned or tested there."""
+    classes, domains = dataset.classes, dataset.domains
+    found = set(np.unique(dataset.domain_ids * len(classes) + dataset.labels).tolist())
+    pairs = ((d, c) for d in range(len(domains)) for c in range(len(classes)))
+    missing = list(islice((f"{domains[d]}/{classes[c]}" for d, c in pairs if d * len(classes) + c not in found), NAMED))
+    if missing:
+        odd = doubts(dataset.labels, classes)
+        hint = f"mistyped? class {odd}" if odd else "classes that a domain lacks cannot be learned or tested there"
+        told = f"domains have different classes: no examples in {', '.join(missing)}"
+        raise DataError(f"{dataset.path}: {told}", hint=hint)
+
+
+def refuse_untrained_class(dataset: Dataset, parts: Split) -> None:
+    """Raises DataError if a split leaves no example of a class to train on."""
+    labels = dataset.labels[np.concatenate([*parts.train.values()])] if parts.train else dataset.labels[:0]
+    if len(labels) and (none := set(range(len(dataset.classes))) - set(np.unique(labels).tolist())):
+        number = min(none)
+        told = f"no example of class '{dataset.classes[number]}' is left to train on"
+        count = int((dataset.labels == number).sum())
+        hint = f"there are {count}, all validated or tested on; more of it, another trial, or a smaller share"
+        raise DataError(f"{dataset.path}: {told}", hint=f"{hint}: validation_fraction, test_fraction")
 
 
 def narrowed(parts: Split, dataset: Dataset, config: DataConfig) -> Split:

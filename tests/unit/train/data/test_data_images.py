@@ -17,6 +17,7 @@ from modelgit.train.config import DataConfig
 from modelgit.train.data import images, rows
 from modelgit.train.data.dataset import arrays_of
 from modelgit.train.data.loading import load_dataset
+from modelgit.train.data.splits import split
 
 MakeZip = Callable[..., Path]
 
@@ -161,8 +162,9 @@ def test_missing_empty_and_unknown_are_told_apart(make_zip: MakeZip, tmp_path: P
 def test_a_class_that_a_domain_lacks_is_named(make_zip: MakeZip, tmp_path: Path) -> None:
     zipfile.ZipFile(make_zip(count=1)).extractall(tmp_path / "out")
     (tmp_path / "out" / "leaf" / "standing" / "standing-0.png").unlink()
+    asked = config(tmp_path / "out")
     with pytest.raises(DataError, match="no examples in leaf/standing"):
-        load_dataset(config(tmp_path / "out"))
+        split(load_dataset(asked), asked)
 
 
 def test_an_image_of_no_class_is_named_with_its_file(make_zip: MakeZip, tmp_path: Path) -> None:

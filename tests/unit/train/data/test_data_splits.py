@@ -1,6 +1,7 @@
 """Splits: DomainBed's to the letter without groups; with them no name stands on two sides."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,33 @@ def test_an_oracle_looks_at_a_part_of_the_held_out_domain_and_tests_on_the_rest(
 def test_parts_that_there_are_not_are_refused(make_zip: MakeZip, settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         parts(make_zip(count=4), **settings)
+
+
+def table(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("text,label,domain\n" + "".join(f"text {i},{label},{d}\n" for i, (label, d) in enumerate(rows)))
+    return path
+
+
+def test_domains_of_different_classes_are_no_split(tmp_path: Path) -> None:
+    rows = [("x", "p"), ("y", "p"), ("x", "q"), ("x", "q"), ("y", "r"), ("x", "r")]
+    config = DataConfig(str(table(tmp_path / "t.csv", rows)))
+    with pytest.raises(DataError, match=r"domains have different classes: no examples in q/y") as caught:
+        split(load_dataset(config), config)
+    assert caught.value.hint == "classes that a domain lacks cannot be learned or tested there"
+
+
+def test_a_class_whose_examples_all_validate_is_refused(tmp_path: Path) -> None:
+    rows = [("xy"[i % 2], "p") for i in range(24)] + [("rare", "p")]
+    config = DataConfig(str(table(tmp_path / "t.csv", rows)))
+    dataset = load_dataset(config)
+    trials = [replace(config, trial=trial) for trial in range(12)]
+    at = len(rows) - 1
+    lost = [t for t in trials if at in shuffled_keys(len(rows), t.trial, 0)[: len(rows) // 5]]
+    assert 0 < len(lost) < len(trials)
+    for trial in trials:
+        if trial in lost:
+            with pytest.raises(DataError, match="no example of class 'rare' is left to train on") as caught:
+                split(dataset, trial)
+            assert str(caught.value.hint).startswith("there are 1, all validated or tested on")
+        else:
+            assert at in split(dataset, trial).train["p"]

@@ -230,3 +230,12 @@ def test_weights_by_another_hand_are_told_tensor_by_tensor(place: Path) -> None:
     git("commit", "-q", "-a", "--amend", "-m", message)
     with pytest.raises(DifferencesFound, match=r"gave other weights: second\.bias; second\.bias differs by 0\.25"):
         verified(".")
+
+
+def test_another_version_of_modelgit_is_named_where_bits_may_differ(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository().train("recipe.toml", overrides=["train.steps=2"])
+    assert verified(".").notes == ()
+    monkeypatch.setattr("modelgit.porcelain.training.rerunning.VERSION", "99.0")
+    assert verified(".").notes == (f"modelgit: then {modelgit.__version__}, now 99.0",)

@@ -20,6 +20,7 @@ from modelgit.repo.repository import Repository
 from modelgit.train.config import DataConfig, FineTune
 from modelgit.train.networks.factory import source_digest
 from modelgit.train.task import TrainResult, Workbench
+from modelgit.version import VERSION
 
 TRAINED = ("train", "probe")
 TOLERANCE = 0.05  # of the length of the way from the start, where two devices cannot agree bit for bit
@@ -178,9 +179,10 @@ def furthest(one: State, other: State, name: str) -> float:
 def changes_since(record: Record, device: str) -> tuple[str, ...]:
     """Returns what decides bits and is not as it was when the commit was made."""
     versions, machine = record.details.get("versions"), record.details.get("machine")
-    then_torch = versions.get("torch") if isinstance(versions, dict) else None
+    then = versions if isinstance(versions, dict) else {}
     then_cpu = machine.get("cpu") if isinstance(machine, dict) else None
-    now = {"PyTorch": (then_torch, torch_version()), "device": (record.details.get("device"), device)}
+    now = {"modelgit": (then.get("modelgit"), VERSION), "PyTorch": (then.get("torch"), torch_version())}
+    now |= {"device": (record.details.get("device"), device)}
     if (processes := shared_by(record, "processes")) > 1:
         now["processes"] = (str(processes), "1")
     if (digest := source_digest(record.architecture or "")) is not None:

@@ -24,6 +24,7 @@ from modelgit.porcelain.scores import data_for
 from modelgit.porcelain.training.rerunning import Retrained, rerun
 from modelgit.repo.repository import Repository
 from modelgit.train.networks.registry import build_network
+from modelgit.version import VERSION
 
 RECIPE = """
 architecture = "mlp"
@@ -238,4 +239,4 @@ def test_another_version_of_modelgit_is_named_where_bits_may_differ(
     repository().train("recipe.toml", overrides=["train.steps=2"])
     assert verified(".").notes == ()
     monkeypatch.setattr("modelgit.porcelain.training.rerunning.VERSION", "99.0")
-    assert verified(".").notes == (f"modelgit: then {modelgit.__version__}, now 99.0",)
+    assert verified(".").notes == (f"modelgit: then {VERSION}, now 99.0",)

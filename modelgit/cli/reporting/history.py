@@ -26,8 +26,9 @@ def day(date: int) -> str:
 
 
 def board_name(board: Board) -> str:
-    """Returns what a data set is called."""
-    return f"{board.data}, {board.held_out} held out" if board.held_out else board.data
+    """Returns what a data set and its split are called."""
+    held_out = f"{board.held_out} held out" if board.held_out else ""
+    return ", ".join(word for word in (board.data, held_out, board.part) if word)
 
 
 # ------------------------------------------------------------------------------------------------ lineage

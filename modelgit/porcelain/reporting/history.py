@@ -111,8 +111,10 @@ def is_ensemble(score: Score) -> bool:
 
 def board(data: str, split: str, rows: tuple[Standing, ...]) -> Board:
     """Returns the scores on one split of a data set."""
-    held_out = (parse_row(split) or {}).get("held_out")
-    return Board(data, split, held_out if isinstance(held_out, str) else None, rows)
+    key = parse_row(split) or {}
+    held_out, numbers = key.get("held_out"), ((word, key.get(word)) for word in ("fold", "trial"))
+    part = ", ".join(f"{word} {number}" for word, number in numbers if isinstance(number, int) and number)
+    return Board(data, split, held_out if isinstance(held_out, str) else None, rows, part)
 
 
 def best_before(entries: Sequence[LogEntry], scores: Mapping[str, Sequence[Score]]) -> dict[str, Bests]:

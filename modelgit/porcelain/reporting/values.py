@@ -69,12 +69,16 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One split of one data set: what versions scored on it, oldest first. `held_out` names the unseen domain."""
+    """One split of one data set: what versions scored on it, oldest first. `held_out` names the unseen domain.
+
+    `part` tells which fold and trial it is, where it is not the first.
+    """
 
     data: str
     split: str
     held_out: str | None
     rows: tuple[Standing, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from modelgit.cli.reporting.history import board_name
 from modelgit.porcelain.reporting.history import best_before, boards, model, name_of, newest, standing
 from modelgit.porcelain.scorebook import Score, parse_scores
 from modelgit.repo.values import LogEntry
@@ -43,6 +44,15 @@ def test_ancestors_that_are_not_shown_count_too() -> None:
     assert best_before(HISTORY, SCORES)["d"] == {SPLIT: 0.7}
     shown = [HISTORY[0]]
     assert boards(shown, HISTORY, SCORES)[0].rows[0].forgotten == pytest.approx(0.05)
+
+
+def test_splits_of_one_data_set_are_told_apart() -> None:
+    texts = ('{"held_out": "noto", "fold": 0, "trial": 0}', '{"held_out": "noto", "fold": 2, "trial": 1}', "[1]")
+    scores = {"a": [Score("emoji", text, {"val_accuracy": 0.5}) for text in texts]}
+    found = {one.split: one for one in boards([HISTORY[-1]], HISTORY, scores)}
+    assert [board_name(found[text]) for text in texts] == [
+        "emoji, noto held out", "emoji, noto held out, fold 2, trial 1", "emoji"
+    ]  # fmt: skip
 
 
 def test_scores_of_ensembles_are_of_no_version() -> None:

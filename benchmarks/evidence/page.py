@@ -207,10 +207,11 @@ def verdict_picture(claim: Claim) -> Picture:
 
 def kinds(story: Story) -> list[tuple[str, str, list[Line]]]:
     """Returns the measured paths of either kind, with words and a colour."""
-    return [
+    found = [
         (words, colour, [line for line in story.lines if (line.starts[0] != line.starts[1]) == apart])
         for words, colour, apart in (("different starts", RED, True), ("one start", BLUE, False))
     ]
+    return [kind for kind in found if kind[2]]
 
 
 def paths_picture(story: Story, claim: Claim) -> Picture:

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,13 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
     assert all(svg.startswith("<svg") for svg in pictures([story]).values())
     assert "little-connected.svg" in pictures([story])
     assert "| recycling ≥ soup |" in markdown([story])
+
+
+def test_paths_of_one_kind_alone_are_drawn(story: Story) -> None:
+    alone = replace(story, lines=tuple(line for line in story.lines if line.starts == ("aux", "base")))
+    drawn = pictures([alone])["little-connected.svg"]
+    assert "different starts" in drawn and "one start" not in drawn
+    assert set(pictures([alone])) == set(pictures([story]))
 
 
 def test_means_of_more_runs_end_where_single_runs_and_soups_stand(story: Story) -> None:

@@ -286,7 +286,7 @@ def test_every_pipeline_has_what_the_claims_are_about(name: str) -> None:
     if name in RATES:
         at = [re.compile(fnmatch.translate(row.of[0])) for row in pipeline.report]
         rates = [{job.bindings["rate"] for job in pipeline.jobs if pattern.match(job.name)} for pattern in at]
-        assert [len(found) for found in rates] == [1, 1, 1] and set.union(*rates) == {1e-4, 3e-4, 1e-3}
+        assert {len(found) for found in rates} == {1} and set.union(*rates) >= {1e-4, 3e-4, 1e-3}
         return
     assert {"erm", "inter-training", "diwa", "recycling"} <= strategies
     assert name in (*TABLES, *SPLITS) or "recycling-ensemble" in strategies

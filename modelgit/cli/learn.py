@@ -67,6 +67,7 @@ def register_run(app: typer.Typer) -> None:
         """
         from modelgit.pipeline.start import Options, run_pipelines
 
+        session.goes_on = True
         only_, settings = tuple(only or ()), tuple(cluster or ())
         options = Options(tuple(set_ or ()), repo, report, workers, device, only_, on, settings, together)
         with drawing(session.listener, tensorboard, mlflow) as listener:

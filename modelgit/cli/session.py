@@ -18,11 +18,15 @@ class UnreadError(Exception):
 
 @dataclass(slots=True)
 class Session:
-    """One run of the command line; --json and --quiet are known once the command is."""
+    """One run of the command line; --json and --quiet are known once the command is.
+
+    `goes_on` says that the command, given again, goes on where it was stopped.
+    """
 
     out: Output
     listener: Listener = field(default=ignore)
     opened: "Repository | None" = None
+    goes_on: bool = False
 
     def speak(self, *, as_json: bool, quiet: bool) -> None:
         """Takes the manner in which the command is to speak."""
@@ -45,5 +49,5 @@ class Session:
         except (ModelgitError, KeyboardInterrupt):
             moved = None
         if moved is None:
-            return "interrupted"
+            return "interrupted; the same command goes on from here" if self.goes_on else "interrupted"
         return f"interrupted, but {moved[0]} is at {moved[1][:10]} now: modelgit status tells what is left"

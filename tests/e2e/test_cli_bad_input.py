@@ -363,6 +363,8 @@ def test_an_interruption(models: Path, command: Command, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("modelgit.porcelain.versions.show", interrupted)
     assert command("show") == (130, "", "interrupted\n")
+    monkeypatch.setattr("modelgit.pipeline.start.run_pipelines", interrupted)
+    assert command("run", "p.toml") == (130, "", "interrupted; the same command goes on from here\n")
 
 
 @pytest.mark.parametrize("words", [("log",), ("du", "--json")])

@@ -1,6 +1,7 @@
 """The midpoint rule: the largest learning rate at which, on validation, averaging two recycled runs costs nothing.
 
-No held-out example is asked for here.
+A cell's held-out examples are not asked for. One rate for all cells is judged by validation in which a domain that is
+held out in one cell validates in others; so what each held-out domain's own cells say stands beside it.
 """
 
 import itertools
@@ -29,7 +30,8 @@ class Midpoint:
     """What the middle of neighbouring runs at one learning rate has beyond the mean of its ends, on validation.
 
     `gap` is the mean over pairs, `error` its standard error with cells as the units, `worst` the lowest of the pairs,
-    `below` how many of them lie below 0; `single` is the mean accuracy of the runs.
+    `below` how many of them lie below 0; `single` is the mean accuracy of the runs; `own` has the gap of the cells in
+    which each domain is held out.
     """
 
     rate: float
@@ -39,6 +41,10 @@ class Midpoint:
     below: int
     pairs: int
     single: float
+    own: Mapping[str, float]
+
+
+Middles = tuple[str, Sequence[float], Sequence[float]]  # a cell's held-out domain; accuracies of runs, and of middles
 
 
 def midpoints(
@@ -52,7 +58,7 @@ def midpoints(
     return tuple(midpoint(rate, [part for other, part in parts if other == rate]) for rate in sorted(rates))
 
 
-def middles(repository: Path, place: Place) -> tuple[list[float], list[float]]:
+def middles(repository: Path, place: Place) -> Middles:
     """Returns the validation accuracies of a cell's recycled runs, and of the middles of neighbours."""
     repo = Repository.open(repository)
     model = known_model(repo, place.recycled[0].commit)
@@ -64,17 +70,20 @@ def middles(repository: Path, place: Place) -> tuple[list[float], list[float]]:
 
     states = [read_state(weights_of(repo, run.commit), run.step) for run in place.recycled]
     pairs = itertools.pairwise(states)
-    return [accuracy(state) for state in states], [accuracy(between(a, b, 0.5)) for a, b in pairs]
+    single, middle = [accuracy(state) for state in states], [accuracy(between(a, b, 0.5)) for a, b in pairs]
+    return place.domain, single, middle
 
 
-def midpoint(rate: float, cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Midpoint:
-    """Returns what the pairs of all cells say of a rate; of each cell come the accuracies of runs and of middles."""
-    gaps = [np.array(middle) - (np.array(runs[1:]) + np.array(runs[:-1])) / 2 for runs, middle in cells]
+def midpoint(rate: float, cells: Sequence[Middles]) -> Midpoint:
+    """Returns what the pairs of all cells say of a rate."""
+    gaps = [np.array(middle) - (np.array(runs[1:]) + np.array(runs[:-1])) / 2 for _, runs, middle in cells]
     every, means = np.concatenate(gaps), np.array([gap.mean() for gap in gaps])
     error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
-    single = float(np.mean([runs for runs, _ in cells]))
+    single = float(np.mean([runs for _, runs, _ in cells]))
     below = int((every < 0).sum())
-    return Midpoint(rate, float(every.mean()), error, float(every.min()), below, len(every), single)
+    domains = [domain for domain, _, _ in cells]
+    own = {name: float(np.mean([m for d, m in zip(domains, means, strict=True) if d == name])) for name in domains}
+    return Midpoint(rate, float(every.mean()), error, float(every.min()), below, len(every), single, own)
 
 
 def chosen(found: Sequence[Midpoint]) -> float | None:

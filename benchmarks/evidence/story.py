@@ -22,6 +22,7 @@ from modelgit.train.measuring.intervals import Interval
 from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
 
 ERM, BEST, INTER, SOUP, RECYCLING = "erm", "erm-best", "inter-training", "diwa", "recycling"
+SLOW = "erm-slow"  # single runs at the rate that is best for them, where averages have another
 SHARES = {0.0: SOUP, 0.25: "share-1", 0.5: "share-2", 0.75: "share-3", 1.0: RECYCLING}
 
 
@@ -123,7 +124,7 @@ def standings(told: Told) -> tuple[Standing, ...]:
     """Returns the table: every strategy, and how it stands against single runs and the soup."""
     cells = {name: told.cells(name) for name in told.strategies}
     rows = {row.strategy: row for row in told.done.outcome.rows}
-    others = [name for name in (ERM, BEST, SOUP, RECYCLING) if name in cells]
+    others = [name for name in (ERM, SLOW, BEST, SOUP, RECYCLING) if name in cells]
     return tuple(
         Standing(
             name,

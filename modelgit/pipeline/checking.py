@@ -18,7 +18,7 @@ from modelgit.recipe.pipeline import Pipeline
 from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset, contents_of
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.data.splits import Split, split
+from modelgit.train.data.splits import Split, refuse_untrained_class, split
 from modelgit.train.fitting.beginnings import refuse_small_batch
 from modelgit.train.networks.registry import (
     check_architecture,
@@ -90,9 +90,12 @@ def check_stages(pipeline: Pipeline) -> None:
 
 
 def check_batches(pipeline: Pipeline, loaded: Loaded) -> None:
-    """Raises RecipeError for a training whose batches have no room for every domain."""
+    """Raises RecipeError for a training whose batches have no room for every domain, DataError for a class gone."""
     for job in pipeline.jobs:
-        if job.kind != "train" or job.config is None or job.data is None:
+        if job.config is None or job.data is None:
+            continue
+        refuse_untrained_class(*loaded[job.data], job.data)
+        if job.kind != "train":
             continue
         try:
             refuse_small_batch(job.config, list(loaded[job.data][1].train))

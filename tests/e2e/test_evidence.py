@@ -224,25 +224,27 @@ def test_middles_are_those_of_the_paths_on_validation(little: tuple[Path, Told],
     repository, told = little
     cells = [middles(repository, place) for place in told.places()]
     recycled = [line for line in story.lines if line.starts == ("aux", "base")]
-    assert [len(runs) for runs, _ in cells] == [2, 2]
-    for (runs, middle), line in zip(cells, recycled, strict=True):
+    assert [(domain, len(runs)) for domain, runs, _ in cells] == [("a", 2), ("b", 2)]
+    for (_, runs, middle), line in zip(cells, recycled, strict=True):
         assert runs == pytest.approx([line.validation[0], line.validation[-1]])
         assert middle == pytest.approx([line.validation[2]])
     found = midpoint(0.03, cells)
     assert found.gap == pytest.approx(np.mean([line.gain(line.validation) for line in recycled]))
-    assert found.pairs == 2 and found.single == pytest.approx(np.mean([runs for runs, _ in cells]))
+    assert found.pairs == 2 and found.single == pytest.approx(np.mean([runs for _, runs, _ in cells]))
+    assert list(found.own.values()) == pytest.approx([line.gain(line.validation) for line in recycled])
 
 
 def test_the_rule_takes_the_largest_rate_whose_middles_are_above_their_ends() -> None:
-    steady = midpoint(1e-4, [([0.6, 0.6], [0.62]), ([0.5, 0.7], [0.63])])
+    steady = midpoint(1e-4, [("a", [0.6, 0.6], [0.62]), ("b", [0.5, 0.7], [0.63])])
     assert (steady.gap, steady.error, steady.below) == pytest.approx((0.025, 0.005, 0))
-    faster = midpoint(3e-4, [([0.6, 0.6, 0.6], [0.64, 0.66]), ([0.6, 0.6, 0.6], [0.66, 0.64])])
-    apart = midpoint(1e-3, [([0.6, 0.6], [0.66]), ([0.6, 0.6], [0.55])])
+    assert steady.own == pytest.approx({"a": 0.02, "b": 0.03})
+    faster = midpoint(3e-4, [("a", [0.6, 0.6, 0.6], [0.64, 0.66]), ("b", [0.6, 0.6, 0.6], [0.66, 0.64])])
+    apart = midpoint(1e-3, [("a", [0.6, 0.6], [0.66]), ("b", [0.6, 0.6], [0.55])])
     assert (apart.gap, apart.worst, apart.below) == pytest.approx((0.005, -0.05, 1))
     assert chosen([steady, faster, apart]) == 3e-4 and chosen([apart]) is None
     tried = Story("rates", "Rates", (), (), (), 1.0, midpoints=(steady, faster, apart))
-    assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 |" in markdown([tried])
-    assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 |" in markdown([tried])
+    assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 | +5.0 | +5.0 |" in markdown([tried])
+    assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 | +6.0 | -5.0 |" in markdown([tried])
     assert "3e-4" in page([tried], "paper", {"evidence": 1.0, "data": 0.0}) and pictures([tried]) == {}
 
 

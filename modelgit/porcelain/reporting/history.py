@@ -1,7 +1,9 @@
 """The lineage of versions and what git notes say of them: nothing is evaluated, no network is built."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from modelgit.errors import FormatError
 from modelgit.porcelain.records import RECORD_LIMIT_BYTES, RECORD_PATH, Record, parse_record
@@ -101,7 +103,7 @@ def boards(
             names.setdefault(score.split, score.data)
             rows.setdefault(score.split, []).append(standing(number, score, best[entry.commit]))
     found = [board(names[split], split, tuple(rows[split])) for split in rows]
-    return tuple(sorted(found, key=lambda one: (-len(one.rows), one.data, one.split)))
+    return told_apart(sorted(found, key=lambda one: (-len(one.rows), one.data, one.split)))
 
 
 def is_ensemble(score: Score) -> bool:
@@ -115,6 +117,18 @@ def board(data: str, split: str, rows: tuple[Standing, ...]) -> Board:
     held_out, numbers = key.get("held_out"), ((word, key.get(word)) for word in ("fold", "trial"))
     part = ", ".join(f"{word} {number}" for word, number in numbers if isinstance(number, int) and number)
     return Board(data, split, held_out if isinstance(held_out, str) else None, rows, part)
+
+
+def told_apart(found: Sequence[Board]) -> tuple[Board, ...]:
+    """Returns boards with a number on each but the first of those that are otherwise called alike."""
+    alike = Counter[tuple[str, str | None, str]]()
+    told = list[Board]()
+    for one in found:
+        key = one.data, one.held_out, one.part
+        alike[key] += 1
+        number = f"split {alike[key]}" if alike[key] > 1 else ""
+        told.append(replace(one, part=", ".join(word for word in (one.part, number) if word)))
+    return tuple(told)
 
 
 def best_before(entries: Sequence[LogEntry], scores: Mapping[str, Sequence[Score]]) -> dict[str, Bests]:

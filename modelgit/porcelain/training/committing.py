@@ -28,6 +28,7 @@ from modelgit.repo.merging.underway import refuse_conflicts, refuse_merge
 from modelgit.repo.repository import WEIGHTS_SUFFIX, Repository
 from modelgit.repo.values import Blob
 from modelgit.store.objects import available_threads
+from modelgit.train.data.splits import refuse_untrained_class
 from modelgit.train.fitting.crews import SOLO, Crew, joining
 from modelgit.train.fitting.resuming import Resume
 from modelgit.train.networks.registry import check_architecture
@@ -152,7 +153,8 @@ def checked(repo: Repository, bench: Workbench, request: TrainRequest) -> str:
     Raises:
         DataError: data that is missing, does not fit, or was trained on before what is tested now. StorageFull.
     """
-    dataset, _ = bench.dataset(request.data)
+    dataset, parts = bench.dataset(request.data)
+    refuse_untrained_class(dataset, parts, request.data)
     version = repo.version(request.start)
     manifest = version.manifests[weights_path(version)]
     if request.head is not None:

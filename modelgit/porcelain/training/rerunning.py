@@ -199,5 +199,5 @@ def unlike(commit: str, different: list[str], largest: str, apart: float, notes:
     return DifferencesFound(
         f"training {commit[:10]} again gave other weights: {first}{more}; {first} differs {largest} at most, "
         f"all together by {100 * apart:.2g} % of the way from its start{changed}",
-        hint="bits agree on a CPU of one kind with one PyTorch; else the commit is not what its record says",
+        hint="bits agree on one kind of CPU with one PyTorch and modelgit; else the commit is not what its record says",
     )

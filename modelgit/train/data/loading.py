@@ -30,7 +30,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     """Returns the data set that `config` names: of the kind it says, or that its path looks like.
 
     Raises:
-        DataError: it is missing, empty, malformed, its or no domain is the one held out.
+        DataError: it is missing, empty, malformed, or no domain is the one held out.
         DependencyMissing: an optional package that reads it. OutOfMemory.
     """
     path = Path(config.path)

@@ -105,9 +105,10 @@ def check_filled(domain_ids: Integers, classes: Sequence[str], domains: Sequence
     """Raises DataError if there is one class only, or a domain is empty."""
     if len(classes) < 2:
         raise DataError(f"{path}: one class only ({classes[0]}), expected at least two")
-    for number, domain in enumerate(domains):
-        if not (domain_ids == number).any():
-            raise DataError(f"{path}: domain '{domain}' is empty, expected examples of {len(classes)} classes")
+    empty = np.flatnonzero(np.bincount(domain_ids, minlength=len(domains)) == 0)
+    if len(empty):
+        told = f"domain '{domains[int(empty[0])]}' is empty, expected examples of {len(classes)} classes"
+        raise DataError(f"{path}: {told}")
 
 
 def limited(rows: Rows, labels: Integers, domain_ids: Integers, limit: int | None) -> Integers:

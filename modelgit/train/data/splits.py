@@ -33,8 +33,7 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     """Returns the split of `dataset` that `config` describes.
 
     Raises:
-        DataError: a part is empty: too few examples for the split; a class has none to train on, or a domain none of
-            it; a domain that the data does not have.
+        DataError: a part is empty: too few examples for the split; a domain lacks a class, or the data the domain.
     """
     for domain in (*config.domains, *([config.validate_on] if config.validate_on is not None else [])):
         if domain not in dataset.domains:
@@ -42,9 +41,7 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
             raise DataError(f"{dataset.path}: no domain is called '{domain}'", hint=hint)
     refuse_different_classes(dataset)
     parts = named_split(dataset, config) if config.group == "name" else domainbed_split(dataset, config)
-    parts = narrowed(parts, dataset, config)
-    refuse_untrained_class(dataset, parts)
-    parts = sharded(parts, dataset, config)
+    parts = sharded(narrowed(parts, dataset, config), dataset, config)
     test = {config.held_out: parts.test} if config.held_out is not None else {}
     for kind, domains in (("training", parts.train), ("validation", parts.validation), ("test", test)):
         for domain, indices in domains.items():
@@ -66,15 +63,20 @@ def refuse_different_classes(dataset: Dataset) -> None:
         raise DataError(f"{dataset.path}: {told}", hint=hint)
 
 
-def refuse_untrained_class(dataset: Dataset, parts: Split) -> None:
-    """Raises DataError if a split leaves no example of a class to train on."""
-    labels = dataset.labels[np.concatenate([*parts.train.values()])] if parts.train else dataset.labels[:0]
-    if len(labels) and (none := set(range(len(dataset.classes))) - set(np.unique(labels).tolist())):
-        number = min(none)
-        told = f"no example of class '{dataset.classes[number]}' is left to train on"
-        count = int((dataset.labels == number).sum())
-        hint = f"there are {count}, all validated or tested on; more of it, another trial, or a smaller share"
-        raise DataError(f"{dataset.path}: {told}", hint=f"{hint}: validation_fraction, test_fraction")
+def refuse_untrained_class(dataset: Dataset, parts: Split, config: DataConfig) -> None:
+    """Raises DataError if a split leaves no example of a class to train on; a shard alone may lack one."""
+    if config.shard is not None:
+        return
+    train, validation = (np.concatenate([*part.values()]) for part in (parts.train, parts.validation))
+    left = np.bincount(dataset.labels[train], minlength=len(dataset.classes))
+    if left.all():
+        return
+    number = int(np.flatnonzero(left == 0)[0])
+    told = f"no example of class '{dataset.classes[number]}' is left to train on"
+    count = int((dataset.labels[validation] == number).sum())
+    keys = "validation_fraction, test_fraction" if config.group == "name" else "validation_fraction"
+    hint = f"{count} validate; more examples of it, another trial, or a smaller share: {keys}"
+    raise DataError(f"{dataset.path}: {told}", hint=hint)
 
 
 def narrowed(parts: Split, dataset: Dataset, config: DataConfig) -> Split:

@@ -1,6 +1,7 @@
 """What cannot be averaged, measured or honestly tested is found out before anything is trained."""
 
 import io
+import itertools
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from modelgit.pipeline.checking import checked
 from modelgit.pipeline.keys import step_key
 from modelgit.recipe.expanding import StatisticsInfo
 from modelgit.recipe.pipeline import Pipeline, load_pipeline
+from modelgit.train.data.splits import shuffled_keys
 from modelgit.train.networks.registry import build_network
 
 TARGET = """
@@ -81,6 +83,24 @@ def test_more_frozen_stages_than_there_are_are_refused(tmp_path: Path) -> None:
     assert look(tmp_path, TARGET, f"train.frozen_stages={stages}").jobs
     with pytest.raises(RecipeError, match=rf"step '\w+': frozen_stages = 50: mlp.* has {stages} stages"):
         look(tmp_path, TARGET, "train.frozen_stages=50")
+
+
+def test_a_training_without_one_of_its_classes_is_refused(tmp_path: Path) -> None:
+    labels = ["xy"[i % 2] for i in range(24)] + ["rare"]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"word {i},{c}\n" for i, c in enumerate(labels)))
+    (tmp_path / "w.safetensors").write_bytes(b"looked at later")
+    text = TARGET.partition("[data.target]")[0] + (
+        '[data.target]\npath = "t.csv"\n[train]\nsteps = 1\nlr = 0.1\n[[step]]\nname = "base"\nkind = "import"\n'
+        '[[step]]\nname = "a"\nkind = "{kind}"\nstart = "base"\ndata = {{ name = "target", trial = {trial} }}\n'
+    )
+    lost = [trial for trial in range(12) if 24 in shuffled_keys(25, trial, 0)[:5]]
+    for trial, kind in itertools.product(range(12), ("train", "probe")):
+        (tmp_path / "p.toml").write_text(text.format(trial=trial, kind=kind))
+        if trial in lost:
+            with pytest.raises(DataError, match="no example of class 'rare' is left to train on"):
+                checked(load_pipeline(tmp_path / "p.toml"))
+        else:
+            assert checked(load_pipeline(tmp_path / "p.toml")).jobs
 
 
 def test_other_data_that_holds_the_targets_examples_is_refused(tmp_path: Path) -> None:

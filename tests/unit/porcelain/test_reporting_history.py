@@ -47,11 +47,15 @@ def test_ancestors_that_are_not_shown_count_too() -> None:
 
 
 def test_splits_of_one_data_set_are_told_apart() -> None:
-    texts = ('{"held_out": "noto", "fold": 0, "trial": 0}', '{"held_out": "noto", "fold": 2, "trial": 1}', "[1]")
+    first, second = '{"held_out": "noto", "fold": 0, "trial": 0}', '{"held_out": "noto", "fold": 2, "trial": 1}'
+    texts = (first, second, second[:-1] + ', "size": 64}', "[1]")
     scores = {"a": [Score("emoji", text, {"val_accuracy": 0.5}) for text in texts]}
     found = {one.split: one for one in boards([HISTORY[-1]], HISTORY, scores)}
     assert [board_name(found[text]) for text in texts] == [
-        "emoji, noto held out", "emoji, noto held out, fold 2, trial 1", "emoji"
+        "emoji, noto held out",
+        "emoji, noto held out, fold 2, trial 1, split 2",
+        "emoji, noto held out, fold 2, trial 1",
+        "emoji",
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from modelgit.errors import DataError
 from modelgit.train.config import DataConfig
 from modelgit.train.data.dataset import Dataset
 from modelgit.train.data.loading import load_dataset
-from modelgit.train.data.splits import Split, is_test_name, shuffled_keys, split
+from modelgit.train.data.splits import Split, is_test_name, refuse_untrained_class, shuffled_keys, split
 
 MakeZip = Callable[..., Path]
 
@@ -152,16 +152,19 @@ def test_domains_of_different_classes_are_no_split(tmp_path: Path) -> None:
 
 def test_a_class_whose_examples_all_validate_is_refused(tmp_path: Path) -> None:
     rows = [("xy"[i % 2], "p") for i in range(24)] + [("rare", "p")]
-    config = DataConfig(str(table(tmp_path / "t.csv", rows)))
+    rows += [(label, "q") for label in ("x", "y", "rare", "rare", "rare")] * 2
+    config = DataConfig(str(table(tmp_path / "t.csv", rows)), domains=("p",))
     dataset = load_dataset(config)
     trials = [replace(config, trial=trial) for trial in range(12)]
-    at = len(rows) - 1
-    lost = [t for t in trials if at in shuffled_keys(len(rows), t.trial, 0)[: len(rows) // 5]]
+    lost = [t for t in trials if 24 in shuffled_keys(25, t.trial, 0)[:5]]
     assert 0 < len(lost) < len(trials)
     for trial in trials:
+        parts = split(dataset, trial)
         if trial in lost:
             with pytest.raises(DataError, match="no example of class 'rare' is left to train on") as caught:
-                split(dataset, trial)
-            assert str(caught.value.hint).startswith("there are 1, all validated or tested on")
+                refuse_untrained_class(dataset, parts, trial)
+            hint = "1 validate; more examples of it, another trial, or a smaller share: validation_fraction"
+            assert caught.value.hint == hint
+            refuse_untrained_class(dataset, split(dataset, replace(trial, shard="1/2")), replace(trial, shard="1/2"))
         else:
-            assert at in split(dataset, trial).train["p"]
+            refuse_untrained_class(dataset, parts, trial)

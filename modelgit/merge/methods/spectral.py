@@ -116,7 +116,7 @@ class IsoCts:
         base = u[:, :shared]
         parts: list[Triple] = []
         for head in range(tasks):
-            delta = inputs.delta(head)
+            delta = np.ascontiguousarray(inputs.delta(head))  # BLAS rounds by the order in memory on some processors
             left, values, right = decomposed(delta - product(base, base.T, delta))
             parts.append((left[:, :each].copy(), values[:each].copy(), right[:each].copy()))
         parts.append((base, s[:shared], v[:shared]))

@@ -86,6 +86,6 @@ def midpoint(rate: float, cells: Sequence[Middles]) -> Midpoint:
     return Midpoint(rate, float(every.mean()), error, float(every.min()), below, len(every), single, own)
 
 
-def chosen(found: Sequence[Midpoint]) -> float | None:
+def rate_taken(found: Sequence[Midpoint]) -> float | None:
     """Returns the largest rate at which middles lie above their ends by at least the error of that, if any."""
     return max((one.rate for one in found if one.gap >= one.error), default=None)

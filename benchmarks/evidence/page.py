@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.evidence.measuring import Line
-from benchmarks.evidence.midpoints import chosen
+from benchmarks.evidence.midpoints import rate_taken
 from benchmarks.evidence.story import BEST, ERM, INTER, RECYCLING, SHARES, SLOW, SOUP, Standing, Story
 from modelgit.porcelain.evidence.claims import Claim
 from modelgit.report.chart import Row as Bar
@@ -329,7 +329,7 @@ def midpoint_table(story: Story) -> Table:
         )
         for one in story.midpoints
     ]
-    taken = chosen(story.midpoints)
+    taken = rate_taken(story.midpoints)
     strong = frozenset(i for i, one in enumerate(story.midpoints) if one.rate == taken)
     return Table(head, rows, strong=strong, caption="Mean over pairs ± standard error over cells.")
 

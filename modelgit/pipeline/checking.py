@@ -65,7 +65,7 @@ def checked(pipeline: Pipeline) -> Pipeline:
     informed_one = replace(pipeline, jobs=tuple(informed(job, expected, loaded) for job in pipeline.jobs))
     check_choices(informed_one)
     check_stages(informed_one)
-    check_batches(informed_one, loaded)
+    check_trainings(informed_one, loaded)
     return informed_one
 
 
@@ -89,7 +89,7 @@ def check_stages(pipeline: Pipeline) -> None:
             raise RecipeError(f"step '{step}': {error.message}", hint=error.hint) from error
 
 
-def check_batches(pipeline: Pipeline, loaded: Loaded) -> None:
+def check_trainings(pipeline: Pipeline, loaded: Loaded) -> None:
     """Raises RecipeError for a training whose batches have no room for every domain, DataError for a class gone."""
     for job in pipeline.jobs:
         if job.config is None or job.data is None:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.evidence.growing import Growth, curves, sizes, windows
 from benchmarks.evidence.measuring import Line, looked_at
-from benchmarks.evidence.midpoints import chosen, middles, midpoint
+from benchmarks.evidence.midpoints import middles, midpoint, rate_taken
 from benchmarks.evidence.page import PAPERS, markdown, page, pictures
 from benchmarks.evidence.run import PIPELINES, RATES, SHARED, SIZES, SPLITS, TABLES, claim_json
 from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
@@ -241,7 +241,7 @@ def test_the_rule_takes_the_largest_rate_whose_middles_are_above_their_ends() ->
     faster = midpoint(3e-4, [("a", [0.6, 0.6, 0.6], [0.64, 0.66]), ("b", [0.6, 0.6, 0.6], [0.66, 0.64])])
     apart = midpoint(1e-3, [("a", [0.6, 0.6], [0.66]), ("b", [0.6, 0.6], [0.55])])
     assert (apart.gap, apart.worst, apart.below) == pytest.approx((0.005, -0.05, 1))
-    assert chosen([steady, faster, apart]) == 3e-4 and chosen([apart]) is None
+    assert rate_taken([steady, faster, apart]) == 3e-4 and rate_taken([apart]) is None
     tried = Story("rates", "Rates", (), (), (), 1.0, midpoints=(steady, faster, apart))
     assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 | +5.0 | +5.0 |" in markdown([tried])
     assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 | +6.0 | -5.0 |" in markdown([tried])

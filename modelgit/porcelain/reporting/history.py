@@ -103,7 +103,7 @@ def boards(
             names.setdefault(score.split, score.data)
             rows.setdefault(score.split, []).append(standing(number, score, best[entry.commit]))
     found = [board(names[split], split, tuple(rows[split])) for split in rows]
-    return told_apart(sorted(found, key=lambda one: (-len(one.rows), one.data, one.split)))
+    return numbered(sorted(found, key=lambda one: (-len(one.rows), one.data, one.split)))
 
 
 def is_ensemble(score: Score) -> bool:
@@ -119,7 +119,7 @@ def board(data: str, split: str, rows: tuple[Standing, ...]) -> Board:
     return Board(data, split, held_out if isinstance(held_out, str) else None, rows, part)
 
 
-def told_apart(found: Sequence[Board]) -> tuple[Board, ...]:
+def numbered(found: Sequence[Board]) -> tuple[Board, ...]:
     """Returns boards with a number on each but the first of those that are otherwise called alike."""
     alike = Counter[tuple[str, str | None, str]]()
     told = list[Board]()

@@ -29,9 +29,9 @@ ALL = 1_000_000  # more validation examples than there are
 class Midpoint:
     """What the middle of neighbouring runs at one learning rate has beyond the mean of its ends, on validation.
 
-    `gap` is the mean over pairs, `error` its standard error with cells as the units, `worst` the lowest of the pairs,
-    `below` how many of them lie below 0; `single` is the mean accuracy of the runs; `own` has the gap of the cells in
-    which each domain is held out.
+    `gap` is the mean over pairs, `error` its standard error with cells as the units (pairs, of one cell alone; NaN of
+    one pair, which can take no rate), `worst` the lowest of the pairs, `below` how many of them lie below 0; `single`
+    is the mean accuracy of the runs; `own` has the gap of the cells in which each domain is held out.
     """
 
     rate: float
@@ -78,7 +78,8 @@ def midpoint(rate: float, cells: Sequence[Middles]) -> Midpoint:
     """Returns what the pairs of all cells say of a rate."""
     gaps = [np.array(middle) - (np.array(runs[1:]) + np.array(runs[:-1])) / 2 for _, runs, middle in cells]
     every, means = np.concatenate(gaps), np.array([gap.mean() for gap in gaps])
-    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+    units = means if len(means) > 1 else every
+    error = float(units.std(ddof=1) / np.sqrt(len(units))) if len(units) > 1 else float("nan")
     single = float(np.mean([runs for _, runs, _ in cells]))
     below = int((every < 0).sum())
     domains = [domain for domain, _, _ in cells]

@@ -33,9 +33,13 @@ RULE = (
     "ends, by at least the standard error of that over cells. Held-out accuracy is not looked at; the last columns are "
     "the same of the cells alone in which that domain is held out, where it does not validate either."
 )
+LIES = (
+    "Each interval draws test examples anew; the next column draws the held-out domains too, which tells of a further "
+    "domain. Validation examples are of the training domains, and stand where they have trained no member."
+)
 COMPARED = {
     ERM: "single run",
-    SLOW: "single run at 1e-4",
+    SLOW: "single run at its own rate",
     BEST: "best single run",
     SOUP: "soup",
     RECYCLING: "recycling",
@@ -81,6 +85,8 @@ def sections_of(story: Story) -> list[Section]:
         table(story.standings, paper=story.name in PAPERS_BESIDE),
     ]
     found = [Section(story.title, (), parts)]
+    if story.contrasts:
+        found.append(Section(f"{story.name}: where differences lie", [LIES], [contrast_table(story)]))
     for claim in story.claims:
         figure = f"{claim.figure}: {figure_of(claim)}"
         sentences = [claim.statement, f"{figure}. Verdict: {claim.verdict}.", *([claim.detail] if claim.detail else [])]
@@ -102,28 +108,31 @@ def markdown(stories: Sequence[Story]) -> str:
     """Returns the tables as Markdown, for documents."""
     parts = list[str]()
     for story in stories:
-        parts.append(f"### {story.title}")
+        parts += ["", f"### {story.title}"]
         if story.midpoints:
             parts += rows_of(midpoint_table(story))
             continue
         parts += rows_of(table(story.standings, paper=story.name in PAPERS_BESIDE))
-        verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
-        parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
+        if story.claims:
+            verdicts = [(c.name, figure_of(c), c.verdict, c.detail) for c in story.claims]
+            parts += rows_of(Table(("claim", "figure [95 %]", "verdict", ""), verdicts))
+        if story.contrasts:
+            parts += rows_of(contrast_table(story))
         if story.predictors:
             parts += rows_of(predictors_of(story))
         if story.curves:
             parts += rows_of(growth_table(story))
         for style, gaps in story.unseen.items():
             told = (f"{words} {100 * gap.mean:+.1f} {interval(gap)}" for words, gap in gaps.items())
-            parts.append(f"- {style}: " + ", ".join(told))
-    return "\n".join(parts) + "\n"
+            parts += ["", f"- {style}: " + ", ".join(told)]
+    return "\n".join(parts).lstrip() + "\n"
 
 
 def rows_of(found: Table) -> list[str]:
     """Returns a table as lines of Markdown."""
     body = [(f"**{row[0]}**", *row[1:]) if i in found.strong else row for i, row in enumerate(found.rows)]
     rows = [found.head, ["---"] * len(found.head), *body]
-    return ["", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return ["", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def predictors_of(story: Story) -> Table:
@@ -197,6 +206,21 @@ def table(rows: Sequence[Standing], *, paper: bool) -> Table:
     theirs = "The paper's means are of DomainBed with ResNet-50: other data, another network, for orientation."
     caption = "Mean ± standard error, differences with 95 % intervals. " + (theirs if paper else "")
     return Table(head, cells, caption=caption, strong=strong)
+
+
+def contrast_table(story: Story) -> Table:
+    """Returns the differences between strategies, with their parts by domain and by seed."""
+    domains, seeds = list(story.contrasts[0].by_domain), list(story.contrasts[0].by_seed)
+    head = ("difference, points", "", "domains drawn too", "on validation", *domains, *(f"seed {s}" for s in seeds))
+    rows = []
+    for one in story.contrasts:
+        gaps = [
+            f"{100 * gap.mean:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]" if gap else ""
+            for gap in (one.found, one.domains_drawn, one.validation)
+        ]
+        parts = [f"{100 * one.by_domain[d]:+.1f}" for d in domains] + [f"{100 * one.by_seed[s]:+.1f}" for s in seeds]
+        rows.append((f"{one.first} − {one.other}", *gaps, *parts))
+    return Table(head, rows, caption="95 % intervals; parts are means of cells.")
 
 
 def error_of(found: Interval) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.evidence.contrasts import Contrast, validated
 from benchmarks.evidence.growing import Curve
 from benchmarks.evidence.measuring import Line, Place, Run
 from benchmarks.evidence.midpoints import Midpoint
@@ -56,6 +57,7 @@ class Story:
     predictors: Mapping[str, tuple[float, Interval]] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
     midpoints: tuple[Midpoint, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Told:
         """Returns what a strategy gets right, cell by cell."""
         rows = {name: score.row for name, score in self.done.outcome.scores.items()}
         return cells_of(self.jobs(strategy), rows, examples_of)
+
+    def validated(self, strategy: str) -> list[Cell]:
+        """Returns what a strategy gets right of each cell's validation examples; none if they trained a member."""
+        row = next(row for row in self.done.outcome.rows if row.strategy == strategy)
+        rows = {name: score.row for name, score in self.done.outcome.scores.items()}
+        return validated(self.jobs(strategy), rows) if row.val else []
 
     def answers(self, strategy: str) -> list[Answered]:
         """Returns what each model of a strategy answered."""

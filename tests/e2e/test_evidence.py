@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.evidence.contrasts import contrasts
 from benchmarks.evidence.growing import Growth, curves, sizes, windows
 from benchmarks.evidence.measuring import Line, looked_at
 from benchmarks.evidence.midpoints import middles, midpoint, rate_taken
@@ -136,6 +137,7 @@ def story(little: tuple[Path, Told]) -> Story:
         {},
         predictors(lines),
         curves(growths),
+        contrasts=contrasts({row.strategy: row.title for row in told.done.outcome.rows}, told.cells, told.validated),
     )
 
 
@@ -179,6 +181,34 @@ def test_claims_have_verdicts_a_page_and_pictures(story: Story) -> None:
     assert all(svg.startswith("<svg") for svg in pictures([story]).values())
     assert "little-connected.svg" in pictures([story])
     assert "| recycling ≥ soup |" in markdown([story])
+
+
+def test_differences_are_told_by_where_they_lie(story: Story) -> None:
+    table = {(one.first, one.other): one for one in story.contrasts}
+    assert set(table) == {("recycling", "soup"), ("recycling", "single"), ("soup", "single")}
+    rows, found = {row.strategy: row for row in story.standings}, table["recycling", "soup"]
+    assert found.found == rows["recycling"].against["diwa"]
+    assert found.domains_drawn.mean == found.found.mean == pytest.approx(np.mean(list(found.by_domain.values())))
+    assert found.by_domain == pytest.approx(
+        {name: rows["recycling"].domains[name] - rows["diwa"].domains[name] for name in ("a", "b")}
+    )
+    assert list(found.by_seed) == ["0"]
+    middle = {
+        plain: np.mean([line.validation[2] for line in story.lines if (line.starts[0] == line.starts[1]) == plain])
+        for plain in (True, False)
+    }
+    assert found.validation is not None
+    assert found.validation.mean == pytest.approx(middle[False] - middle[True], abs=0.01)
+    assert "| recycling − soup |" in markdown([story])
+    assert "little: where differences lie" in page([story], "demo", {"evidence": 1.0, "data": 0.0})
+
+
+def test_differences_on_validation_are_not_told_of_what_it_trained(little: tuple[Path, Told]) -> None:
+    _, told = little
+    titles = {row.strategy: row.title for row in told.done.outcome.rows}
+    trained = contrasts(titles, told.cells, lambda name: [] if name == "diwa" else told.validated(name))
+    table = {(one.first, one.other): one.validation for one in trained}
+    assert table["recycling", "single"] is not None and table["recycling", "soup"] is None
 
 
 def test_paths_of_one_kind_alone_are_drawn(story: Story) -> None:
@@ -242,6 +272,8 @@ def test_the_rule_takes_the_largest_rate_whose_middles_are_above_their_ends() ->
     apart = midpoint(1e-3, [("a", [0.6, 0.6], [0.66]), ("b", [0.6, 0.6], [0.55])])
     assert (apart.gap, apart.worst, apart.below) == pytest.approx((0.005, -0.05, 1))
     assert rate_taken([steady, faster, apart]) == 3e-4 and rate_taken([apart]) is None
+    alone = midpoint(1e-3, [("a", [0.6, 0.6, 0.6], [0.63, 0.61])])
+    assert (alone.gap, alone.error) == pytest.approx((0.02, 0.01)) and rate_taken([alone]) == 1e-3
     tried = Story("rates", "Rates", (), (), (), 1.0, midpoints=(steady, faster, apart))
     assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 | +5.0 | +5.0 |" in markdown([tried])
     assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 | +6.0 | -5.0 |" in markdown([tried])

@@ -85,7 +85,11 @@ class Line:
 
     def gain(self, accuracies: Sequence[float]) -> float:
         """The accuracy of the middle less the mean of the ends."""
-        return accuracies[len(accuracies) // 2] - (accuracies[0] + accuracies[-1]) / 2
+        return self.middle(accuracies) - (accuracies[0] + accuracies[-1]) / 2
+
+    def middle(self, accuracies: Sequence[float]) -> float:
+        """The accuracy of the middle."""
+        return accuracies[len(accuracies) // 2]
 
 
 def measured(

@@ -137,8 +137,17 @@ def rows_of(found: Table) -> list[str]:
 
 def predictors_of(story: Story) -> Table:
     """Returns what foretells the gain of averaging two."""
-    rows = [(name, f"{r:+.2f}", f"{s.mean:+.2f}", interval(s, 1)) for name, (r, s) in story.predictors.items()]
-    return Table(("measured on training domains", "correlation", "slope", "95 %"), rows)
+    rows = [
+        (
+            name,
+            f"{one.correlation:+.2f}",
+            f"{one.slope.mean:+.2f} {interval(one.slope, 1)}",
+            f"{100 * one.picked.mean:+.1f} {interval(one.picked)}" if one.picked else "",
+        )
+        for name, one in story.predictors.items()
+    ]
+    head = ("measured on training domains", "correlation", "slope", "the pair it picks − the mean pair, points")
+    return Table(head, rows, caption="Intervals draw cells. Picked are pairs of recycled runs, judged held-out.")
 
 
 def pictures(stories: Sequence[Story]) -> dict[str, str]:

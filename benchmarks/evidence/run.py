@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--data", action="store_true", help="make the data, and no more: modelgit run does the rest")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override all pipelines")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no measuring process stays behind
     began, listener = time.monotonic(), listener_for(sys.stderr, as_json=False, quiet=False)
     names = [name for name in PIPELINES if name in (arguments.only or SIZES[arguments.size])]
     make_data(names)

@@ -19,7 +19,7 @@ from modelgit.porcelain.evidence.strategies import cells_of, examples_of, tested
 from modelgit.recipe.expanding import Job
 from modelgit.train.config import DataConfig
 from modelgit.train.measuring.diversity import agreement
-from modelgit.train.measuring.intervals import Interval
+from modelgit.train.measuring.intervals import Interval, bootstrap, tabulated
 from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
 
 ERM, BEST, INTER, SOUP, RECYCLING = "erm", "erm-best", "inter-training", "diwa", "recycling"
@@ -41,6 +41,19 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Predictor:
+    """How well something measured on training domains foretells the gain of averaging two on the held-out one.
+
+    The correlation over pairs, the slope with an interval over cells, and what is won by it: the held-out accuracy of
+    the pair of recycled runs that it picks in each cell, less that of the mean pair.
+    """
+
+    correlation: float
+    slope: Interval
+    picked: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """What one pipeline says: its table, the claims it can speak of, the paths and the means that were measured.
 
@@ -54,7 +67,7 @@ class Story:
     lines: tuple[Line, ...]
     seconds: float
     unseen: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    predictors: Mapping[str, tuple[float, Interval]] = field(default_factory=dict)
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
     midpoints: tuple[Midpoint, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
@@ -189,21 +202,41 @@ def claims_of(told: Told, lines: Sequence[Line], *, flipped: bool) -> tuple[Clai
     return tuple(found)
 
 
-def predictors(lines: Sequence[Line]) -> dict[str, tuple[float, Interval]]:
-    """Returns what, measured on the training domains alone, foretells the gain on the held-out one.
-
-    The correlation over pairs, and the slope with an interval over cells.
-    """
+def predictors(lines: Sequence[Line]) -> dict[str, Predictor]:
+    """Returns what, measured on the training domains alone, may foretell the gain on the held-out one."""
     gain = np.array([line.gain(line.held_out) for line in lines])
     candidates = {
         "q-diversity on validation": [line.unlike_inside.q_diversity for line in lines],
         "gain on validation": [line.gain(line.validation) for line in lines],
         "barrier on validation": [line.barrier(line.validation) for line in lines],
         "1 - CKA of features": [1 - line.cka_inside for line in lines],
+        "accuracy of the middle on validation": [line.middle(line.validation) for line in lines],
     }
     cells = [line.cell for line in lines]
     return {
-        name: (float(np.corrcoef(values, gain)[0, 1]), slope(np.array(values), gain, cells))
+        name: Predictor(
+            float(np.corrcoef(values, gain)[0, 1]),
+            slope(np.array(values), gain, cells),
+            picked(lines, [-v for v in values] if name.startswith("barrier") else values),
+        )
         for name, values in candidates.items()
         if np.ptp(values) > 0 and np.ptp(gain) > 0
     }
+
+
+def picked(lines: Sequence[Line], scores: Sequence[float]) -> Interval | None:
+    """Returns how much better on the held-out domain than the mean pair the one is that has the highest score.
+
+    Of the pairs of a cell that began apart, the accuracy of the middle; what is drawn anew is whole cells. None if no
+    pair began apart.
+    """
+    cells = dict[str, list[tuple[float, float]]]()
+    for line, score in zip(lines, scores, strict=True):
+        if line.starts[0] != line.starts[1]:
+            cells.setdefault(line.cell, []).append((score, line.middle(line.held_out)))
+    if not cells:
+        return None
+    best = [
+        max(pairs, key=lambda pair: pair[0])[1] - np.mean([right for _, right in pairs]) for pairs in cells.values()
+    ]
+    return bootstrap(tabulated(np.array(best), list(cells), ["all"] * len(cells)), domains=False)

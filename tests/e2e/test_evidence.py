@@ -15,7 +15,7 @@ from benchmarks.evidence.measuring import Line, looked_at
 from benchmarks.evidence.midpoints import middles, midpoint, rate_taken
 from benchmarks.evidence.page import PAPERS, markdown, page, pictures
 from benchmarks.evidence.run import PIPELINES, RATES, SHARED, SIZES, SPLITS, TABLES, claim_json
-from benchmarks.evidence.story import SHARES, Story, Told, claims_of, predictors, standings
+from benchmarks.evidence.story import SHARES, Story, Told, claims_of, picked, predictors, standings
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.recipe.pipeline import load_pipeline
 from modelgit.train.measuring.diversity import Agreement
@@ -248,6 +248,19 @@ def test_a_barrier_is_what_the_worst_point_lacks() -> None:
     line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.8, 0.5, 0.6), (), none, none, 1.0, 1.0)
     assert line.barrier(line.held_out) == pytest.approx(0.2)
     assert line.gain(line.held_out) == pytest.approx(-0.2)
+
+
+def test_what_foretells_the_gain_picks_a_pair(story: Story) -> None:
+    none = Agreement(1, 0, 0, 0, 0)
+    line = Line("c", ("x", "y"), ("s", "t"), (0.0, 0.5, 1.0), (0.5, 0.7, 0.5), (0.6, 0.6, 0.6), none, none, 1.0, 0.9)
+    pairs = [line, replace(line, held_out=(0.5, 0.6, 0.5)), replace(line, held_out=(0.5, 0.8, 0.5), cell="d")]
+    apart = [*pairs, replace(line, held_out=(0.5, 0.4, 0.5), cell="d"), replace(line, starts=("s", "s"))]
+    found = picked(apart, [1.0, 2.0, 1.0, 0.5, 9.0])
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.075, -0.05, 0.2))
+    assert picked([replace(line, starts=("s", "s"))], [1.0]) is None
+    for one in story.predictors.values():
+        assert -1 <= one.correlation <= 1 and one.slope.low <= one.slope.high and one.picked is not None
 
 
 def test_middles_are_those_of_the_paths_on_validation(little: tuple[Path, Told], story: Story) -> None:

@@ -1,12 +1,12 @@
 """Where the difference between two strategies lies: in which domain and seed, on validation, in domains yet to come."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from modelgit.porcelain.evidence.answers import unpack_answers
-from modelgit.porcelain.evidence.strategies import loaded, tested_alike
+from modelgit.porcelain.evidence.strategies import dataset_of, tested_alike
 from modelgit.recipe.expanding import Job
 from modelgit.train.data.splits import split
 from modelgit.train.measuring.intervals import Interval
@@ -31,15 +31,15 @@ PAIRS = (
 class Contrast:
     """How much more one strategy gets right than another, by their titles.
 
-    `found` draws test examples anew, `domains_drawn` the held-out domains too; `validation` is the same on the training
-    domains' validation examples, None where these have trained a member. `by_domain` and `by_seed` are parts of the
-    mean.
+    `found` draws test examples anew, `domains_drawn` the held-out domains too, None of one alone; `validation` is the
+    same on the training domains' validation examples, pooled, None where these have trained a member. `by_domain` and
+    `by_seed` are parts of the mean.
     """
 
     first: str
     other: str
     found: Interval
-    domains_drawn: Interval
+    domains_drawn: Interval | None
     validation: Interval | None
     by_domain: Mapping[str, float]
     by_seed: Mapping[str, float]
@@ -56,8 +56,16 @@ def contrasts(titles: Mapping[str, str], tested: Cells, validated: Cells) -> tup
     pairs = [pair for pair in PAIRS if set(pair) <= set(titles)]
     asked = {name for pair in pairs for name in pair}
     known = {name: (tested(name), validated(name)) for name in titles if name in asked}
-    alike = [(a, b) for a, b in pairs if tested_alike(known[a][0], known[b][0])]
-    return tuple(contrast(titles[a], titles[b], known[a], known[b]) for a, b in alike)
+    return tuple(
+        contrast(titles[a], titles[b], known[a], known[b])
+        for a, b in pairs
+        if tested_alike(known[a][0], known[b][0]) and not same(known[a][0], known[b][0])
+    )
+
+
+def same(first: Sequence[Cell], other: Sequence[Cell]) -> bool:
+    """Tells whether two strategies get the same right everywhere: a dagger of one split is its soup."""
+    return all(np.array_equal(a.right, b.right) for a, b in zip(first, other, strict=True))
 
 
 def contrast(
@@ -71,7 +79,7 @@ def contrast(
         first,
         other,
         difference(tested, other_tested),
-        difference(tested, other_tested, domains=True),
+        difference(tested, other_tested, domains=True) if len({cell.domain for cell in tested}) > 1 else None,
         difference(inside, other_inside) if inside and other_inside else None,
         parts(gaps, 0),
         parts(gaps, 1),
@@ -88,17 +96,16 @@ def validated(jobs: Sequence[Job], rows: Mapping[str, Mapping[str, object]]) -> 
     """Returns what the models of a strategy get right of each cell's validation; none if one has several such sets."""
     found = dict[tuple[str, str], list[Cell]]()
     for job in jobs:
-        assert job.evaluate is not None and job.evaluate.held_out is not None  # all of them are tested
-        config = job.evaluate
-        dataset = loaded(replace(config, held_out=None, fold=0, trial=0, domains=(), shard=None, validate_on=None))
+        config, answers = job.evaluate, rows[job.name].get("answers")
+        if config is None or config.held_out is None or not isinstance(answers, Mapping):
+            return []
+        dataset = dataset_of(config)
         things, right = list[str](), list[float]()
-        answers = rows[job.name]["answers"]
-        assert isinstance(answers, Mapping)
         for domain, places in split(dataset, config).validation.items():
             said = unpack_answers(answers[f"val_accuracy/{domain}"], len(places))
             things += [dataset.names[i] for i in places]
             right += (said == dataset.labels[places]).astype(float).tolist()
-        cell = str(config.held_out), str(job.bindings.get("seed", config.fold))
+        cell = config.held_out, str(job.bindings.get("seed", config.fold))
         found.setdefault(cell, []).append(Cell(*cell, tuple(things), np.array(right)))
     if any(len({cell.things for cell in models}) > 1 for models in found.values()):
         return []

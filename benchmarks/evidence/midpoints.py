@@ -29,14 +29,14 @@ ALL = 1_000_000  # more validation examples than there are
 class Midpoint:
     """What the middle of neighbouring runs at one learning rate has beyond the mean of its ends, on validation.
 
-    `gap` is the mean over pairs, `error` its standard error with cells as the units (pairs, of one cell alone; NaN of
+    `gap` is the mean over pairs, `error` its standard error with cells as the units (pairs, of one cell alone; None of
     one pair, which can take no rate), `worst` the lowest of the pairs, `below` how many of them lie below 0; `single`
     is the mean accuracy of the runs; `own` has the gap of the cells in which each domain is held out.
     """
 
     rate: float
     gap: float
-    error: float
+    error: float | None
     worst: float
     below: int
     pairs: int
@@ -79,7 +79,7 @@ def midpoint(rate: float, cells: Sequence[Middles]) -> Midpoint:
     gaps = [np.array(middle) - (np.array(runs[1:]) + np.array(runs[:-1])) / 2 for _, runs, middle in cells]
     every, means = np.concatenate(gaps), np.array([gap.mean() for gap in gaps])
     units = means if len(means) > 1 else every
-    error = float(units.std(ddof=1) / np.sqrt(len(units))) if len(units) > 1 else float("nan")
+    error = float(units.std(ddof=1) / np.sqrt(len(units))) if len(units) > 1 else None
     single = float(np.mean([runs for _, runs, _ in cells]))
     below = int((every < 0).sum())
     domains = [domain for domain, _, _ in cells]
@@ -89,4 +89,4 @@ def midpoint(rate: float, cells: Sequence[Middles]) -> Midpoint:
 
 def rate_taken(found: Sequence[Midpoint]) -> float | None:
     """Returns the largest rate at which middles lie above their ends by at least the error of that, if any."""
-    return max((one.rate for one in found if one.gap >= one.error), default=None)
+    return max((one.rate for one in found if one.error is not None and one.gap >= one.error), default=None)

@@ -30,16 +30,18 @@ GROWING = (
 )
 RULE = (
     "The largest learning rate at which, on validation, the middle of two recycled runs lies above the mean of its "
-    "ends, by at least the standard error of that over cells. Held-out accuracy is not looked at; the last columns are "
-    "the same of the cells alone in which that domain is held out, where it does not validate either."
+    "ends, by at least the standard error of that over cells (of one cell alone, over its pairs). Held-out accuracy is "
+    "not looked at; the last columns are the same of the cells alone in which that domain is held out, where it does "
+    "not validate either."
 )
 LIES = (
-    "Each interval draws test examples anew; the next column draws the held-out domains too, which tells of a further "
-    "domain. Validation examples are of the training domains, and stand where they have trained no member."
+    "Each interval draws test examples anew; the next column draws the held-out domains too, as if they were some of "
+    "many: of so few it is still too narrow. Validation examples are of all training domains, pooled, and stand where "
+    "they have trained no member. Intervals are of one difference each: of twenty, one may miss by chance."
 )
 COMPARED = {
     ERM: "single run",
-    SLOW: "single run at its own rate",
+    SLOW: "single run at the rate best for it",
     BEST: "best single run",
     SOUP: "soup",
     RECYCLING: "recycling",
@@ -93,7 +95,10 @@ def sections_of(story: Story) -> list[Section]:
         title = f"{story.name}: {claim.name} — {claim.verdict}"
         found.append(Section(title, sentences, [picture_of(story, claim)]))
     if story.predictors:
-        sentence = "What foretells the gain of averaging two runs on the held-out domain, without looking at it."
+        sentence = (
+            "What foretells the gain of averaging two runs on the held-out domain, without looking at it: over all "
+            "pairs; and the held-out accuracy of the mean of the two recycled runs of a cell that it would pick."
+        )
         found.append(Section(f"{story.name}: what foretells the gain", [sentence], [predictors_of(story)]))
     if story.curves:
         found.append(
@@ -219,15 +224,24 @@ def table(rows: Sequence[Standing], *, paper: bool) -> Table:
 
 def contrast_table(story: Story) -> Table:
     """Returns the differences between strategies, with their parts by domain and by seed."""
-    domains, seeds = list(story.contrasts[0].by_domain), list(story.contrasts[0].by_seed)
-    head = ("difference, points", "", "domains drawn too", "on validation", *domains, *(f"seed {s}" for s in seeds))
+    domains = sorted({name for one in story.contrasts for name in one.by_domain})
+    seeds = sorted({name for one in story.contrasts for name in one.by_seed})
+    head = (
+        "difference, points",
+        "examples drawn",
+        "domains drawn too",
+        "on validation",
+        *domains,
+        *(f"seed {s}" for s in seeds),
+    )
     rows = []
     for one in story.contrasts:
         gaps = [
             f"{100 * gap.mean:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]" if gap else ""
             for gap in (one.found, one.domains_drawn, one.validation)
         ]
-        parts = [f"{100 * one.by_domain[d]:+.1f}" for d in domains] + [f"{100 * one.by_seed[s]:+.1f}" for s in seeds]
+        found = [one.by_domain.get(name) for name in domains] + [one.by_seed.get(name) for name in seeds]
+        parts = ["" if part is None else f"{100 * part:+.1f}" for part in found]
         rows.append((f"{one.first} − {one.other}", *gaps, *parts))
     return Table(head, rows, caption="95 % intervals; parts are means of cells.")
 
@@ -354,7 +368,7 @@ def midpoint_table(story: Story) -> Table:
     rows = [
         (
             f"{one.rate:.0e}".replace("e-0", "e-"),
-            f"{100 * one.gap:+.1f} ± {100 * one.error:.1f}",
+            f"{100 * one.gap:+.1f}" + ("" if one.error is None else f" ± {100 * one.error:.1f}"),
             f"{100 * one.worst:+.1f}",
             f"{one.below} of {one.pairs}",
             f"{100 * one.single:.1f}",

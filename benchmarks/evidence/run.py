@@ -32,6 +32,8 @@ from modelgit.errors import ModelgitError
 from modelgit.events import Listener
 from modelgit.pipeline.start import Options, carry_out
 from modelgit.porcelain.evidence.claims import Claim
+from modelgit.recipe.pipeline import load_pipeline
+from modelgit.report.writing import write_text
 from modelgit.train.measuring.intervals import Interval
 from modelgit.train.measuring.paired import difference
 
@@ -48,7 +50,7 @@ SHARED = {  # pipelines in the repository of another, with its steps
 }
 # Those that add to the table of another, and to nothing else of it; and, members of several splits, to curves too; and
 # those that try learning rates, by validation alone.
-TABLES = ("emojidg-rivals", "emojidg-ways")
+TABLES = ("emojidg-rivals", "emojidg-ways", "vader4-ways")
 SPLITS = ("emojidg-many",)
 RATES = ("emojidg-rates", "vader4-rates")
 STYLES = ("emojione", "emojione-mono", "emojione-v1", "fluent-3d", "fluent-flat", "noto-v1")
@@ -60,14 +62,14 @@ SIZES: dict[str, dict[str, tuple[str, ...]]] = {
         "emojidg": FIVE,
         "emojidg-rivals": FIVE,
         "emojidg-ways": FIVE,
-        "emojidg-many": FIVE,
+        "emojidg-many": THREE,
         "emojidg-rates": (),
-        "emojidg-long": THREE,
         "vader4": FIVE,
         "vader4-ways": FIVE,
         "vader4-rates": (),
         "rotated-digits": (*FIVE, 'variables.held=["0","15","30","45","60","75"]'),
         "colored-digits": FIVE,
+        "emojidg-long": THREE,
     },
 }
 PIPELINES = tuple(SIZES["paper"])
@@ -86,16 +88,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no measuring process stays behind
     began, listener = time.monotonic(), listener_for(sys.stderr, as_json=False, quiet=False)
     names = [name for name in PIPELINES if name in (arguments.only or SIZES[arguments.size])]
+    asked = {name: (*SIZES[arguments.size].get(name, ()), *arguments.set) for name in names}
+    for name, overrides in asked.items():
+        load_pipeline(
+            PIPELINE_FILES / f"{name}.toml", overrides
+        )  # what cannot be read is refused before hours of others
     make_data(names)
     if arguments.data:
         return
     prepared = time.monotonic()
     stories = []
-    for name in names:
-        overrides = (*SIZES[arguments.size].get(name, ()), *arguments.set)
+    for name, overrides in asked.items():
         stories.append(story(name, arguments, overrides, listener))
         seconds = {"data": prepared - began, "evidence": time.monotonic() - prepared}
-        write(stories, arguments, seconds)  # the page grows: what is measured is not lost if the next is interrupted
+        write(
+            stories, len(names), arguments, seconds
+        )  # the page grows: what is measured is not lost if the next is interrupted
     for one in stories:
         for claim in one.claims:
             found = claim.found
@@ -169,21 +177,24 @@ def on_unseen(told: Told, repository: Path, workers: int, listener: Listener) ->
     }
 
 
-def write(stories: Sequence[Story], arguments: argparse.Namespace, seconds: dict[str, float]) -> None:
-    """Writes the page and the numbers."""
+def write(stories: Sequence[Story], asked: int, arguments: argparse.Namespace, seconds: dict[str, float]) -> None:
+    """Writes the page and the numbers of what has been carried out of so many pipelines, each file whole."""
+    size = arguments.size if len(stories) == asked else f"{arguments.size}, {len(stories)} of {asked} pipelines so far"
     told = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "size": arguments.size,
+        "size": size,
         "seconds": seconds,
         "stories": [{**dataclasses.asdict(one), "claims": [claim_json(c) for c in one.claims]} for one in stories],
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "evidence.json").write_text(json.dumps(told, indent=1) + "\n")
-    for file, text in pictures(stories).items():
-        (arguments.out / file).write_text(text)
-    (arguments.out / "evidence.md").write_text(markdown(stories))
-    (arguments.out / "evidence.html").write_text(page(stories, arguments.size, seconds))
+    files = {
+        "evidence.json": json.dumps(told, indent=1, allow_nan=False) + "\n",
+        **pictures(stories),
+        "evidence.md": markdown(stories),
+        "evidence.html": page(stories, size, seconds),
+    }
+    for file, text in files.items():
+        write_text(arguments.out / file, text, hint="name another folder: --out DIR")
 
 
 def claim_json(claim: Claim) -> dict[str, object]:

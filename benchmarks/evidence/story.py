@@ -24,6 +24,7 @@ from modelgit.train.measuring.paired import Cell, accuracy_of, difference, slope
 
 ERM, BEST, INTER, SOUP, RECYCLING = "erm", "erm-best", "inter-training", "diwa", "recycling"
 SLOW = "erm-slow"  # single runs at the rate that is best for them, where averages have another
+ROUNDING = 1e-9  # of scores that are equal
 SHARES = {0.0: SOUP, 0.25: "share-1", 0.5: "share-2", 0.75: "share-3", 1.0: RECYCLING}
 
 
@@ -227,16 +228,18 @@ def predictors(lines: Sequence[Line]) -> dict[str, Predictor]:
 def picked(lines: Sequence[Line], scores: Sequence[float]) -> Interval | None:
     """Returns how much better on the held-out domain than the mean pair the one is that has the highest score.
 
-    Of the pairs of a cell that began apart, the accuracy of the middle; what is drawn anew is whole cells. None if no
-    pair began apart.
+    Of the pairs of a cell that began apart, the accuracy of the middle; of equal scores the mean. What is drawn anew is
+    whole cells. None if no cell has two such pairs.
     """
     cells = dict[str, list[tuple[float, float]]]()
     for line, score in zip(lines, scores, strict=True):
         if line.starts[0] != line.starts[1]:
             cells.setdefault(line.cell, []).append((score, line.middle(line.held_out)))
-    if not cells:
+    if not any(len(pairs) > 1 for pairs in cells.values()):
         return None
-    best = [
-        max(pairs, key=lambda pair: pair[0])[1] - np.mean([right for _, right in pairs]) for pairs in cells.values()
-    ]
+    best = list[float]()
+    for pairs in cells.values():
+        top = max(score for score, _ in pairs) - ROUNDING
+        chosen = [right for score, right in pairs if score >= top]
+        best.append(float(np.mean(chosen) - np.mean([right for _, right in pairs])))
     return bootstrap(tabulated(np.array(best), list(cells), ["all"] * len(cells)), domains=False)

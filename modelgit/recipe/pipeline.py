@@ -1,6 +1,7 @@
 """A pipeline file: shared tables and templates of steps, checked and brought into an order in which they can be run."""
 
 import dataclasses
+import difflib
 import fnmatch
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from modelgit.train.config import DataConfig, FineTune, PowerRange
 
 Pick = Literal["all", "best"]
 Leakage = Literal["refuse", "allow"]
+NEAR = 6  # steps named where one is not found
 SECTIONS = ("pipeline", "model", "variables", "data", "train", "draws", "step", "report")
 
 
@@ -247,9 +249,9 @@ def named_by(pattern: str, job: Job, names: Sequence[str]) -> list[str]:
     """Returns the steps that a pattern of a job stands for. Raises RecipeError if there is none."""
     found = [name for name in names if matches(name, pattern) and name != job.name]
     if not found:
-        raise RecipeError(
-            f"step '{job.name}' needs '{pattern}', which no step is called", hint=f"steps: {', '.join(names)}"
-        )
+        near = difflib.get_close_matches(pattern, names, n=NEAR, cutoff=0) if len(names) > NEAR else names
+        told = f"steps: {', '.join(near)}" if near is names else f"of {len(names)} steps the nearest: {', '.join(near)}"
+        raise RecipeError(f"step '{job.name}' needs '{pattern}', which no step is called", hint=told)
     return found
 
 

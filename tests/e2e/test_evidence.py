@@ -188,7 +188,9 @@ def test_differences_are_told_by_where_they_lie(story: Story) -> None:
     assert set(table) == {("recycling", "soup"), ("recycling", "single"), ("soup", "single")}
     rows, found = {row.strategy: row for row in story.standings}, table["recycling", "soup"]
     assert found.found == rows["recycling"].against["diwa"]
-    assert found.domains_drawn.mean == found.found.mean == pytest.approx(np.mean(list(found.by_domain.values())))
+    assert found.domains_drawn is not None and found.domains_drawn.mean == found.found.mean == pytest.approx(
+        np.mean(list(found.by_domain.values()))
+    )
     assert found.by_domain == pytest.approx(
         {name: rows["recycling"].domains[name] - rows["diwa"].domains[name] for name in ("a", "b")}
     )
@@ -209,6 +211,38 @@ def test_differences_on_validation_are_not_told_of_what_it_trained(little: tuple
     trained = contrasts(titles, told.cells, lambda name: [] if name == "diwa" else told.validated(name))
     table = {(one.first, one.other): one.validation for one in trained}
     assert table["recycling", "single"] is not None and table["recycling", "soup"] is None
+
+
+def test_a_dagger_is_not_told_on_what_trained_it(little: tuple[Path, Told], tmp_path: Path) -> None:
+    """The average over two splits: what validates one has trained the other."""
+    splits = PIPELINE.replace("run = [0, 1]", "run = [0, 1]\nseed = [0, 1]")
+    splits = splits.partition('[[step]]\nname = "recycled')[0].replace("{held}/{run}", "{held}/{seed}/{run}")
+    splits = splits.replace("probe/{held}", "probe/{held}/{seed}")
+    splits = splits.replace('held_out = "{held}" }', 'held_out = "{held}", trial = "{seed}" }')
+    for name, heads in (("soup", "{seed}/*"), ("dagger", "*/*")):
+        splits += f"""[[step]]
+name = "{name}/{{held}}/{{seed}}"
+kind = "merge"
+heads = ["plain/{{held}}/{heads}"]
+evaluate = {{ name = "target", held_out = "{{held}}", trial = "{{seed}}" }}
+"""
+    for strategy, of in (("erm", "plain/*/*/*"), ("diwa", "soup/*/*"), ("diwa-dagger", "dagger/*/*")):
+        splits += f'[[report]]\nstrategy = "{strategy}"\ntitle = "{strategy}"\nof = ["{of}"]\n'
+    for data in ("target.npz", "aux.npz"):
+        (tmp_path / data).write_bytes((little[0].parent / data).read_bytes())
+    (tmp_path / "splits.toml").write_text(splits)
+    told = Told(carry_out(tmp_path / "splits.toml", Options((), tmp_path / "models", workers=1)))
+    assert told.validated("diwa-dagger") == []
+    assert [(cell.domain, cell.seed) for cell in told.validated("diwa")] == [
+        ("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")
+    ]  # fmt: skip
+    found = contrasts({name: name for name in told.strategies}, told.cells, told.validated)
+    table = {(one.first, one.other): one for one in found}
+    dagger, plain = table["diwa-dagger", "diwa"], table["diwa", "erm"]
+    assert dagger.validation is None and plain.validation is not None
+    assert set(plain.by_seed) == {"0", "1"}
+    accuracy = {name: [cell.accuracy for cell in told.cells(name) if cell.seed == "1"] for name in ("diwa", "erm")}
+    assert plain.by_seed["1"] == pytest.approx(np.mean(accuracy["diwa"]) - np.mean(accuracy["erm"]))
 
 
 def test_paths_of_one_kind_alone_are_drawn(story: Story) -> None:
@@ -258,9 +292,11 @@ def test_what_foretells_the_gain_picks_a_pair(story: Story) -> None:
     found = picked(apart, [1.0, 2.0, 1.0, 0.5, 9.0])
     assert found is not None
     assert (found.mean, found.low, found.high) == pytest.approx((0.075, -0.05, 0.2))
-    assert picked([replace(line, starts=("s", "s"))], [1.0]) is None
+    assert picked([replace(line, starts=("s", "s"))] * 2, [1.0, 1.0]) is None and picked([line], [1.0]) is None
+    equal = picked(pairs[:2], [0.0, 1e-12]), picked(pairs[1::-1], [0.0, 0.0])  # the order tells nothing
+    assert [one and one.mean for one in equal] == pytest.approx([0, 0])
     for one in story.predictors.values():
-        assert -1 <= one.correlation <= 1 and one.slope.low <= one.slope.high and one.picked is not None
+        assert -1 <= one.correlation <= 1 and one.slope.low <= one.slope.high and one.picked is None  # one pair a cell
 
 
 def test_middles_are_those_of_the_paths_on_validation(little: tuple[Path, Told], story: Story) -> None:
@@ -287,6 +323,9 @@ def test_the_rule_takes_the_largest_rate_whose_middles_are_above_their_ends() ->
     assert rate_taken([steady, faster, apart]) == 3e-4 and rate_taken([apart]) is None
     alone = midpoint(1e-3, [("a", [0.6, 0.6, 0.6], [0.63, 0.61])])
     assert (alone.gap, alone.error) == pytest.approx((0.02, 0.01)) and rate_taken([alone]) == 1e-3
+    single = midpoint(1e-3, [("a", [0.6, 0.6], [0.7])])
+    assert single.error is None and rate_taken([single]) is None
+    assert "| 1e-3 | +10.0 | +10.0 |" in markdown([Story("r", "R", (), (), (), 1.0, midpoints=(single,))])
     tried = Story("rates", "Rates", (), (), (), 1.0, midpoints=(steady, faster, apart))
     assert "| **3e-4** | +5.0 ± 0.0 | +4.0 | 0 of 4 | 60.0 | +5.0 | +5.0 |" in markdown([tried])
     assert "| 1e-3 | +0.5 ± 5.5 | -5.0 | 1 of 2 | 60.0 | +6.0 | -5.0 |" in markdown([tried])
@@ -324,6 +363,11 @@ def test_each_real_benchmark_has_the_rows_of_the_papers_table(first: str, withou
     rows = [row for name in names for row in load_pipeline(ROOT / f"benchmarks/recycling/{name}.toml").report]
     assert set(PAPERS) - without <= {row.strategy for row in rows}
     assert {row.strategy for row in rows if row.pick == "best"} >= {"vanilla", "erm-best", "fusing", "sma"}
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, names in SIZES.items() for name in names])
+def test_every_size_can_be_read(size: str, name: str) -> None:
+    assert load_pipeline(ROOT / f"benchmarks/recycling/{name}.toml", SIZES[size][name]).report
 
 
 @pytest.mark.parametrize("name", PIPELINES)

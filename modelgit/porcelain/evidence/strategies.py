@@ -67,11 +67,15 @@ def examples_of(job: Job) -> Examples:
 @lru_cache(maxsize=64)
 def tested_on(config: DataConfig, seed: str) -> Examples:
     """Returns the held-out examples of a split."""
-    whole = replace(config, held_out=None, fold=0, trial=0, domains=(), shard=None, validate_on=None)
-    dataset = loaded(whole)
+    dataset = dataset_of(config)
     test = split(dataset, config).test
     names = tuple(dataset.names[i] for i in test)
     return Examples(str(config.held_out), seed, names, dataset.labels[test])
+
+
+def dataset_of(config: DataConfig) -> Dataset:
+    """Returns the data set that a split is of, the same for all its splits."""
+    return loaded(replace(config, held_out=None, fold=0, trial=0, domains=(), shard=None, validate_on=None))
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """Pipeline files: templates become jobs, and whatever cannot be carried out is refused before anything runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,19 @@ def test_overrides_reach_into_tables(tmp_path: Path) -> None:
 def test_refuses_what_cannot_be_carried_out(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("{", r"\{")):
         load(tmp_path, HEAD + text)
+
+
+def test_of_many_steps_the_nearest_are_named(tmp_path: Path) -> None:
+    """Hundreds of names would hide what went wrong."""
+    wanted = '[[step]]\nname="x"\nkind="train"\nstart="plain/0/39"\ndata="target"\n'
+    many = "variables.run=[" + ", ".join(map(str, range(30))) + "]"
+    with pytest.raises(RecipeError, match="'plain/0/39', which no step is called") as raised:
+        load(tmp_path, HEAD + RUNS + wanted, many)
+    assert raised.value.hint is not None
+    assert (
+        re.fullmatch(r"of \d+ steps the nearest: (\S+, ){5}\S+", raised.value.hint)
+        and "plain/0/29" in raised.value.hint
+    )
 
 
 def test_a_missing_file_is_an_error_with_a_way_out(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ gpu: setup-test
 			> build/gpu/$$case-$$precision.md || exit 1; \
 		cat build/gpu/$$case-$$precision.md; done; done
 
-# The paper's protocol and claims on real data: build/evidence/evidence.html. EVIDENCE_ARGS="--size paper" takes three to four hours on 2 cores.
+# The paper's protocol and claims on real data: build/evidence/evidence.html. EVIDENCE_ARGS="--size paper" takes four to five hours on 2 cores.
 evidence: setup-evidence
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence.run $(EVIDENCE_ARGS)
 

@@ -73,8 +73,8 @@ def contrast(
 ) -> Contrast:
     """Returns what stands between two strategies, each told by its cells of the held-out domain and of the others."""
     (tested, inside), (other_tested, other_inside) = of_first, of_other
-    own = {(cell.domain, cell.seed): cell for cell in tested}
-    gaps = {cell: own[cell].accuracy - one.accuracy for one in other_tested if (cell := (one.domain, one.seed)) in own}
+    other_accuracy = {(cell.domain, cell.seed): cell.accuracy for cell in other_tested}
+    gaps = {(c.domain, c.seed): c.accuracy - other_accuracy[c.domain, c.seed] for c in tested}
     return Contrast(
         first,
         other,

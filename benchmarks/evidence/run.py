@@ -48,8 +48,8 @@ SHARED = {  # pipelines in the repository of another, with its steps
     "vader4-ways": "vader4",
     "vader4-rates": "vader4",
 }
-# Those that add a table alone, neither claims nor paths; that, members of several splits, add curves to it; and that try
-# learning rates, by validation alone.
+# Those that add a table alone, neither claims nor paths; those that add curves too, of members of several splits; and
+# those that try learning rates, by validation alone.
 TABLES = ("emojidg-rivals", "emojidg-ways", "vader4-ways")
 SPLITS = ("emojidg-many",)
 RATES = ("emojidg-rates", "vader4-rates")
